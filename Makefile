@@ -1,0 +1,55 @@
+# make demo   fold ubiquitin with stock Boltz and on a 2x2 mesh, and compare (under 4 minutes)
+# make test   all tests (under 20 minutes)
+# make lint   ruff
+# make bench  every bench/bench_*.py
+# make setup  only the environment, .venv; the other targets call it
+#
+# PYTHON=python3.12      interpreter for .venv (3.10 to 3.12)
+# TORCH_INDEX=URL        package index for torch alone; https://download.pytorch.org/whl/cpu holds a
+#                        build without CUDA that is a tenth of the size
+# DEMO="--size real"     arguments of the demo, see .venv/bin/python -m bench.demo --help
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := demo
+.PHONY: setup demo test lint bench clean
+
+TORCH := torch==2.13.0
+TORCH_INDEX ?=
+DEMO ?=
+SUPPORTED := import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))
+PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.10; do \
+	$$p -c "$(SUPPORTED)" 2>/dev/null && echo $$p && break; done)
+PY := .venv/bin/python
+PIP := $(PY) -m pip install --quiet --disable-pip-version-check
+
+setup: .venv/.ready
+
+$(PY):
+	@[ -n "$(PYTHON)" ] || { echo "no Python 3.10 to 3.12 found; name one with make PYTHON=..."; exit 1; }
+	@$(PYTHON) -c "$(SUPPORTED)" || { echo "$(PYTHON) is not Python 3.10 to 3.12, which Boltz needs"; exit 1; }
+	@$(PYTHON) -m venv .venv || { rm -rf .venv; \
+		echo "python venv failed; on Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
+
+# torch first: builds of other packages look for it.
+.venv/.ready: $(PY) constraints.txt pyproject.toml setup.py
+	@echo "installing torch, Boltz and foldcp into .venv"
+	@$(PIP) $(TORCH) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
+	@$(PIP) -c constraints.txt setuptools wheel
+	@$(PIP) -c constraints.txt boltz==2.2.1 pytest ruff
+	@$(PIP) -c constraints.txt -e . --no-build-isolation
+	@touch $@
+
+demo: setup
+	@$(PY) -m bench.demo $(DEMO)
+
+test: setup
+	@$(PY) -m pytest tests -x
+
+lint: setup
+	@$(PY) -m ruff check .
+
+bench: setup
+	@set -e; for path in bench/bench_*.py; do $(PY) -m bench.$$(basename $$path .py); done
+
+clean:
+	rm -rf .venv .demo build dist *.egg-info .pytest_cache .ruff_cache

@@ -1,0 +1,1 @@
+"""Benchmarks, the demo and the synthetic inputs that both need."""

@@ -1,0 +1,1 @@
+"""The only part of foldcp that imports Boltz: switch, features, swap and output."""

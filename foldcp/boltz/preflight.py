@@ -1,0 +1,133 @@
+"""Checks before anything is loaded: each failure is one sentence that names the remedy."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import tempfile
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from foldcp import __version__
+from foldcp.boltz.launch import Place
+from foldcp.config import Config
+from foldcp.mesh import Mesh
+from foldcp.report import UserError
+
+_INPUTS = (".fa", ".fas", ".fasta", ".yml", ".yaml")
+
+
+def check_launch(config: Config, place: Place) -> None:
+    """Compare the launcher's number of ranks with FOLDCP_NPROC.
+
+    Raises:
+        UserError: they differ.
+    """
+    if isinstance(config.nproc, int) and place.world > 1 and config.nproc != place.world:
+        raise UserError(
+            f"FOLDCP_NPROC is {config.nproc} but {place.launcher} started {place.world} ranks: "
+            f"unset FOLDCP_NPROC, or start {config.nproc} ranks"
+        )
+
+
+def choose_device(options: dict[str, Any], place: Place) -> torch.device:
+    """Check `--devices` and `--accelerator` and pick this rank's device.
+
+    Args:
+        options: the arguments of Boltz's `predict`.
+        place: this process among the ranks.
+
+    Returns:
+        The CPU or one CUDA device.
+
+    Raises:
+        UserError: the options cannot be combined with a mesh or do not fit this machine.
+    """
+    devices, accelerator = options.get("devices", 1), options.get("accelerator", "gpu")
+    if devices != 1:
+        raise UserError(
+            f"--devices {devices} cannot be combined with FOLDCP=1, where every process drives one "
+            f"device: drop --devices and start {devices} processes instead (FOLDCP_NPROC={devices} "
+            f"boltz predict ..., or torchrun --nproc-per-node {devices} -m boltz.main predict ...)"
+        )
+    if accelerator == "cpu":
+        return torch.device("cpu")
+    if accelerator != "gpu":
+        raise UserError(
+            f"--accelerator {accelerator} is not supported with FOLDCP=1: use gpu or cpu"
+        )
+    count = torch.cuda.device_count()
+    if count == 0:
+        raise UserError("--accelerator gpu, but no GPU is visible here: pass --accelerator cpu")
+    if place.launcher == "srun" and count == 1:
+        return torch.device("cuda", 0)  # --gpus-per-task=1 shows each task its own GPU
+    if place.local_rank >= count:
+        raise UserError(
+            f"rank {place.rank} is number {place.local_rank + 1} on its machine, where {count} "
+            f"GPU(s) are visible: start at most {count} rank(s) per machine, one per GPU"
+        )
+    return torch.device("cuda", place.local_rank)
+
+
+def check_writable(options: dict[str, Any]) -> None:
+    """Create the output and cache folders on the root rank and write a file into the first.
+
+    Raises:
+        UserError: a folder cannot be made or written.
+    """
+    name = f"boltz_results_{Path(options['data']).stem}"
+    folder = Path(options["out_dir"]).expanduser() / name
+    option, wanted = "--out_dir", folder
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+        option, wanted = "--cache", Path(options["cache"]).expanduser()
+        wanted.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{option} folder {wanted} cannot be written ({error.strerror}): "
+            f"pass {option} with a folder that you may write to"
+        ) from error
+
+
+def check_same_everywhere(options: dict[str, Any], config: Config, mesh: Mesh) -> None:
+    """Compare arguments, inputs, settings and versions of all ranks.
+
+    Args:
+        options: the arguments of Boltz's `predict`.
+        config: the FOLDCP_* variables.
+        mesh: the ranks.
+
+    Raises:
+        UserError: on every rank, naming the first rank that differs and in what.
+    """
+    everyone = mesh.all_gather_object(_fingerprint(options, config))
+    for rank, other in enumerate(everyone):
+        for key, value in everyone[0].items():
+            if other.get(key) != value:
+                raise UserError(
+                    f"the ranks were not started alike: {key} is {other.get(key)} on rank {rank} "
+                    f"and {value} on rank 0: give every rank the same command, input files, "
+                    "FOLDCP_* variables and Python environment"
+                )
+
+
+def _fingerprint(options: dict[str, Any], config: Config) -> dict[str, str]:
+    # Its default is the number of cores, which may differ between machines.
+    alike = {name: value for name, value in options.items() if name != "preprocessing_threads"}
+    prints = {f"argument --{name}": repr(value) for name, value in sorted(alike.items())}
+    prints |= {f"setting {name}": repr(value) for name, value in sorted(vars(config).items())}
+    prints |= {f"version of {name}": metadata.version(name) for name in ("boltz", "torch")}
+    prints |= {"version of foldcp": __version__, "version of python": platform.python_version()}
+    data = Path(options["data"]).expanduser()
+    files = sorted(data.iterdir()) if data.is_dir() else [data]
+    for path in files:
+        if path.suffix.lower() in _INPUTS and os.access(path, os.R_OK) and path.is_file():
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+            prints[f"content of {path.name}"] = digest
+    return prints | {"number of input files": str(len(files))}

@@ -1,0 +1,153 @@
+"""Put tiled modules into a loaded Boltz-2, in place, and run its predictions on the mesh."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from foldcp.boltz.steering import steering_factory
+from foldcp.mesh import Mesh
+from foldcp.modules.confidence import ConfidenceModule
+from foldcp.modules.diffusion_conditioning import DiffusionConditioning
+from foldcp.modules.distogram import DistogramModule
+from foldcp.modules.input_embedder import InputEmbedder
+from foldcp.modules.model import FoldOnMesh, Settings
+from foldcp.modules.msa import MSAModule
+from foldcp.modules.pairformer import PairformerModule
+from foldcp.modules.sampler import AtomDiffusion
+from foldcp.modules.templates import TemplateModule, TemplateV2Module
+from foldcp.progress import Progress
+
+_SWAPS = {
+    "input_embedder": InputEmbedder,
+    "msa_module": MSAModule,
+    "pairformer_module": PairformerModule,
+    "distogram_module": DistogramModule,
+    "diffusion_conditioning": DiffusionConditioning,
+    "structure_module": AtomDiffusion,
+    "confidence_module": ConfidenceModule,
+}
+_TEMPLATES = {"TemplateModule": TemplateModule, "TemplateV2Module": TemplateV2Module}
+
+
+@dataclass(frozen=True)
+class SwapReport:
+    """What was swapped: attribute names of the model."""
+
+    swapped: tuple[str, ...]
+
+    def summary(self) -> str:
+        """One short phrase for the start line."""
+        return "swapped " + ", ".join(self.swapped)
+
+
+def apply(model: nn.Module, mesh: Mesh, precision: str = "fp32") -> SwapReport:
+    """Swap a loaded Boltz-2 in place; afterwards it predicts on the mesh.
+
+    Args:
+        model: a Boltz-2 structure model in eval mode.
+        mesh: the mesh; every rank must hold the same weights.
+        precision: "fp32" or "bf16" (informative: autocast is the trainer's).
+
+    Returns:
+        What was swapped.
+
+    Raises:
+        ValueError: the model is not a Boltz-2 structure model, is in training mode, or was swapped
+            before.
+
+    Source: foldcp design, section 8.
+    """
+    _check(model, precision)
+    swapped = []
+    for name, tiled in _SWAPS.items():
+        if hasattr(model, name):
+            setattr(model, name, tiled(getattr(model, name), mesh))
+            swapped.append(name)
+    if model.use_templates:
+        twin = model.template_module
+        model.template_module = _TEMPLATES[type(twin).__name__](twin, mesh)
+        swapped.append("template_module")
+    model.foldcp = FoldOnMesh(model, mesh, steering_factory(getattr(model, "steering_args", None)))
+    model.predict_step = _PredictStep(model, mesh)
+    return SwapReport(tuple(swapped))
+
+
+def _check(model: nn.Module, precision: str) -> None:
+    if precision not in ("fp32", "bf16"):
+        raise ValueError(f"`precision` must be fp32 or bf16, got {precision!r}")
+    if type(model).__name__ != "Boltz2":
+        raise ValueError(f"`model` must be a Boltz2, got {type(model).__name__}")
+    if model.training:
+        raise ValueError("`model` is in training mode: call model.eval() first")
+    if hasattr(model, "foldcp"):
+        raise ValueError("`model` was swapped before: load it again to swap it for another mesh")
+    if model.affinity_prediction:
+        raise ValueError("`model` is an affinity model: it runs as stock on one rank")
+
+
+class _PredictStep:
+    """Boltz2.predict_step on the mesh: features in, stock's prediction dict on the root rank."""
+
+    def __init__(self, model: nn.Module, mesh: Mesh) -> None:
+        # Held in a list so that nn.Module does not register a cycle.
+        self._model, self.mesh = [model], mesh
+
+    def __call__(self, batch: dict[str, Any], batch_idx: int = 0, *_: Any) -> dict[str, Any]:
+        """Predict one sample.
+
+        Args:
+            batch: compact features, collated. batch_idx: unused, as in stock.
+
+        Returns:
+            Stock's prediction dict on the root rank, {"exception": False} elsewhere.
+        """
+        (model,) = self._model
+        args = model.predict_args
+        settings = Settings(
+            recycling_steps=args["recycling_steps"],
+            sampling_steps=args["sampling_steps"],
+            diffusion_samples=args["diffusion_samples"],
+            max_parallel_samples=args["max_parallel_samples"],
+            keep_z=getattr(model, "foldcp_write_embeddings", False),
+        )
+        name = str(getattr((batch.get("record") or [None])[0], "id", "input"))
+        with Progress(name, enabled=self.mesh.is_root) as progress:
+            out = model.foldcp(batch, settings, progress.update)
+        if not self.mesh.is_root:
+            return {"exception": False}
+        return self._prediction(model, batch, out)
+
+    @staticmethod
+    def _prediction(
+        model: nn.Module, batch: dict[str, Any], out: dict[str, Any]
+    ) -> dict[str, Any]:
+        args = model.predict_args
+        pred: dict[str, Any] = {"exception": False}
+        for key in args.get("keys_dict_batch", ()):
+            pred[key] = batch[key]
+        pred["masks"] = batch["atom_pad_mask"]
+        pred["token_masks"] = batch["token_pad_mask"]
+        pred["s"] = out["s"]
+        if "z" in out:
+            pred["z"] = out["z"]
+        for key in args.get("keys_dict_out", ()):
+            pred[key] = out[key]
+        pred["coords"] = out["sample_atom_coords"]
+        if model.confidence_prediction:
+            _add_scores(pred, out, model.alpha_pae > 0)
+        return pred
+
+
+def _add_scores(pred: dict[str, Any], out: dict[str, Any], with_pae: bool) -> None:
+    for key in ("pde", "plddt", "complex_plddt", "complex_iplddt", "complex_pde", "complex_ipde"):
+        pred[key] = out[key]
+    iptm: Tensor = out["iptm"]
+    fit = out["ptm"] if torch.allclose(iptm, torch.zeros_like(iptm)) else iptm
+    pred["confidence_score"] = (4 * out["complex_plddt"] + fit) / 5
+    if with_pae:
+        for key in ("pae", "ptm", "iptm", "ligand_iptm", "protein_iptm", "pair_chains_iptm"):
+            pred[key] = out[key]

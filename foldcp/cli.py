@@ -1,0 +1,140 @@
+"""The `foldcp` command: run Boltz on several ranks, or say what this machine can do."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from importlib import metadata, util
+from pathlib import Path
+
+import foldcp_boot
+from foldcp import __version__
+from foldcp.boltz import launch
+from foldcp.config import Config
+from foldcp.report import UserError
+
+USAGE = """usage: foldcp run [--nproc N|auto] [--mesh RxQ] predict INPUT [options of boltz predict]
+       foldcp boltz predict INPUT [options]    Boltz in this process, switched over
+       foldcp doctor                           what this machine can do
+       foldcp --version
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line and exit.
+
+    Args:
+        argv: arguments; those of the process when None.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    commands = {"run": _run, "boltz": _boltz, "doctor": _doctor}
+    try:
+        if arguments[:1] == ["--version"]:
+            print(f"foldcp {__version__}")
+        elif arguments and arguments[0] in commands:
+            sys.exit(commands[arguments[0]](arguments[1:]))
+        elif arguments and arguments[0] not in ("-h", "--help", "help"):
+            raise UserError(f"no command {arguments[0]!r}: use run, boltz or doctor\n{USAGE}")
+        else:
+            print(USAGE, end="")
+    except (UserError, ValueError) as error:
+        sys.exit(f"foldcp: {error}")
+
+
+def _run(arguments: list[str]) -> int:
+    """`foldcp run`: start the ranks of this machine, each of which runs Boltz."""
+    own: dict[str, str] = {}
+    while arguments and arguments[0].partition("=")[0] in ("--nproc", "--mesh"):
+        name, equals, value = arguments.pop(0).partition("=")
+        if not equals and not arguments:
+            raise UserError(f"{name} needs a value\n{USAGE}")
+        own[name] = value if equals else arguments.pop(0)
+    if arguments[:1] != ["predict"]:
+        got = arguments[0] if arguments else "nothing"
+        raise UserError(f"foldcp run expects `predict` after its own options, got {got!r}\n{USAGE}")
+    for option, variable in (("--nproc", "FOLDCP_NPROC"), ("--mesh", "FOLDCP_MESH")):
+        if option in own:
+            os.environ[variable] = own[option]
+    os.environ["FOLDCP"] = "1"
+    config = Config.from_env(os.environ)
+    if launch.Place.find(os.environ).world > 1:
+        raise UserError(
+            "foldcp run starts the ranks itself and cannot run under torchrun or srun: start "
+            "`boltz predict ...` (srun) or `-m boltz.main predict ...` (torchrun) with FOLDCP=1"
+        )
+    if util.find_spec("boltz") is None:
+        launch.report_missing_boltz()
+    nproc = _processes(config, arguments)
+    os.environ["FOLDCP_NPROC"] = str(nproc)
+    from foldcp import mesh
+
+    mesh.choose(nproc, config.mesh)
+    return launch.run_ranks(nproc, arguments) if nproc > 1 else _boltz(arguments)
+
+
+def _processes(config: Config, arguments: list[str]) -> int:
+    if config.nproc is not None:
+        return launch.resolve_processes(config.nproc, arguments)
+    if config.mesh != "auto":
+        rows, _, cols = config.mesh.partition("x")
+        return int(rows) * int(cols)
+    return launch.resolve_processes("auto", arguments)
+
+
+def _boltz(arguments: list[str]) -> int:
+    """`foldcp boltz`: Boltz's own command in this process, switched over."""
+    os.environ["FOLDCP"] = "1"
+    sys.argv = ["boltz", *arguments]
+    foldcp_boot.install()
+    from importlib import import_module
+
+    import_module(foldcp_boot.TARGET).cli()
+    return 0
+
+
+def _doctor(arguments: list[str]) -> int:
+    """`foldcp doctor`: print what this machine can do; non-zero when Boltz cannot be run."""
+    import torch
+
+    lines = [("foldcp", f"{__version__} in {Path(__file__).parent}")]
+    lines += [("python", f"{platform.python_version()} at {sys.executable}")]
+    lines += [("torch", f"{torch.__version__}, {torch.get_num_threads()} threads")]
+    usable = False
+    try:
+        version = metadata.version("boltz")
+        usable = version.startswith(launch.SUPPORTED)
+        lines += [("boltz", version if usable else f"{version}: not supported, use {launch.SUPPORTED}x")]
+    except metadata.PackageNotFoundError:
+        lines += [("boltz", "not installed: pip install 'foldcp[boltz]'")]
+    gpus = torch.cuda.device_count()
+    for index in range(gpus):
+        gpu = torch.cuda.get_device_properties(index)
+        size = f"{gpu.total_memory / 1e9:.0f} GB, sm_{gpu.major}{gpu.minor}"
+        lines += [(f"GPU {index}", f"{gpu.name}, {size}")]
+    if not gpus:
+        lines += [("GPU", "none visible: pass --accelerator cpu to boltz predict")]
+    lines += [("meshes", _meshes(gpus or os.cpu_count() or 1, "GPUs" if gpus else "CPU cores"))]
+    state = "FOLDCP is not 1: Boltz is stock"
+    if Config.from_env(os.environ).enabled:
+        state = "on" if foldcp_boot.installed() else "FOLDCP=1, but the hook has not run"
+    lines += [("switch", state), ("import hook", _hook())]
+    for name, text in lines:
+        print(f"{name:12} {text}")
+    return 0 if usable else 1
+
+
+def _meshes(count: int, what: str) -> str:
+    from foldcp.mesh import choose
+
+    sizes = sorted({n for n in (1, 2, 4, 6, 8, 16) if n < count} | {count})
+    shapes = ", ".join(f"{rows}x{cols}" for rows, cols in map(choose, sizes))
+    return f"{shapes} ({count} {what})"
+
+
+def _hook() -> str:
+    for folder in map(Path, sys.path):
+        if (folder / "foldcp.pth").is_file() and folder.name.endswith("-packages"):
+            return f"installed, {folder / 'foldcp.pth'}"
+    return "foldcp.pth is not in site-packages: install with pip, or use `foldcp run`"

@@ -1,0 +1,93 @@
+"""The FOLDCP_* environment variables: the only place that reads them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+ROUTES = ("direct", "ring")
+PRECISIONS = ("auto", "fp32", "bf16")
+
+
+@dataclass(frozen=True)
+class Config:
+    """What the FOLDCP_* variables ask for.
+
+    Args:
+        enabled: FOLDCP, switch Boltz over (1) or leave it as it is (0 or unset).
+        nproc: FOLDCP_NPROC, processes to start on this machine; "auto" is one per visible GPU;
+            None starts none (the launcher did, or it is one process).
+        mesh: FOLDCP_MESH, "auto" or "RxQ".
+        route: FOLDCP_ROUTE, fetch tiles from their owner ("direct") or from a neighbour ("ring").
+        precision: FOLDCP_PRECISION, "auto" is bf16 on CUDA and fp32 on CPU.
+        chunk_mb: FOLDCP_CHUNK_MB, largest temporary of a memory-saving chunk, in 10^6 bytes.
+        timeout: FOLDCP_TIMEOUT, seconds that a rank waits for another one before it gives up.
+        report: FOLDCP_REPORT, file for the run's costs (JSON, see foldcp.report.costs) or None.
+    """
+
+    enabled: bool = False
+    nproc: int | str | None = None
+    mesh: str = "auto"
+    route: str = "direct"
+    precision: str = "auto"
+    chunk_mb: int = 64
+    timeout: int = 1800
+    report: str | None = None
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str]) -> Config:
+        """Read the variables.
+
+        Args:
+            environ: usually `os.environ`. A variable that is empty counts as unset.
+
+        Returns:
+            The configuration, defaults where a variable is unset.
+
+        Raises:
+            ValueError: a value is not allowed; names the variable, what it allows and what it got.
+        """
+        get = _Reader(environ)
+        nproc = environ.get("FOLDCP_NPROC") or None
+        return cls(
+            enabled=get.choice("FOLDCP", ("0", "1"), "0") == "1",
+            nproc=nproc if nproc in (None, "auto") else get.count("FOLDCP_NPROC", 1, "auto or "),
+            mesh=get.mesh("FOLDCP_MESH", cls.mesh),
+            route=get.choice("FOLDCP_ROUTE", ROUTES, cls.route),
+            precision=get.choice("FOLDCP_PRECISION", PRECISIONS, cls.precision),
+            chunk_mb=get.count("FOLDCP_CHUNK_MB", cls.chunk_mb),
+            timeout=get.count("FOLDCP_TIMEOUT", cls.timeout),
+            report=environ.get("FOLDCP_REPORT") or None,
+        )
+
+    def precision_on(self, device_type: str) -> str:
+        """The precision to compute in, "fp32" or "bf16", on a "cpu" or "cuda" device."""
+        if self.precision != "auto":
+            return self.precision
+        return "bf16" if device_type == "cuda" else "fp32"
+
+
+class _Reader:
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self.environ = environ
+
+    def choice(self, name: str, allowed: tuple[str, ...], default: str) -> str:
+        value = self.environ.get(name) or default
+        if value not in allowed:
+            raise ValueError(f"{name} must be {' or '.join(allowed)}, got {value!r}")
+        return value
+
+    def count(self, name: str, default: int, also: str = "") -> int:
+        value = self.environ.get(name) or str(default)
+        if not (value.isascii() and value.isdigit() and int(value) > 0):
+            raise ValueError(f"{name} must be {also}a whole number of at least 1, got {value!r}")
+        return int(value)
+
+    def mesh(self, name: str, default: str) -> str:
+        value = (self.environ.get(name) or default).lower()
+        if value != "auto" and not re.fullmatch(r"[1-9]\d*x[1-9]\d*", value):
+            raise ValueError(
+                f"{name} must be auto or ROWSxCOLUMNS, for example 2x4, got {value!r}"
+            )
+        return value

@@ -1,0 +1,184 @@
+"""Who holds which part of a pair, token or atom tensor: integers only, known to every rank."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import lcm
+from typing import Protocol
+
+Span = tuple[int, int]
+Box = tuple[Span, ...]
+
+WINDOW = 32  # atoms of one query window
+KEYS = 128  # atoms of one key window, centred on the query window
+
+
+class Shaped(Protocol):
+    """Anything with a shape and a dimension count (a tensor)."""
+
+    shape: tuple[int, ...]
+    ndim: int
+
+
+@dataclass(frozen=True)
+class PairLayout:
+    """The 2D tiling of an N x N pair tensor over a mesh of rows x cols ranks.
+
+    Rank `r * cols + c` holds the tile (rows of r, columns of c). N is padded to a multiple of
+    P = rows * cols, so all tiles have one shape; tokens travel in P equal shards, shard i on rank i.
+
+    Args:
+        n: number of tokens N, at least 1.
+        mesh_rows: ranks along the rows (R).
+        mesh_cols: ranks along the columns (Q).
+        rank: this rank, 0 <= rank < R * Q.
+    """
+
+    n: int
+    mesh_rows: int
+    mesh_cols: int
+    rank: int
+
+    def __post_init__(self) -> None:
+        if self.n < 1:
+            raise ValueError(f"`n` must be at least 1 token, got {self.n}")
+        if not 0 <= self.rank < self.mesh_rows * self.mesh_cols:
+            raise ValueError(
+                f"`rank` {self.rank} is outside the mesh {self.mesh_rows}x{self.mesh_cols}"
+            )
+
+    @property
+    def size(self) -> int:
+        """P, the number of ranks."""
+        return self.mesh_rows * self.mesh_cols
+
+    @property
+    def row(self) -> int:
+        """This rank's row of the mesh."""
+        return self.rank // self.mesh_cols
+
+    @property
+    def col(self) -> int:
+        """This rank's column of the mesh."""
+        return self.rank % self.mesh_cols
+
+    @property
+    def padded(self) -> int:
+        """N padded to a multiple of P."""
+        return -(-self.n // self.size) * self.size
+
+    @property
+    def tile_rows(self) -> int:
+        """T_r, rows of one tile."""
+        return self.padded // self.mesh_rows
+
+    @property
+    def tile_cols(self) -> int:
+        """T_c, columns of one tile."""
+        return self.padded // self.mesh_cols
+
+    @property
+    def shard(self) -> int:
+        """Tokens of one shard."""
+        return self.padded // self.size
+
+    @property
+    def panels(self) -> int:
+        """L = lcm(R, Q), the number of panels that k is cut in."""
+        return lcm(self.mesh_rows, self.mesh_cols)
+
+    def row_span(self, rank: int | None = None) -> Span:
+        """Tokens of the rows of a rank's tile."""
+        r = (self.rank if rank is None else rank) // self.mesh_cols
+        return r * self.tile_rows, (r + 1) * self.tile_rows
+
+    def col_span(self, rank: int | None = None) -> Span:
+        """Tokens of the columns of a rank's tile."""
+        c = (self.rank if rank is None else rank) % self.mesh_cols
+        return c * self.tile_cols, (c + 1) * self.tile_cols
+
+    def shard_span(self, rank: int | None = None) -> Span:
+        """Tokens of a rank's shard; the shards of one mesh row make up its rows."""
+        i = self.rank if rank is None else rank
+        return i * self.shard, (i + 1) * self.shard
+
+    def tile_box(self, rank: int | None = None) -> Box:
+        """(rows, columns) of a rank's tile."""
+        return self.row_span(rank), self.col_span(rank)
+
+    def panel_span(self, panel: int) -> Span:
+        """Tokens of one panel of k."""
+        width = self.padded // self.panels
+        return panel * width, (panel + 1) * width
+
+    def panel_at(self, rank: int, step: int) -> int:
+        """The panel that a rank uses at a step: balanced, and local at step 0 where possible."""
+        r, c = divmod(rank, self.mesh_cols)
+        k = self.panels
+        return (step + c * (k // self.mesh_cols) + r * (k // self.mesh_rows)) % k
+
+    def valid(self, span: Span) -> int:
+        """How many tokens of a span are real (not padding)."""
+        return max(0, min(span[1], self.n) - span[0])
+
+    def check(self, z: Shaped, name: str = "z", channels_last: bool = True) -> None:
+        """Raise ValueError unless `z` is [B, T_r, T_c, ...] (or [B, C, T_r, T_c])."""
+        lead = 1 if channels_last else 2
+        want = (self.tile_rows, self.tile_cols)
+        if z.ndim < lead + 2 or tuple(z.shape[lead : lead + 2]) != want:
+            expected = [z.shape[0], *want, *z.shape[lead + 2 :]]
+            raise ValueError(
+                f"`{name}` tile is {list(z.shape)}; layout (N={self.n}, mesh "
+                f"{self.mesh_rows}x{self.mesh_cols}) expects {expected}"
+            )
+
+
+@dataclass(frozen=True)
+class AtomLayout:
+    """Contiguous blocks of 32-atom windows, one block per rank, with a halo of whole windows.
+
+    Args:
+        windows: number of real windows of the sample (atoms / 32).
+        size: number of ranks P.
+        rank: this rank.
+        halo: windows kept on either side of the own block. Three transformer layers reach 144
+            atoms, so a halo of 5 windows lets a rank run three layers without communication.
+    """
+
+    windows: int
+    size: int
+    rank: int
+    halo: int = 5
+
+    @property
+    def atoms(self) -> int:
+        """Atoms of the sample, padded to whole windows."""
+        return self.windows * WINDOW
+
+    @property
+    def block(self) -> int:
+        """Windows of one rank's block (the last ranks may hold fewer real ones)."""
+        return -(-self.windows // self.size)
+
+    @property
+    def buffer(self) -> int:
+        """Windows of one rank's buffer: its block and both halos."""
+        return self.block + 2 * self.halo
+
+    def own_span(self, rank: int | None = None) -> Span:
+        """Atoms of a rank's block."""
+        i = self.rank if rank is None else rank
+        lo = min(i * self.block, self.windows)
+        return lo * WINDOW, min(lo + self.block, self.windows) * WINDOW
+
+    def buffer_start(self, rank: int | None = None) -> int:
+        """First atom of a rank's buffer; negative where the halo reaches before the sample."""
+        i = self.rank if rank is None else rank
+        return (i * self.block - self.halo) * WINDOW
+
+    def buffer_span(self, rank: int | None = None) -> Span:
+        """Real atoms that a rank's buffer covers."""
+        start = self.buffer_start(rank)
+        stop = start + self.buffer * WINDOW
+        lo = min(max(start, 0), self.atoms)
+        return lo, max(lo, min(stop, self.atoms))

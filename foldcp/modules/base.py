@@ -1,0 +1,50 @@
+"""The base of every module on tiles: it takes over the parameters of its Boltz twin."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from foldcp.mesh import Mesh
+
+
+class TiledModule(nn.Module):
+    """A module that works on tiles with the parameters (and attribute names) of its Boltz twin.
+
+    Args:
+        twin: the Boltz module; its children, parameters and buffers become this module's, so
+            `state_dict` and `load_state_dict` are those of the twin.
+        mesh: the mesh of ranks.
+    """
+
+    def __init__(self, twin: nn.Module, mesh: Mesh) -> None:
+        super().__init__()
+        self.mesh = mesh
+        for name, child in twin.named_children():
+            self.add_module(name, child)
+        for name, parameter in twin.named_parameters(recurse=False):
+            self.register_parameter(name, parameter)
+        for name, buffer in twin.named_buffers(recurse=False):
+            persistent = name not in twin._non_persistent_buffers_set
+            self.register_buffer(name, buffer, persistent=persistent)
+        self.train(twin.training)
+
+
+def wide(x: Tensor) -> Tensor:
+    """`x` in float32, or unchanged when it is float64 (so that float64 runs stay float64)."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def draw_dropout(shape: tuple[int, ...], device: torch.device) -> None:
+    """Draw and drop the numbers of a dropout mask, as stock Boltz does even in eval mode.
+
+    With these draws left out, the sampler's noise would differ from that of stock at the same seed.
+    """
+    torch.rand(shape, dtype=torch.float32, device=device)
+
+
+def draw_pair_dropout(batch: int, n: int, device: torch.device) -> None:
+    """The four dropout masks of one pairformer layer (three row-wise, one column-wise)."""
+    for _ in range(3):
+        draw_dropout((batch, n, 1, 1), device)
+    draw_dropout((batch, 1, n, 1), device)

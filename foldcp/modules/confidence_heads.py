@@ -1,0 +1,169 @@
+"""Confidence heads on tiles: PAE, PDE and pLDDT as expectations, their logits only ever a chunk."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from foldcp.exchange import fetch, stream
+from foldcp.layout import PairLayout
+from foldcp.mesh import Mesh
+from foldcp.modules.base import TiledModule, wide
+from foldcp.modules.distogram import symmetric_rows
+from foldcp.modules.scores import ColumnGroups
+from foldcp.schedule import chunks, root_plan, token_plan
+from foldcp_kernels.chunking import chunk_length
+from foldcp_kernels.heads import bin_centres, expectations_, tm_values
+
+Feats = Mapping[str, Tensor]
+
+MAX_ERROR = 32.0  # angstrom, upper end of the PAE and PDE bins
+PDE_SUMS = 4  # weighted PDE and weight over all pairs, then over pairs of different chains
+
+
+class ConfidenceHeads(TiledModule):
+    """The output heads of the confidence module. AlphaFold 3, Algorithm 31, lines 5 to 8."""
+
+    def __init__(self, twin: nn.Module, mesh: Mesh) -> None:
+        super().__init__(twin, mesh)
+        self.use_separate_heads = twin.use_separate_heads
+        self.token_level_confidence = twin.token_level_confidence
+        self.max_num_atoms_per_token = twin.max_num_atoms_per_token
+
+    def logits(self, name: str, x: Tensor, same_chain: Tensor, single: bool) -> Tensor:
+        """The logits of one pair head for some rows.
+
+        Args:
+            name: "pae" or "pde". x: [1, rows, cols, C]. same_chain: bool [rows, cols].
+            single: there is only one chain, so all pairs are of the same chain.
+
+        Returns:
+            [1, rows, cols, bins], freshly allocated.
+        """
+        if not self.use_separate_heads:
+            return getattr(self, f"to_{name}_logits")(x)
+        intra = getattr(self, f"to_{name}_intra_logits").weight
+        if single:
+            return F.linear(x, intra)
+        inter = getattr(self, f"to_{name}_inter_logits").weight
+        both = F.linear(x, torch.cat([intra, inter]))
+        return torch.where(same_chain[..., None], *both.split(len(intra), -1))
+
+    def _values(self, groups: ColumnGroups) -> tuple[Tensor, Tensor]:
+        """Bin values of the PAE head [2, bins] (error, TM score) and of the PDE head [1, bins]."""
+        mask, intra = groups.pad_mask, "_intra" if self.use_separate_heads else ""
+        out = []
+        for name in ("pae", "pde"):
+            bins = getattr(self, f"to_{name}{intra}_logits").out_features
+            out.append(bin_centres(bins, MAX_ERROR, mask.device).to(mask.dtype))
+        return torch.stack([out[0], tm_values(out[0], mask.sum())]), out[1][None]
+
+    @torch.no_grad()
+    def pair_errors(
+        self,
+        z: Tensor,
+        contact_probability: Tensor,
+        feats: Feats,
+        groups: ColumnGroups,
+        layout: PairLayout,
+    ) -> tuple[Tensor, Tensor]:
+        """Expected errors of the tile and their sums over its columns.
+
+        Args:
+            z: pair tile [1, T_r, T_c, C]. contact_probability: [1, T_r, T_c].
+            feats: collated compact features. groups: column groups. layout: the tiling.
+
+        Returns:
+            errors [2, T_r, T_c] (PAE, PDE in angstrom; padding is undefined), and the sums
+            [T_r, G + 4]: the expected TM score per group, then `PDE_SUMS`.
+
+        Raises:
+            ValueError: a tensor is not a tile of this layout.
+        """
+        layout.check(z)
+        layout.check(contact_probability, "contact_probability")
+        (r0, _), (c0, c1) = layout.tile_box()
+        rows, cols = layout.valid(layout.row_span()), layout.valid((c0, c1))
+        pae_values, pde_values = self._values(groups)
+        members = groups.members((c0, c0 + cols))
+        mask, asym = groups.pad_mask, feats["asym_id"][0]
+        errors = mask.new_empty((2, layout.tile_rows, layout.tile_cols))
+        sums = mask.new_zeros((layout.tile_rows, len(groups.asym) + PDE_SUMS))
+        token = torch.arange(layout.n, device=z.device)
+        single = len(groups.chains) == 1
+        bins = pae_values.shape[1] + pde_values.shape[1]
+        bytes_each = 3 * layout.tile_cols * bins * z.element_size()
+        for (lo, hi), both in symmetric_rows(z, layout, self.mesh, bytes_each):
+            hi = min(hi, rows)
+            if hi <= lo or cols == 0:
+                continue
+            mine, theirs = slice(r0 + lo, r0 + hi), slice(c0, c0 + cols)
+            same = asym[mine, None] == asym[theirs]
+            x = self.logits("pae", z[:, lo:hi, :cols], same, single)
+            pae = expectations_(x, pae_values)[0]
+            x = self.logits("pde", both[:, : hi - lo, :cols], same, single)
+            pde = expectations_(x, pde_values)[0, ..., 0]
+            errors[0, lo:hi, :cols], errors[1, lo:hi, :cols] = pae[..., 0], pde
+            weight = contact_probability[0, lo:hi, :cols] * mask[mine, None] * mask[theirs]
+            weight.masked_fill_(token[mine, None] == token[theirs], 0)
+            with torch.autocast(z.device.type, enabled=False):
+                sums[lo:hi, :-PDE_SUMS] = pae[..., 1] @ members
+            between = weight.masked_fill(same, 0)
+            parts = (pde * weight, weight, pde * between, between)
+            sums[lo:hi, -PDE_SUMS:] = torch.stack([p.sum(-1) for p in parts], -1)
+        return errors, sums
+
+    @torch.no_grad()
+    def plddt(self, s: Tensor, feats: Feats, layout: PairLayout) -> Tensor:
+        """Expected pLDDT.
+
+        Args:
+            s: single shard [1, n, C_s]. feats: collated compact features. layout: the tiling.
+
+        Returns:
+            [1, N], or [1, A] with atom-level confidence, between 0 and 1, on every rank.
+        """
+        logits = wide(self.to_plddt_logits(s))
+        slots = 1 if self.token_level_confidence else self.max_num_atoms_per_token
+        logits = logits.unflatten(-1, (slots, -1))
+        centres = bin_centres(logits.shape[-1], 1.0, s.device).to(logits.dtype)[None]
+        # Stock pads atoms with zero logits; their expectation is the mean bin.
+        blank = expectations_(logits.new_zeros(logits.shape[-1]), centres)[0]
+        plan = token_plan(layout, ("all",))
+        shard = expectations_(logits, centres)[..., 0]
+        (found,) = fetch(self.mesh, plan, (shard,), ((1,),), "confidence")
+        found = found[:, : layout.n]
+        if self.token_level_confidence:
+            return found[..., 0]
+        real = feats["atom_pad_mask"][0].bool()
+        atoms = torch.bincount(feats["atom_to_token"][0, real], minlength=layout.n)
+        used = torch.arange(slots, device=s.device) < atoms[:, None]  # [N, slots]
+        out = blank.expand(1, len(real)).clone()
+        values = found[:, used]
+        out[:, : values.shape[1]] = values
+        return out
+
+
+def gather_errors(errors: Tensor, out: Tensor | None, layout: PairLayout, mesh: Mesh) -> None:
+    """Bring tiles to the root's CPU memory, a row chunk at a time.
+
+    Args:
+        errors: this rank's tile [K, T_r, T_c].
+        out: [K, N, N] on the root, written; None elsewhere.
+        layout: the tiling. mesh: the mesh.
+    """
+    each = 2 * len(errors) * layout.padded * errors.element_size()
+    pieces = -(-layout.tile_rows // chunk_length(layout.tile_rows, each, errors.device))
+    regions = stream(mesh, root_plan(layout, pieces), (errors,), ((1, 2),), "gather")
+    starts = (
+        r * layout.tile_rows + lo
+        for r in range(layout.mesh_rows)
+        for lo, _ in chunks(layout.tile_rows, pieces)
+    )
+    for lo, (region,) in zip(starts, regions, strict=True):
+        count = layout.valid((lo, lo + region.shape[1]))
+        if out is not None and count:
+            out[:, lo : lo + count].copy_(region[:, :count, : layout.n])

@@ -1,0 +1,149 @@
+"""Everything that the diffusion sampler takes from the trunk, computed once per structure.
+
+The conditioned pair is never stored: row chunks of it become the attention biases of all token
+layers in one GEMM, and the few channels that the atom windows read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from foldcp.layout import AtomLayout, PairLayout
+from foldcp.mesh import Mesh
+from foldcp.modules.atom_encoder import AtomEncoder, folded
+from foldcp.modules.atoms import Feats, atom_block
+from foldcp.modules.base import TiledModule, wide
+from foldcp_kernels.chunking import chunk_length, spans
+from foldcp_kernels.transition import TransitionWeights, swiglu
+
+MASKED = -1e6  # bias of masked tokens, as in Boltz
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """Constant over samples and steps.
+
+    Args:
+        q: atom activations of the buffer [1, a, atom_s].
+        c: atom conditioning of the buffer [1, a, atom_s].
+        atom_enc_bias: [L, W, H, 32, 128], key mask included.
+        atom_dec_bias: [L, W, H, 32, 128], key mask included.
+        token_bias: [L, H, T_r, T_c], token mask included; each layer contiguous.
+    """
+
+    q: Tensor
+    c: Tensor
+    atom_enc_bias: Tensor
+    atom_dec_bias: Tensor
+    token_bias: Tensor
+
+
+def transition_weights(module: nn.Module) -> TransitionWeights:
+    """The parameters of a Boltz Transition in the order of the op."""
+    return TransitionWeights(
+        module.norm.weight,
+        module.norm.bias,
+        module.fc1.weight,
+        module.fc2.weight,
+        module.fc3.weight,
+    )
+
+
+class DiffusionConditioning(TiledModule):
+    """Biases and atom conditioning from the trunk's tiles and shards."""
+
+    def __init__(self, twin: nn.Module, mesh: Mesh) -> None:
+        super().__init__(twin, mesh)
+        self.atom_encoder = AtomEncoder(twin.atom_encoder, mesh)
+
+    @torch.no_grad()
+    def forward(
+        self,
+        s_trunk: Tensor,
+        z_trunk: Tensor,
+        relpos_rows: Callable[[int, int], Tensor],
+        feats: Feats,
+        layout: PairLayout,
+        atom_layout: AtomLayout,
+    ) -> Conditioning:
+        """Condition the sampler on the trunk (inference only).
+
+        Args:
+            s_trunk: this rank's shard [1, n, token_s].
+            z_trunk: this rank's tile [1, T_r, T_c, token_z].
+            relpos_rows: `(lo, hi) -> [1, hi - lo, T_c, token_z]`, the relative position encoding
+                of tile rows lo:hi.
+            feats: collated compact features.
+            layout: the tiling. atom_layout: the blocks of windows.
+
+        Returns:
+            The conditioning of this rank's atoms and tile.
+
+        Raises:
+            ValueError: a tile or layout does not fit.
+
+        Source: AlphaFold 3 supplement, Algorithms 5, 20 and 21.
+        """
+        layout.check(z_trunk, name="z_trunk")
+        depth = max(len(self.atom_enc_proj_z), len(self.atom_dec_proj_z))
+        block = atom_block(feats, layout, atom_layout, self.mesh, depth)
+        token_bias, z_to_p = self._pair(z_trunk, relpos_rows, feats, layout)
+        with torch.autocast(self.mesh.device.type, enabled=False):
+            q = self.atom_encoder.embed(feats, block)
+            c = self.atom_encoder.add_single(q, s_trunk, block)
+        projections = [*self.atom_enc_proj_z, *self.atom_dec_proj_z]
+        bias = self.atom_encoder.biases(feats, block, c, projections, z_to_p)
+        encoder, decoder = bias.split([len(self.atom_enc_proj_z), len(self.atom_dec_proj_z)])
+        return Conditioning(q, c, encoder, decoder, token_bias)
+
+    def _pair(
+        self,
+        z: Tensor,
+        relpos_rows: Callable[[int, int], Tensor],
+        feats: Feats,
+        layout: PairLayout,
+    ) -> tuple[Tensor, Tensor]:
+        """(biases of all token layers [L, H, T_r, T_c], z_to_p [T_r, T_c, atom_z])."""
+        weight, bias = folded(self.token_trans_proj_z)
+        atom_weight, atom_bias = folded([self.atom_encoder.z_to_p_trans])
+        rows, cols, channels = z.shape[1:]
+        heads = weight.shape[0]
+        penalty = _key_penalty(feats, layout)
+        each = cols * (12 * channels + 2 * heads) * z.element_size()
+        out: Tensor | None = None
+        z_to_p = wide(z).new_empty(rows, cols, atom_weight.shape[0])
+        for lo, hi in spans(rows, chunk_length(rows, each, z.device)):
+            x = self._conditioned(z[:, lo:hi], relpos_rows(lo, hi))
+            with torch.autocast(z.device.type, enabled=False):
+                x = F.layer_norm(wide(x), (channels,)).view(-1, channels)
+                z_to_p[lo:hi] = F.linear(x, atom_weight, atom_bias).view(hi - lo, cols, -1)
+            part = torch.addmm(bias[:, None], weight, x.T).view(heads, hi - lo, cols)
+            if penalty is not None:
+                part += penalty
+            if out is None:
+                out = part.new_empty(heads, rows, cols)
+            out[:, lo:hi] = part
+        assert out is not None
+        return out.view(len(self.token_trans_proj_z), -1, rows, cols), z_to_p
+
+    def _conditioned(self, z: Tensor, relpos: Tensor) -> Tensor:
+        """The conditioned pair of a few rows [1, r, T_c, C]."""
+        conditioner = self.pairwise_conditioner
+        x = conditioner.dim_pairwise_init_proj(torch.cat([z, relpos], -1))
+        for transition in conditioner.transitions:
+            x = swiglu(x, transition_weights(transition)).add_(x)
+        return x
+
+
+def _key_penalty(feats: Feats, layout: PairLayout) -> Tensor | None:
+    """Additive mask of this tile's columns [T_c]; None when all tokens are real, as usual."""
+    mask = feats["token_pad_mask"][0]
+    if bool(mask.all()):
+        return None
+    lo, hi = layout.col_span()
+    return (1 - F.pad(mask, (0, layout.padded - layout.n))[lo:hi]) * MASKED

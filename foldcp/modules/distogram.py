@@ -1,0 +1,93 @@
+"""The distogram of a tile, reduced to the contact probability row chunk by row chunk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from foldcp.exchange import stream
+from foldcp.layout import PairLayout, Span
+from foldcp.mesh import Mesh
+from foldcp.modules.base import TiledModule, wide
+from foldcp.schedule import chunks, transpose_plan
+from foldcp_kernels.chunking import chunk_length
+from foldcp_kernels.heads import expectations_
+
+CONTACT_BINS = 20  # bins that count as a contact: the first 20 of 64 between 2 and 22 angstrom
+
+
+def symmetric_rows(
+    z: Tensor, layout: PairLayout, mesh: Mesh, bytes_each: int
+) -> Iterator[tuple[Span, Tensor]]:
+    """Yield z + z^T row chunk by row chunk; the mirrored chunks come from their owners.
+
+    Args:
+        z: pair tile [B, T_r, T_c, C]; it must not change meanwhile.
+        layout: the tiling. mesh: the mesh.
+        bytes_each: transient bytes that the caller needs for one row.
+
+    Returns:
+        An iterator over ((lo, hi), [B, hi - lo, T_c, C]).
+    """
+    each = 3 * z[:, :1].numel() * z.element_size() + bytes_each
+    length = chunk_length(layout.tile_rows, each, z.device)
+    pieces = -(-layout.tile_rows // length)
+    plan = transpose_plan(layout, pieces)
+    mirrored = stream(mesh, plan, (z,), ((1, 2),), "transpose")
+    for (lo, hi), (other,) in zip(chunks(layout.tile_rows, pieces), mirrored, strict=True):
+        yield (lo, hi), z[:, lo:hi] + other.transpose(1, 2)
+
+
+class DistogramModule(TiledModule):
+    """Distances of token pairs in bins. AlphaFold 3 supplement, section 4.4."""
+
+    def __init__(self, twin: nn.Module, mesh: Mesh) -> None:
+        super().__init__(twin, mesh)
+        self.num_distograms, self.num_bins = twin.num_distograms, twin.num_bins
+
+    def logits_rows(self, z: Tensor, layout: PairLayout) -> Iterator[tuple[Span, Tensor]]:
+        """Logits of the first distogram, row chunk by row chunk.
+
+        Args:
+            z: pair tile [B, T_r, T_c, C]. layout: the tiling.
+
+        Returns:
+            An iterator over ((lo, hi), [B, hi - lo, T_c, bins]).
+
+        Raises:
+            ValueError: `z` is not a tile of this layout.
+        """
+        layout.check(z)
+        weight = self.distogram.weight[: self.num_bins]
+        bias = self.distogram.bias[: self.num_bins]
+        bytes_each = 2 * z.shape[0] * layout.tile_cols * self.num_bins * z.element_size()
+        for span, x in symmetric_rows(z, layout, self.mesh, bytes_each):
+            yield span, F.linear(x, weight, bias)
+
+    @torch.no_grad()
+    def contact_probability(self, z: Tensor, layout: PairLayout) -> Tensor:
+        """The probability that two tokens are in contact (its 20 nearest distance bins).
+
+        Args:
+            z: pair tile [B, T_r, T_c, C]. layout: the tiling.
+
+        Returns:
+            [B, T_r, T_c] in float32 (float64 for float64 logits).
+
+        Raises:
+            ValueError: `z` is not a tile of this layout.
+
+        Source: AlphaFold 3 supplement, section 4.4.
+        """
+        out = near = None
+        for (lo, hi), logits in self.logits_rows(z, layout):
+            logits = wide(logits)
+            if out is None:
+                out = logits.new_empty(z.shape[:3])
+                near = logits.new_zeros((1, self.num_bins))
+                near[:, :CONTACT_BINS] = 1
+            out[:, lo:hi] = expectations_(logits, near)[..., 0]
+        return out

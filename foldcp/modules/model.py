@@ -1,0 +1,209 @@
+"""Boltz-2 on a mesh, from features to scores: the order of the stages and nothing else.
+
+features -> input embedding -> (recycle: pair input, templates, MSA, pairformer) -> distogram ->
+diffusion conditioning -> sampler -> confidence -> gather on the root rank
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from foldcp.exchange import fetch, stream
+from foldcp.layout import WINDOW, AtomLayout, PairLayout
+from foldcp.mesh import Mesh
+from foldcp.modules.pair_embedding import PairEmbedding
+from foldcp.schedule import root_plan, token_plan
+from foldcp_kernels.chunking import chunk_length, spans
+
+Features = dict[str, Any]
+Outputs = dict[str, Any]
+StageProgress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What one prediction is asked for (Boltz's own options)."""
+
+    recycling_steps: int
+    sampling_steps: int
+    diffusion_samples: int
+    max_parallel_samples: int | None = None
+    keep_z: bool = False
+
+
+class FoldOnMesh:
+    """Runs a swapped Boltz-2.
+
+    Args:
+        model: Boltz-2 whose submodules are tiled modules (see foldcp.boltz.swap).
+        mesh: the mesh.
+        steering: makes the steering of one sample from its features, None when none applies.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        mesh: Mesh,
+        steering: Callable[[Features, torch.device], Any] | None = None,
+    ) -> None:
+        self.model, self.mesh, self.steering = model, mesh, steering
+        bond_types = model.token_bonds_type if model.bond_type_feature else None
+        self.pair_embedding = PairEmbedding(
+            model.rel_pos, model.token_bonds, bond_types, model.contact_conditioning, mesh
+        )
+
+    def layouts(self, feats: Features) -> tuple[PairLayout, AtomLayout]:
+        """The tilings of one sample."""
+        m = self.mesh
+        n, atoms = feats["token_index"].shape[1], feats["atom_pad_mask"].shape[1]
+        return PairLayout(n, m.rows, m.cols, m.rank), AtomLayout(atoms // WINDOW, m.size, m.rank)
+
+    @torch.no_grad()
+    def __call__(
+        self, feats: Features, settings: Settings, progress: StageProgress | None = None
+    ) -> Outputs:
+        """Predict one sample.
+
+        Args:
+            feats: compact features (collated, B = 1) on the mesh's device, equal on all ranks.
+            settings: recycles, steps, samples. progress: called with (stage, done, in all).
+
+        Returns:
+            Stock's outputs; pae, pde (and z, when kept) only on the root rank.
+        """
+        model = self.model
+        layout, atoms = self.layouts(feats)
+        report = progress or (lambda *_: None)
+        s_inputs = model.input_embedder(feats, layout, atoms)
+        s, z = self.trunk(feats, s_inputs, layout, settings.recycling_steps, report)
+        contact = model.distogram_module.contact_probability(z, layout)
+        out: Outputs = {"s": self._tokens(s, layout)}
+        if getattr(model, "predict_bfactor", False):
+            out["pbfactor"] = model.bfactor_module(out["s"])
+        if settings.keep_z:
+            out["z"] = self._to_root(z, layout)
+        coords = self._sample(feats, s, s_inputs, z, layout, atoms, settings, report)
+        out["sample_atom_coords"] = coords
+        if model.confidence_prediction:
+            out.update(
+                model.confidence_module(
+                    s_inputs, s, z, coords, feats, contact, layout, reuse_z=True
+                )
+            )
+            report("confidence", 1, 1)
+        return out
+
+    def trunk(
+        self,
+        feats: Features,
+        s_inputs: Tensor,
+        layout: PairLayout,
+        recycling_steps: int,
+        report: StageProgress,
+    ) -> tuple[Tensor, Tensor]:
+        """Recycle the pair stack: (single shard [1, n, C_s], pair tile [1, T_r, T_c, C])."""
+        model = self.model
+        s_init = model.s_init(s_inputs)
+        z1, z2 = model.z_init_1(s_inputs), model.z_init_2(s_inputs)
+        sides = fetch(
+            self.mesh, token_plan(layout, ("rows", "cols")), (z1, z2), ((1,), (1,)), "trunk"
+        )
+        s = torch.zeros_like(s_init)
+        dtype = model.z_norm.weight.dtype
+        z = s_init.new_zeros(
+            (1, layout.tile_rows, layout.tile_cols, model.z_norm.weight.shape[0]), dtype=dtype
+        )
+        blocks = len(model.msa_module.layers) + len(model.pairformer_module.layers)
+        total = blocks * (recycling_steps + 1)
+        for i in range(recycling_steps + 1):
+            s = s_init + model.s_recycle(model.s_norm(s))
+            self._recycle_pair(z, feats, sides, layout)
+            if model.use_templates:
+                z = model.template_module(z, feats, layout)
+            base = i * blocks
+            z = model.msa_module(
+                z, s_inputs, feats, layout, lambda k, _, b=base: report("trunk", b + k, total)
+            )
+            base += len(model.msa_module.layers)
+            s, z = model.pairformer_module(
+                s, z, layout, lambda k, _, b=base: report("trunk", b + k, total)
+            )
+        return s, z
+
+    def _recycle_pair(
+        self, z: Tensor, feats: Features, sides: tuple[Tensor, Tensor], layout: PairLayout
+    ) -> None:
+        """z <- z_init + z_recycle(LN(z)), row chunk by row chunk; z_init is computed again."""
+        model, (rows, cols) = self.model, sides
+        each = 6 * z.shape[2] * z.shape[3] * z.element_size()
+        for lo, hi in spans(z.shape[1], chunk_length(z.shape[1], each, z.device)):
+            new = model.z_recycle(model.z_norm(z[:, lo:hi])).to(z.dtype)
+            new += rows[:, lo:hi, None]
+            new += cols[:, None]
+            self.pair_embedding.add_rows_(new, feats, layout, lo, hi)
+            z[:, lo:hi] = new
+
+    def _sample(
+        self,
+        feats: Features,
+        s: Tensor,
+        s_inputs: Tensor,
+        z: Tensor,
+        layout: PairLayout,
+        atoms: AtomLayout,
+        settings: Settings,
+        report: StageProgress,
+    ) -> Tensor:
+        """Coordinates [M, A, 3], equal on all ranks, in angstrom."""
+        model = self.model
+        conditioning = model.diffusion_conditioning(
+            s,
+            z,
+            lambda lo, hi: self.pair_embedding.relpos_rows(feats, layout, lo, hi),
+            feats,
+            layout,
+            atoms,
+        )
+        steering = None if self.steering is None else self.steering(feats, z.device)
+        with torch.autocast(z.device.type, enabled=False):
+            return model.structure_module.sample(
+                s_trunk=s,
+                s_inputs=s_inputs,
+                feats=feats,
+                conditioning=conditioning,
+                layout=layout,
+                atom_layout=atoms,
+                num_sampling_steps=settings.sampling_steps,
+                multiplicity=settings.diffusion_samples,
+                max_parallel_samples=settings.max_parallel_samples,
+                steering=steering,
+                progress=lambda done, total: report("diffusion", done, total),
+            )
+
+    def _tokens(self, s: Tensor, layout: PairLayout) -> Tensor:
+        """All real tokens of a shard: [1, N, C]."""
+        (whole,) = fetch(self.mesh, token_plan(layout, ("all",)), (s,), ((1,),), "gather")
+        return whole[:, : layout.n]
+
+    def _to_root(self, z: Tensor, layout: PairLayout) -> Tensor | None:
+        """The whole pair tensor on the root rank's host memory, None elsewhere."""
+        n = layout.n
+        out = z.new_empty((1, n, n, z.shape[3]), device="cpu") if self.mesh.is_root else None
+        pieces, row = 16, 0
+        for (rows,) in stream(self.mesh, root_plan(layout, pieces), (z,), ((1, 2),), "gather"):
+            if out is not None and row < n:
+                take = min(rows.shape[1], n - row)
+                out[:, row : row + take] = rows[:, :take, :n]
+            row += rows.shape[1]
+        return out
+
+
+def pad_tokens(x: Tensor, layout: PairLayout) -> Tensor:
+    """Pad dim 1 of a token feature [1, N, ...] with zeros to the mesh's padded length."""
+    return F.pad(x, (*(0, 0) * (x.ndim - 2), 0, layout.padded - layout.n))

@@ -1,0 +1,176 @@
+"""The MSA module on token shards and pair tiles."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from foldcp.layout import PairLayout
+from foldcp.mesh import Mesh
+from foldcp.modules.base import TiledModule, draw_dropout
+from foldcp.modules.pairformer import PairformerNoSeqLayer, Progress, pair_mask
+from foldcp.modules.transition import Transition
+from foldcp.rings.outer_product_mean import outer_product_mean
+from foldcp.rings.pair_weighted_averaging import column_weights, pair_weighted_averaging
+from foldcp_kernels.chunking import add_chunks, chunk_length, spans
+
+Features = dict[str, Tensor]
+
+
+class PairWeightedAveraging(TiledModule):
+    """AlphaFold 3, Algorithm 10, with the residual."""
+
+    def __init__(self, twin: nn.Module, mesh: Mesh) -> None:
+        super().__init__(twin, mesh)
+        self.num_heads, self.c_h = twin.num_heads, twin.c_h
+
+    def logits(self, z: Tensor) -> Tensor:
+        """Weight logits of a tile: [B, T_r, T_c, C] -> [B, H, T_r, T_c]."""
+        rows = z.shape[1]
+        each = 2 * z.numel() // max(1, rows) * z.element_size()
+        parts = [
+            self.proj_z(self.norm_z(z[:, lo:hi])).permute(0, 3, 1, 2)
+            for lo, hi in spans(rows, chunk_length(rows, each, z.device))
+        ]
+        return torch.cat(parts, 2)
+
+    def forward(self, m: Tensor, z: Tensor, layout: PairLayout) -> Tensor:
+        """m + update.
+
+        Args:
+            m: MSA shard [B, S, n, C_m]. z: pair tile. layout: the tiling.
+
+        Returns:
+            The updated shard, in place when gradients are off.
+        """
+        weights = column_weights(self.logits(z), layout, self.mesh)
+        width = self.num_heads * self.c_h
+        each = m.shape[0] * (2 * layout.tile_cols + 3 * layout.tile_rows) * width * 4
+        # Every chunk costs two exchanges, so a mesh takes larger ones.
+        step = chunk_length(m.shape[1], each, m.device, at_most=8 if layout.size > 1 else 0)
+        updates = (
+            ((lo, hi), self._chunk(m[:, lo:hi], weights, layout))
+            for lo, hi in spans(m.shape[1], step)
+        )
+        return add_chunks(m, 1, updates)
+
+    def _chunk(self, m: Tensor, weights: Tensor, layout: PairLayout) -> Tensor:
+        x = self.norm_m(m)
+        v = self.proj_m(x).unflatten(-1, (self.num_heads, self.c_h))
+        o = pair_weighted_averaging(v, weights, layout, self.mesh).flatten(-2)
+        return self.proj_o(self.proj_g(x).sigmoid() * o)
+
+
+class OuterProductMean(TiledModule):
+    """AlphaFold 3, Algorithm 9, with the residual on z."""
+
+    def forward(self, z: Tensor, m: Tensor, mask: Tensor, layout: PairLayout) -> Tensor:
+        """z + OuterProductMean(m).
+
+        Args:
+            z: pair tile. m: MSA shard [B, S, n, C_m]. mask: [B, S, n], 0 on padding.
+            layout: the tiling.
+
+        Returns:
+            The updated tile, in place when gradients are off.
+        """
+        x = self.norm(m)
+        keep = mask[..., None].to(x.dtype)
+        a, b = self.proj_a(x) * keep, self.proj_b(x) * keep
+        return outer_product_mean(
+            z, a, b, mask, self.proj_o.weight, self.proj_o.bias, layout, self.mesh
+        )
+
+
+class MSALayer(TiledModule):
+    """One block of the MSA module."""
+
+    def __init__(self, twin: nn.Module, mesh: Mesh) -> None:
+        super().__init__(twin, mesh)
+        self.pair_weighted_averaging = PairWeightedAveraging(twin.pair_weighted_averaging, mesh)
+        self.msa_transition = Transition(twin.msa_transition, mesh)
+        self.outer_product_mean = OuterProductMean(twin.outer_product_mean, mesh)
+        self.pairformer_layer = PairformerNoSeqLayer(twin.pairformer_layer, mesh)
+
+    def forward(
+        self, z: Tensor, m: Tensor, mask: Tensor, msa_mask: Tensor, layout: PairLayout
+    ) -> tuple[Tensor, Tensor]:
+        """One block.
+
+        Args:
+            z: pair tile. m: MSA shard [B, S, n, C_m]. mask: pair mask tile.
+            msa_mask: [B, S, n], 0 on padding. layout: the tiling.
+
+        Returns:
+            (z, m) updated; both in place when gradients are off.
+        """
+        draw_dropout((m.shape[0], m.shape[1], 1, 1), m.device)
+        m = self.pair_weighted_averaging(m, z, layout)
+        m = self.msa_transition(m)
+        z = self.outer_product_mean(z, m, msa_mask, layout)
+        return self.pairformer_layer(z, layout, mask), m
+
+
+class MSAModule(TiledModule):
+    """The MSA module; `forward` returns stock's z + MSAModule(z)."""
+
+    def __init__(self, twin: nn.Module, mesh: Mesh) -> None:
+        super().__init__(twin, mesh)
+        self.use_paired_feature = twin.use_paired_feature
+        self.subsample_msa = twin.subsample_msa
+        self.num_subsampled_msa = twin.num_subsampled_msa
+        self.layers = nn.ModuleList(MSALayer(x, mesh) for x in twin.layers)
+
+    def forward(
+        self,
+        z: Tensor,
+        s_inputs: Tensor,
+        feats: Features,
+        layout: PairLayout,
+        progress: Progress | None = None,
+    ) -> Tensor:
+        """z + z', z' the pair tile after the MSA blocks (stock adds the module's output to z).
+
+        Args:
+            z: pair tile, kept. s_inputs: input embedding shard [1, n, C_s].
+            feats: compact features. layout: the tiling. progress: (blocks done, in all).
+
+        Returns:
+            A new pair tile.
+        """
+        m, msa_mask = self.embed(s_inputs, feats, layout)
+        mask = pair_mask(layout, z.device)
+        out = z.clone()
+        for i, layer in enumerate(self.layers):
+            out, m = layer(out, m, mask, msa_mask, layout)
+            if progress is not None:
+                progress(i + 1, len(self.layers))
+        return out + z if torch.is_grad_enabled() else out.add_(z)
+
+    def embed(
+        self, s_inputs: Tensor, feats: Features, layout: PairLayout
+    ) -> tuple[Tensor, Tensor]:
+        """The MSA shard [1, S, n, C_m] and its mask [1, S, n], 0 on padding."""
+        lo, hi = layout.shard_span()
+        real = layout.valid((lo, hi))
+        keys = ("msa", "has_deletion", "deletion_value", "msa_paired", "msa_mask")
+        msa, has, value, paired, mask = (feats[k] for k in keys)
+        if self.subsample_msa:
+            rows = torch.randperm(msa.shape[1])[: self.num_subsampled_msa].to(msa.device)
+            msa, has, value, paired, mask = (
+                x[:, rows] for x in (msa, has, value, paired, mask)
+            )
+        msa, has, value, paired, mask = (
+            F.pad(x[:, :, lo : lo + real], (0, hi - lo - real))
+            for x in (msa, has, value, paired, mask)
+        )
+        # One-hot times weight is a look-up of the weight's columns.
+        w = self.msa_proj.weight
+        extra = [has, value, *([paired] if self.use_paired_feature else [])]
+        tokens = w.shape[1] - len(extra)
+        m = F.embedding(msa.long(), w[:, :tokens].t())
+        for i, x in enumerate(extra):
+            m = m + x.to(m.dtype)[..., None] * w[:, tokens + i]
+        m = m + self.s_proj(s_inputs)[:, None].to(m.dtype)
+        return m, mask.to(m.dtype)

@@ -1,0 +1,94 @@
+"""Noise levels of the diffusion sampler and the scaling of its network, with Boltz's arithmetic."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class NoiseSettings(Protocol):
+    """The settings of a Boltz AtomDiffusion that decide the noise levels."""
+
+    sigma_min: float
+    sigma_max: float
+    sigma_data: float
+    rho: float
+    gamma_0: float
+    gamma_min: float
+    noise_scale: float
+
+
+@dataclass(frozen=True)
+class NoiseStep:
+    """The numbers of one sampling step, in angstrom.
+
+    Args:
+        t_hat: noise level that the score model sees. sigma_next: noise level afterwards.
+        noise_var: variance of the noise that the step adds.
+    """
+
+    t_hat: float
+    sigma_next: float
+    noise_var: float
+
+
+def noise_schedule(
+    settings: NoiseSettings, steps: int, device: torch.device
+) -> tuple[float, list[NoiseStep]]:
+    """The noise levels as host numbers, computed in float32 on the device as in Boltz.
+
+    Args:
+        settings: of the sampler. steps: number of sampling steps, at least 2. device: of the run.
+
+    Returns:
+        (standard deviation of the initial coordinates in angstrom, the steps).
+
+    Raises:
+        ValueError: fewer than 2 steps.
+
+    Source: AlphaFold 3 supplement, Algorithm 18; Karras et al. 2022, equation 5.
+    """
+    if steps < 2:
+        raise ValueError(
+            f"`num_sampling_steps` is {steps}; the noise schedule expects at least 2: pass "
+            "--sampling_steps 2 or more"
+        )
+    inv = 1 / settings.rho
+    ramp = torch.arange(steps, device=device, dtype=torch.float32) / (steps - 1)
+    first, last = settings.sigma_max**inv, settings.sigma_min**inv
+    sigmas = (first + ramp * (last - first)) ** settings.rho * settings.sigma_data
+    sigmas = F.pad(sigmas, (0, 1))
+    gammas = torch.where(sigmas > settings.gamma_min, settings.gamma_0, 0.0)
+    level, gamma = sigmas.tolist(), gammas.tolist()
+    out = []
+    for i in range(steps):
+        t_hat = level[i] * (1 + gamma[i + 1])
+        noise_var = settings.noise_scale**2 * (t_hat**2 - level[i] ** 2)
+        out.append(NoiseStep(t_hat, level[i + 1], noise_var))
+    return level[0], out
+
+
+class Preconditioning:
+    """Scalings of the score model's input and output, one number per step on the device.
+
+    Args:
+        steps: the sampling steps. sigma_data: of the sampler. device: of the run.
+
+    Source: Karras et al. 2022, table 1.
+    """
+
+    def __init__(self, steps: list[NoiseStep], sigma_data: float, device: torch.device) -> None:
+        sigma = torch.tensor([s.t_hat for s in steps], device=device)
+        total = sigma**2 + sigma_data**2
+        self.skip = sigma_data**2 / total
+        self.out = sigma * sigma_data / torch.sqrt(total)
+        self.input = 1 / torch.sqrt(total)
+        self.time = torch.log((sigma / sigma_data).clamp(min=1e-20)) * 0.25
+
+    def mix(self, step: int, noisy: Tensor, update: Tensor) -> Tensor:
+        """Denoised coordinates of a step from the score model's update, [M, A, 3]."""
+        return self.skip[step] * noisy + self.out[step] * update

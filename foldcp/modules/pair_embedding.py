@@ -1,0 +1,290 @@
+"""Relative positions, bonds and contact constraints of a tile: table look-ups and sparse lists.
+
+Stock multiplies one-hot vectors with a Linear. Here one integer per token pair selects a row of
+a table that already holds the sum of the Linear's columns, so nothing wider than the tile exists.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from foldcp.layout import PairLayout
+from foldcp.mesh import Mesh
+from foldcp.modules.base import TiledModule
+from foldcp_kernels.chunking import chunk_length, spans
+
+Feats = Mapping[str, Tensor]
+
+_NO_PERIOD = 10000.0  # what stock divides by for the other chains once one chain is cyclic
+_FIRST_CONTACT = 2  # contact types 0 and 1 say that nothing is known about the pair
+
+
+@dataclass(frozen=True)
+class _Side:
+    """Integers of the tokens along one side of a tile, [T] each; `period` float or None."""
+
+    chain: Tensor
+    residue: Tensor
+    token: Tensor
+    period: Tensor | None
+
+
+@dataclass(frozen=True)
+class _Indices:
+    """What all row chunks of one sample share; `classes` [K, 3] are (asym, entity, sym)."""
+
+    key: tuple[Any, ...]
+    rows: _Side
+    cols: _Side
+    classes: Tensor
+
+
+def _unchanged(held: tuple[Any, ...], key: tuple[Any, ...]) -> bool:
+    """Whether a cached result belongs to this layout and to these very tensors."""
+    return held[0] == key[0] and all(a is b for a, b in zip(held[1:], key[1:], strict=True))
+
+
+def _padded(x: Tensor, layout: PairLayout) -> Tensor:
+    """[1, N] -> [padded]; padding repeats zeros."""
+    return F.pad(x[0], (0, layout.padded - layout.n))
+
+
+def _indices(feats: Feats, layout: PairLayout, cyclic: bool, key: tuple[Any, ...]) -> _Indices:
+    triples = torch.stack([_padded(feats[k], layout) for k in ("asym_id", "entity_id", "sym_id")])
+    classes, chain = torch.unique(triples, dim=1, return_inverse=True)
+    period = None
+    if cyclic and bool((feats["cyclic_period"] > 0).any()):
+        period = _padded(feats["cyclic_period"], layout)
+        period = torch.where(period > 0, period, torch.full_like(period, _NO_PERIOD))
+
+    def side(span: tuple[int, int]) -> _Side:
+        lo, hi = span
+        residue, token = (_padded(feats[k], layout) for k in ("residue_index", "token_index"))
+        cut = None if period is None else period[lo:hi]
+        # int32 halves the traffic of the per-pair integer arithmetic.
+        return _Side(chain[lo:hi].int(), residue[lo:hi].int(), token[lo:hi].int(), cut)
+
+    return _Indices(key, side(layout.row_span()), side(layout.col_span()), classes.T.int())
+
+
+def add_rows_of_table_(out: Tensor, table: Tensor, index: Tensor) -> None:
+    """Add to each pair the row of a table that its index selects, in place, without gradient.
+
+    Args:
+        out: [rows, cols, C], changed. table: [K, C]. index: int32 or int64 [rows, cols].
+    """
+    rows, cols, channels = out.shape
+    # Looked-up rows are read back at once: an eighth of a chunk stays in the caches.
+    step = chunk_length(rows, 8 * cols * channels * table.element_size(), out.device)
+    buffer = table.new_empty((step * cols, channels))
+    for lo, hi in spans(rows, step):
+        part = buffer[: (hi - lo) * cols]
+        torch.index_select(table, 0, index[lo:hi].flatten(), out=part)
+        out[lo:hi].add_(part.view(hi - lo, cols, channels))
+
+
+class RelativePositionEncoder(TiledModule):
+    """Relative position encoding of a tile. AlphaFold 3, Algorithm 3."""
+
+    def __init__(self, twin: nn.Module, mesh: Mesh) -> None:
+        super().__init__(twin, mesh)
+        self.r_max, self.s_max = twin.r_max, twin.s_max
+        self.fix_sym_check, self.cyclic_pos_enc = twin.fix_sym_check, twin.cyclic_pos_enc
+        self._prepared: _Indices | None = None
+
+    def rows(self, feats: Feats, layout: PairLayout, lo: int, hi: int) -> Tensor:
+        """The encoding of tile rows lo:hi.
+
+        Args:
+            feats: collated compact features. layout: the tiling. lo, hi: rows of the tile.
+
+        Returns:
+            [1, hi - lo, T_c, C] in the dtype of the weights; padding pairs hold finite values.
+
+        Source: AlphaFold 3 supplement, Algorithm 3.
+        """
+        index = self.index_rows(feats, layout, lo, hi)
+        return self.table().index_select(0, index.flatten()).unflatten(0, index.shape)[None]
+
+    def table(self) -> Tensor:
+        """[12 * L, C] with L = 4 * r_max + 3: sums of the Linear's columns.
+
+        Row `chains * L + place`. `place` is the residue offset (0 .. 2 r_max), another chain
+        (2 r_max + 1), or a token offset within one residue (the rest): the residue offset is then
+        zero, so the pair of both offsets needs no table of its own. `chains` is the chain offset
+        (6 values), plus 6 where the entities are the same.
+        """
+        width = 2 * self.r_max + 2
+        w = self.linear_layer.weight.T  # [features, C]
+        residue, token = w[:width], w[width : 2 * width]
+        entity, chain = w[2 * width], w[2 * width + 1 :]
+        place = torch.cat([residue + token[-1], residue[self.r_max] + token[:-1]])  # [L, C]
+        chains = torch.cat([chain, chain + entity])  # [12, C]
+        return (chains[:, None] + place).flatten(0, 1)
+
+    def index_rows(self, feats: Feats, layout: PairLayout, lo: int, hi: int) -> Tensor:
+        """The table row of every pair of tile rows lo:hi, int32 [hi - lo, T_c]."""
+        prepared = self._prepare(feats, layout)
+        rows, cols = prepared.rows, prepared.cols
+        r_max = self.r_max
+        base, same = self._chains(prepared, rows.chain[lo:hi])
+        offset = rows.residue[lo:hi, None] - cols.residue
+        in_residue = offset == 0
+        if cols.period is not None:
+            offset = (offset - cols.period * torch.round(offset / cols.period)).int()
+        place = offset.clamp_(-r_max, r_max).add_(r_max)
+        place = torch.where(same, place, 2 * r_max + 1)
+        # Both on one residue of one chain: atoms of a ligand or a modified residue.
+        within = (rows.token[lo:hi, None] - cols.token).clamp_(-r_max, r_max)
+        place = torch.where(in_residue & same, within.add_(3 * r_max + 2), place)
+        return place.add_(base)
+
+    def _chains(self, prepared: _Indices, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """(first table row, same chain) of each pair [r, T_c], through the K kinds of chains."""
+        mine, theirs = prepared.classes[rows.long()], prepared.classes  # [r, 3], [K, 3]
+        same_chain, same_entity = (mine[:, None, i] == theirs[:, i] for i in (0, 1))  # [r, K]
+        offset = (mine[:, None, 2] - theirs[:, 2]).clamp_(-self.s_max, self.s_max)
+        none = ~same_entity if self.fix_sym_check else same_chain
+        chains = torch.where(none, 2 * self.s_max + 1, offset.add_(self.s_max))
+        chains = chains + same_entity.int() * (2 * self.s_max + 2)
+        base = chains * (4 * self.r_max + 3)
+        cols = prepared.cols.chain
+        return base.index_select(1, cols), same_chain.index_select(1, cols)
+
+    def _prepare(self, feats: Feats, layout: PairLayout) -> _Indices:
+        names = ("asym_id", "entity_id", "sym_id", "residue_index", "token_index", "cyclic_period")
+        key = (layout, *(feats[k] for k in names))
+        held = self._prepared
+        if held is None or not _unchanged(held.key, key):
+            self._prepared = held = _indices(feats, layout, self.cyclic_pos_enc, key)
+        return held
+
+
+@dataclass(frozen=True)
+class _Listed:
+    """Listed pairs inside this tile, sorted by row: `rows` on the host, the rest on the device."""
+
+    rows: list[int]
+    places: Tensor  # [n, 2], row and column of the tile
+    picked: Tensor  # [n], position in the list of all pairs
+
+    def between(self, lo: int, hi: int) -> tuple[Tensor, Tensor, Tensor] | None:
+        """(rows from lo, columns, positions in the full list) of the pairs of tile rows lo:hi."""
+        a, b = bisect_left(self.rows, lo), bisect_left(self.rows, hi)
+        if a == b:
+            return None
+        return self.places[a:b, 0] - lo, self.places[a:b, 1], self.picked[a:b]
+
+
+def _listed(index: Tensor, layout: PairLayout) -> _Listed:
+    (r0, r1), (c0, c1) = layout.tile_box()
+    i, j = index[0].unbind(-1)
+    picked = ((i >= r0) & (i < r1) & (j >= c0) & (j < c1)).nonzero()[:, 0]
+    places = index[0, picked] - index.new_tensor([r0, c0])
+    return _Listed(places[:, 0].tolist(), places, picked)
+
+
+class PairEmbedding:
+    """Relative positions, bonds and contact constraints, added to rows of a pair tile.
+
+    It holds modules of the model and no parameters of its own, so it is not itself a module.
+
+    Args:
+        rel_pos: the Boltz relative position encoder. token_bonds: Linear(1, C) without bias.
+        token_bonds_type: Embedding of bond types, or None. contact_conditioning: the Boltz module.
+        mesh: the mesh.
+
+    Raises:
+        ValueError: `token_bonds` reads more than the one bond feature that Boltz-2 computes.
+    """
+
+    def __init__(
+        self,
+        rel_pos: nn.Module,
+        token_bonds: nn.Linear,
+        token_bonds_type: nn.Embedding | None,
+        contact_conditioning: nn.Module,
+        mesh: Mesh,
+    ) -> None:
+        if token_bonds.weight.shape[1] != 1:
+            raise ValueError(
+                f"`token_bonds` reads {token_bonds.weight.shape[1]} bond features; expected 1: use "
+                "a checkpoint with maximum_bond_distance 0"
+            )
+        tiled = isinstance(rel_pos, RelativePositionEncoder)
+        self.rel_pos = rel_pos if tiled else RelativePositionEncoder(rel_pos, mesh)
+        self.token_bonds, self.token_bonds_type = token_bonds, token_bonds_type
+        self.contact_conditioning = contact_conditioning
+        self._lists: tuple[tuple[Any, ...], _Listed, _Listed] | None = None
+
+    def relpos_rows(self, feats: Feats, layout: PairLayout, lo: int, hi: int) -> Tensor:
+        """The relative position encoding of tile rows lo:hi, see `RelativePositionEncoder.rows`."""
+        return self.rel_pos.rows(feats, layout, lo, hi)
+
+    @torch.no_grad()
+    def add_rows_(self, out: Tensor, feats: Feats, layout: PairLayout, lo: int, hi: int) -> None:
+        """Add relative positions, bonds and contacts to tile rows lo:hi in place, without gradient.
+
+        Args:
+            out: rows lo:hi of a pair tile [1, hi - lo, T_c, C]; changed.
+            feats: collated compact features. layout: the tiling. lo, hi: rows of the tile.
+
+        Raises:
+            ValueError: `out` does not have the shape of these rows.
+        """
+        if out.shape[:3] != (1, hi - lo, layout.tile_cols):
+            raise ValueError(
+                f"`out` is {list(out.shape)}; rows {lo}:{hi} of the tile are expected as "
+                f"[1, {hi - lo}, {layout.tile_cols}, C]: pass z[:, {lo}:{hi}]"
+            )
+        usual = self._contact_default(feats)
+        if self.token_bonds_type is not None:
+            usual = usual + self.token_bonds_type.weight[0]
+        table = self.rel_pos.table() + usual
+        add_rows_of_table_(out[0], table, self.rel_pos.index_rows(feats, layout, lo, hi))
+        self._add_listed(out, feats, layout, lo, hi)
+
+    def _add_listed(self, out: Tensor, feats: Feats, layout: PairLayout, lo: int, hi: int) -> None:
+        key = (layout, feats["token_bond_index"], feats["contact_index"])
+        held = self._lists
+        if held is None or not _unchanged(held[0], key):
+            self._lists = held = (key, _listed(key[1], layout), _listed(key[2], layout))
+        for pairs, values in ((held[1], self._bonds), (held[2], self._contacts)):
+            found = pairs.between(lo, hi)
+            if found is not None:
+                rows, cols, picked = found
+                update = values(feats, picked).to(out.dtype)
+                out[0].index_put_((rows, cols), update, accumulate=True)
+
+    def _bonds(self, feats: Feats, picked: Tensor) -> Tensor:
+        """What a bonded pair gets beyond an unbonded one, [n, C]."""
+        update = self.token_bonds.weight[:, 0].expand(picked.numel(), -1)
+        if self.token_bonds_type is None:
+            return update
+        kinds = self.token_bonds_type.weight
+        return update + kinds[feats["token_bond_type"][0, picked]] - kinds[0]
+
+    def _contact_default(self, feats: Feats) -> Tensor:
+        """What a pair without a constraint gets, [C]; the choice stays on the device."""
+        c = self.contact_conditioning
+        both = torch.stack([c.encoding_unspecified, c.encoding_unselected])
+        return both.index_select(0, feats["contact_default"].reshape(1))[0]
+
+    def _contacts(self, feats: Feats, picked: Tensor) -> Tensor:
+        """What a constrained pair gets beyond an unconstrained one, [n, C]."""
+        c = self.contact_conditioning
+        limit = feats["contact_threshold_value"][0, picked]
+        limit = (limit - c.cutoff_min) / (c.cutoff_max - c.cutoff_min)
+        waves = c.fourier_embedding(limit)
+        kinds = c.encoder.in_features - 1 - waves.shape[1]
+        kind = torch.eye(kinds, dtype=limit.dtype, device=limit.device)
+        kind = kind[feats["contact_type"][0, picked] - _FIRST_CONTACT]
+        x = c.encoder(torch.cat([kind, limit[:, None], waves.to(limit.dtype)], -1))
+        return x - self._contact_default(feats)

@@ -1,0 +1,183 @@
+"""The pairformer stack on tiles: pair ops in the tile, the single track on token shards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from foldcp.layout import PairLayout
+from foldcp.mesh import Mesh
+from foldcp.modules.base import TiledModule, draw_pair_dropout, wide
+from foldcp.modules.transition import Transition
+from foldcp.modules.triangle import (
+    TriangleAttentionEndingNode,
+    TriangleAttentionStartingNode,
+    TriangleMultiplicationIncoming,
+    TriangleMultiplicationOutgoing,
+)
+from foldcp.rings.attention_pair_bias import attention_pair_bias
+from foldcp_kernels.chunking import chunk_length, spans
+
+Progress = Callable[[int, int], None]
+
+
+def pair_mask(layout: PairLayout, device: torch.device) -> Tensor:
+    """[1, T_r, T_c]: 1 where both tokens are real, 0 on padding."""
+    rows = torch.arange(*layout.row_span(), device=device) < layout.n
+    cols = torch.arange(*layout.col_span(), device=device) < layout.n
+    return (rows[:, None] & cols[None, :])[None].float()
+
+
+class PairBlock(TiledModule):
+    """The pair ops of one block: four triangle updates and a transition."""
+
+    def __init__(self, twin: nn.Module, mesh: Mesh) -> None:
+        super().__init__(twin, mesh)
+        if getattr(twin, "post_layer_norm", False) and hasattr(twin, "s_post_norm"):
+            self.s_post_norm = twin.s_post_norm
+        self.tri_mul_out = TriangleMultiplicationOutgoing(twin.tri_mul_out, mesh)
+        self.tri_mul_in = TriangleMultiplicationIncoming(twin.tri_mul_in, mesh)
+        self.tri_att_start = TriangleAttentionStartingNode(twin.tri_att_start, mesh)
+        self.tri_att_end = TriangleAttentionEndingNode(twin.tri_att_end, mesh)
+        self.transition_z = Transition(twin.transition_z, mesh)
+
+    def update_pair(self, z: Tensor, layout: PairLayout, mask: Tensor) -> Tensor:
+        """Run the pair ops.
+
+        Args:
+            z: pair tile [B, T_r, T_c, C]. layout: the tiling. mask: [1 or B, T_r, T_c].
+
+        Returns:
+            The updated tile, in place when gradients are off.
+        """
+        draw_pair_dropout(z.shape[0], layout.n, z.device)
+        mask = mask.expand(z.shape[0], -1, -1)
+        z = self.tri_mul_out(z, layout, mask)
+        z = self.tri_mul_in(z, layout, mask)
+        z = self.tri_att_start(z, layout)
+        z = self.tri_att_end(z, layout)
+        return self.transition_z(z)
+
+
+class PairformerNoSeqLayer(PairBlock):
+    """A pair block without a single track (MSA module, templates)."""
+
+    def forward(self, z: Tensor, layout: PairLayout, mask: Tensor) -> Tensor:
+        """See `PairBlock.update_pair`."""
+        return self.update_pair(z, layout, mask)
+
+
+class AttentionPairBias(TiledModule):
+    """Attention of the single track with a bias from the pair tile. Algorithm 24."""
+
+    def __init__(self, twin: nn.Module, mesh: Mesh) -> None:
+        super().__init__(twin, mesh)
+        self.num_heads, self.head_dim = twin.num_heads, twin.head_dim
+
+    def pair_bias(self, z: Tensor) -> Tensor:
+        """[B, T_r, T_c, C] -> [B, H, T_r, T_c]."""
+        norm, linear = self.proj_z[0], self.proj_z[1]
+        b, rows, cols, c = z.shape
+        out = None
+        parts = []
+        step = chunk_length(rows, b * cols * c * z.element_size() * 2, z.device)
+        for lo, hi in spans(rows, step):
+            x = wide(z[:, lo:hi])
+            x = F.linear(
+                F.layer_norm(x, (c,), norm.weight, norm.bias, norm.eps), linear.weight
+            ).permute(0, 3, 1, 2)
+            if torch.is_grad_enabled():
+                parts.append(x)
+                continue
+            if out is None:
+                out = x.new_empty((b, self.num_heads, rows, cols))
+            out[:, :, lo:hi] = x
+        return torch.cat(parts, 2) if parts else out
+
+    def forward(self, s: Tensor, bias: Tensor, layout: PairLayout) -> Tensor:
+        """Attention output, residual not included.
+
+        Args:
+            s: normalised single shard [B, n, C]. bias: [B, H, T_r, T_c]. layout: the tiling.
+
+        Returns:
+            [B, n, C].
+        """
+        heads = (self.num_heads, self.head_dim)
+        q, k, v = (p(s).unflatten(-1, heads) for p in (self.proj_q, self.proj_k, self.proj_v))
+        o = attention_pair_bias(q, k, v, bias, self.head_dim**-0.5, layout, self.mesh)
+        return self.proj_o(self.proj_g(s).sigmoid() * o.flatten(-2))
+
+
+class PairformerLayer(PairBlock):
+    """A pair block and the single track that reads its pair tile. AlphaFold 3, Algorithm 17."""
+
+    def __init__(self, twin: nn.Module, mesh: Mesh) -> None:
+        super().__init__(twin, mesh)
+        self.attention = AttentionPairBias(twin.attention, mesh)
+        self.transition_s = Transition(twin.transition_s, mesh)
+
+    def forward(
+        self, s: Tensor, z: Tensor, layout: PairLayout, mask: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """One block.
+
+        Args:
+            s: single shard [B, n, C_s]. z: pair tile [B, T_r, T_c, C]. layout: the tiling.
+            mask: [1 or B, T_r, T_c].
+
+        Returns:
+            (s, z) updated; z in place when gradients are off.
+        """
+        z = self.update_pair(z, layout, mask)
+        with torch.autocast(z.device.type, enabled=False):
+            s = wide(s)
+            bias = self.attention.pair_bias(z)
+            s = s + self.attention(self.pre_norm_s(s), bias, layout)
+            s = self.s_post_norm(self.transition_s(s))
+        return s, z
+
+
+class PairformerModule(TiledModule):
+    """A stack of pairformer blocks."""
+
+    def __init__(self, twin: nn.Module, mesh: Mesh) -> None:
+        super().__init__(twin, mesh)
+        self.layers = nn.ModuleList(PairformerLayer(x, mesh) for x in twin.layers)
+
+    def forward(
+        self, s: Tensor, z: Tensor, layout: PairLayout, progress: Progress | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Run all blocks.
+
+        Args:
+            s: single shard [B, n, C_s]. z: pair tile [B, T_r, T_c, C]. layout: the tiling.
+            progress: called with (blocks done, blocks in all).
+
+        Returns:
+            (s, z) updated; z in place when gradients are off.
+        """
+        mask = pair_mask(layout, z.device)
+        for i, layer in enumerate(self.layers):
+            s, z = layer(s, z, layout, mask)
+            if progress is not None:
+                progress(i + 1, len(self.layers))
+        return s, z
+
+
+class PairformerNoSeqModule(TiledModule):
+    """A stack of pair blocks without a single track."""
+
+    def __init__(self, twin: nn.Module, mesh: Mesh) -> None:
+        super().__init__(twin, mesh)
+        self.layers = nn.ModuleList(PairformerNoSeqLayer(x, mesh) for x in twin.layers)
+
+    def forward(self, z: Tensor, layout: PairLayout) -> Tensor:
+        """Run all blocks on a pair tile [B, T_r, T_c, C]; in place when gradients are off."""
+        mask = pair_mask(layout, z.device)
+        for layer in self.layers:
+            z = layer(z, layout, mask)
+        return z

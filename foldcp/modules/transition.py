@@ -1,0 +1,23 @@
+"""The transition module on tiles and token shards."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from foldcp.modules.base import TiledModule
+from foldcp_kernels.chunking import add_chunks
+from foldcp_kernels.transition import TransitionWeights, transition_chunks
+
+
+class Transition(TiledModule):
+    """LayerNorm, SwiGLU, projection, with the residual. AlphaFold 3, Algorithm 11."""
+
+    def weights(self) -> TransitionWeights:
+        """The parameters in the order of the op."""
+        return TransitionWeights(
+            self.norm.weight, self.norm.bias, self.fc1.weight, self.fc2.weight, self.fc3.weight
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x + transition(x); x is [B, rows, ..., C], changed in place when gradients are off."""
+        return add_chunks(x, 1, transition_chunks(x, self.weights()))

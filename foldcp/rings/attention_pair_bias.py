@@ -1,0 +1,74 @@
+"""Attention with pair bias: each rank attends q(rows_r) to k(cols_c) with its own bias tile.
+
+The bias never travels. Ownership on a 2x2 mesh, tokens in 4 shards 0..3 (shard i on rank i):
+
+    rank (r, c)   q of shards      k, v of shards    partial result goes to
+    (0, 0)        0 1              0 1               rank 0 (shard 0), rank 1 (shard 1)
+    (0, 1)        0 1              2 3               rank 0, rank 1
+    (1, 0)        2 3              0 1               rank 2, rank 3
+    (1, 1)        2 3              2 3               rank 2, rank 3
+
+Backward: the gradients of q, k and v are added up at the owners of their shards.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from foldcp.exchange import fetch
+from foldcp.layout import PairLayout
+from foldcp.mesh import Mesh
+from foldcp.schedule import partials_plan, token_plan
+from foldcp_kernels.attention import attend, merge_all
+
+
+def attention_pair_bias(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float, layout: PairLayout, mesh: Mesh
+) -> Tensor:
+    """Attend every token to every token with a bias that stays in its tile.
+
+    Args:
+        q: queries of this rank's token shard [M, n, H, D].
+        k: keys [M, n, H, D].
+        v: values [M, n, H, D].
+        bias: [1 or M, H, T_r, T_c], the mask included.
+        scale: factor on q . k.
+        layout: the tiling. mesh: the mesh.
+
+    Returns:
+        The attention output of the shard [M, n, H, D].
+
+    Raises:
+        ValueError: `bias` is not this rank's tile.
+
+    Source: AlphaFold 3 supplement, Algorithm 24; foldcp design, section 6.
+    """
+    if tuple(bias.shape[2:]) != (layout.tile_rows, layout.tile_cols):
+        raise ValueError(
+            f"`bias` tile is {list(bias.shape)}; layout (N={layout.n}, mesh {layout.mesh_rows}x"
+            f"{layout.mesh_cols}) expects [.., .., {layout.tile_rows}, {layout.tile_cols}]"
+        )
+    plan = token_plan(layout, ("rows", "cols", "cols"))
+    q, k, v = fetch(mesh, plan, (q, k, v), ((1,),) * 3, "attention_pair_bias")
+    keys = layout.valid(layout.col_span())
+    o, lse = _partial(q, k[:, :keys], v[:, :keys], bias[..., :keys], scale)
+    if layout.mesh_cols == 1:
+        return o
+    sources = (o.unsqueeze(0), lse.unsqueeze(0))
+    plan = partials_plan(layout, 2)
+    o, lse = fetch(mesh, plan, sources, ((0, 2), (0, 2)), "attention_pair_bias")
+    return merge_all(o, lse)
+
+
+def _partial(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float
+) -> tuple[Tensor, Tensor]:
+    """(o [M, T_r, H, D], lse [M, T_r, H]) over this rank's keys; lse is -inf without any."""
+    if k.shape[1] == 0:
+        # Sums of nothing keep the autograd graph of every rank alike.
+        zero = q * 0 + (k.sum() + v.sum() + bias.sum())
+        return zero, zero.sum(-1) - torch.inf
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    o, lse = attend(q, k, v, bias, scale)
+    return o.transpose(1, 2), lse.transpose(1, 2)

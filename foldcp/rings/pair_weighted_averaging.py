@@ -1,0 +1,73 @@
+"""Pair weighted averaging: MSA values weighted by a softmax over the columns of a pair tile.
+
+    o_si = sum_j softmax_j(b_ij) v_sj,  m_si += (sigmoid(g_si) * o_si) Wo
+
+Each rank sums over its own columns; the Q partial sums of a mesh row meet at the rank that owns
+the tokens. Ownership on a 2x2 mesh as in attention_pair_bias: rank (0, 1) weights v of shards
+2, 3 for the tokens of shards 0, 1 and sends one half to rank (0, 0), keeping the other.
+Backward: the gradients of v and of the partial sums flow back through the transposed exchanges.
+
+Source: AlphaFold 3 supplement, Algorithm 10.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from foldcp.exchange import fetch
+from foldcp.layout import PairLayout
+from foldcp.mesh import Mesh
+from foldcp.schedule import partials_plan, row_plan, token_plan
+
+
+def column_weights(logits: Tensor, layout: PairLayout, mesh: Mesh) -> Tensor:
+    """Softmax over all N columns of logits that are spread over a mesh row.
+
+    Args:
+        logits: [B, H, T_r, T_c]. layout: the tiling. mesh: the mesh.
+
+    Returns:
+        This rank's part of the weights [B, H, T_r, valid columns].
+
+    Raises:
+        ValueError: `logits` is not this rank's tile.
+    """
+    layout.check(logits, "logits", channels_last=False)
+    keys = layout.valid(layout.col_span())
+    logits = logits[..., :keys]
+    lse = logits.logsumexp(-1) if keys else logits.sum(-1) - torch.inf
+    if layout.mesh_cols > 1:
+        source = lse.unsqueeze(0)
+        (parts,) = fetch(mesh, row_plan(layout), (source,), ((0, 3),), "pair_weighted_averaging")
+        lse = parts.logsumexp(0)
+    return (logits - lse[..., None]).exp()
+
+
+def pair_weighted_averaging(
+    v: Tensor, weights: Tensor, layout: PairLayout, mesh: Mesh
+) -> Tensor:
+    """Weighted sums over all tokens for this rank's tokens.
+
+    Args:
+        v: values of this rank's tokens [B, S, n, H, D].
+        weights: from `column_weights`, [B, H, T_r, valid columns].
+        layout: the tiling. mesh: the mesh.
+
+    Returns:
+        [B, S, n, H, D].
+    """
+    plan = token_plan(layout, ("cols",))
+    (v,) = fetch(mesh, plan, (v,), ((2,),), "pair_weighted_averaging")
+    keys = weights.shape[-1]
+    b, s, _, h, d = v.shape
+    # [B, H, T_r, K] @ [B, H, K, S*D] -> [B, H, T_r, S*D]
+    values = v[:, :, :keys].permute(0, 3, 2, 1, 4).flatten(3)
+    o = weights.to(values.dtype) @ values
+    o = o.unflatten(3, (s, d)).permute(0, 3, 2, 1, 4)  # [B, S, T_r, H, D]
+    if layout.mesh_cols == 1:
+        return o
+    (parts,) = fetch(
+        mesh, partials_plan(layout, 1), (o.unsqueeze(0),), ((0, 3),), "pair_weighted_averaging"
+    )
+    return parts.sum(0)

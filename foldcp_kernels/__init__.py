@@ -1,0 +1,1 @@
+"""Single-device ops of foldcp: torch implementations, float64 references, Triton kernels."""

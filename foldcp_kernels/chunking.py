@@ -1,0 +1,64 @@
+"""How many rows an op works on at once, so that transients stay small beside the tile."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+# A CPU chunk should stay near the caches and under malloc's mmap threshold; a GPU chunk should
+# be large enough to fill the chip.
+_DEFAULT_BYTES = {"cpu": 8 << 20, "cuda": 128 << 20}
+_override: list[int] = []
+
+
+def set_chunk_bytes(count: int | None) -> None:
+    """Fix the transient memory of one chunk, in bytes; None returns to the default per device.
+
+    Raises:
+        ValueError: count is not positive.
+    """
+    if count is not None and count <= 0:
+        raise ValueError(f"`count` must be a positive number of bytes, got {count}")
+    _override[:] = [] if count is None else [count]
+
+
+def chunk_bytes(device: torch.device) -> int:
+    """Transient memory that one chunk may take, in bytes."""
+    return _override[0] if _override else _DEFAULT_BYTES.get(device.type, 128 << 20)
+
+
+def chunk_length(total: int, bytes_each: int, device: torch.device, at_most: int = 0) -> int:
+    """Rows of one chunk.
+
+    Args:
+        total: rows in all. bytes_each: transient bytes of one row. device: where they live.
+        at_most: allow no more than this many chunks (0: no limit).
+    """
+    length = max(1, chunk_bytes(device) // max(1, bytes_each))
+    if at_most:
+        length = max(length, -(-total // at_most))
+    return max(1, min(total, length))
+
+
+def spans(total: int, length: int) -> Iterator[tuple[int, int]]:
+    """(start, stop) of consecutive chunks."""
+    for lo in range(0, total, length):
+        yield lo, min(lo + length, total)
+
+
+def add_chunks(x: Tensor, dim: int, updates: Iterator[tuple[tuple[int, int], Tensor]]) -> Tensor:
+    """Add consecutive chunks of an update to `x`: in place, or out of place under autograd.
+
+    Args:
+        x: [...]. dim: the chunked dimension. updates: ((start, stop), update) covering `dim`.
+
+    Returns:
+        `x` itself (changed in place) when gradients are off, else a new tensor.
+    """
+    if torch.is_grad_enabled():
+        return x + torch.cat([u for _, u in updates], dim)
+    for (lo, hi), update in updates:
+        x.narrow(dim, lo, hi - lo).add_(update)
+    return x

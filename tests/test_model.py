@@ -1,0 +1,95 @@
+"""The whole model on meshes against stock Boltz-2 with the same seed, in float64 and float32.
+
+float64: both sides run in float64 with casts included, so that no wrong term can hide.
+float32: tolerances are how far stock's own outputs move when its weights change by 1e-7
+(measured in the same test), times a margin for the different order of sums.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import parity
+import pytest
+import torch
+from ranks import run
+
+from foldcp.boltz.swap import apply
+from foldcp.mesh import Mesh
+
+EXAMPLES = parity.EXAMPLES
+INPUTS = ("ubiquitin", "heterodimer", "tetramer")
+STEPS, SAMPLES, RECYCLES = 20, 2, 2
+FLOAT64 = 1e-7  # relative to the largest value of each output
+MARGIN = 30  # float32: times stock's own movement under a 1e-7 change of its weights
+
+
+def predict(mesh: Mesh, folder: str, name: str, dtype: torch.dtype) -> dict[str, Any]:
+    """One prediction of a swapped model; results as the writer gets them (root rank only)."""
+    prepared = parity.prepare(folder, EXAMPLES / f"{name}.yaml")
+    model = parity.build_model(dtype=dtype)
+    apply(model, mesh)
+    feats = parity.compact_features(prepared)
+    return parity.stock_outputs(
+        model, feats, steps=STEPS, samples=SAMPLES, recycling=RECYCLES
+    )
+
+
+def cases(mesh: Mesh, folder: str, names: tuple[str, ...], dtypes: tuple[torch.dtype, ...]):
+    return {(n, d): predict(mesh, folder, n, d) for n in names for d in dtypes}
+
+
+@lru_cache
+def stock(folder: str, name: str, dtype: torch.dtype, moved: bool = False) -> dict[str, Any]:
+    prepared = parity.prepare(folder, EXAMPLES / f"{name}.yaml")
+    model = parity.build_model(dtype=dtype)
+    model = parity.perturbed(model) if moved else model
+    feats = parity.stock_features(prepared)
+    return parity.stock_outputs(
+        model, feats, steps=STEPS, samples=SAMPLES, recycling=RECYCLES
+    )
+
+
+def compare(got: dict[str, Any], folder: str, name: str, dtype: torch.dtype) -> None:
+    want = dict(stock(folder, name, dtype))
+    want.pop("z")
+    got = {k: v for k, v in got.items() if k != "z"}
+    away = parity.largest_differences(got, want)
+    if dtype == torch.float64:
+        scale = parity.largest_differences(
+            want, {k: _zeros(v) for k, v in want.items()}
+        )
+        for key, e in away.items():
+            assert e <= FLOAT64 * max(1.0, scale[key]), f"{name} {key}: {e:.2e}"
+        return
+    moved = dict(stock(folder, name, dtype, moved=True))
+    moved.pop("z")
+    floor = parity.largest_differences(moved, want)
+    for key, e in away.items():
+        bound = MARGIN * max(floor[key], 1e-6)
+        assert e <= bound, f"{name} {key}: {e:.2e}, stock itself moves {floor[key]:.2e}"
+
+
+def _zeros(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _zeros(v) for k, v in value.items()}
+    return torch.zeros_like(value) if isinstance(value, torch.Tensor) else 0
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("model")
+    for name in INPUTS:
+        parity.prepare(path, EXAMPLES / f"{name}.yaml")
+    return str(Path(path))
+
+
+@pytest.mark.parametrize("rows,cols", [(1, 1), (1, 2), (2, 2), (2, 3), (3, 3)])
+def test_same_seed_same_structure(folder: str, rows: int, cols: int) -> None:
+    both = (torch.float64, torch.float32)
+    names = INPUTS if rows * cols <= 4 else INPUTS[1:2]
+    root = run(rows, cols, cases, folder, names, both)[0]
+    for (name, dtype), got in root.items():
+        compare(got, folder, name, dtype)
