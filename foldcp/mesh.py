@@ -71,7 +71,11 @@ class Mesh:
             choose(world, f"{rows}x{cols}")
         group = dist.group.WORLD if world > 1 else None
         rank = dist.get_rank() if world > 1 else 0
-        return cls(rows, cols, rank, torch.device(device), group, route)
+        device = torch.device(device)
+        if group is not None and device.type == "cuda":
+            # NCCL wants every rank in the first call of a group; point-to-point calls come later.
+            dist.all_reduce(torch.zeros(1, device=device), group=group)
+        return cls(rows, cols, rank, device, group, route)
 
     @property
     def size(self) -> int:

@@ -2,7 +2,7 @@
 
     out_k = sum_b softmax(logits)_b values_kb
 
-Logits exist for one row chunk only and are consumed in place. Source: AlphaFold 3 supplement,
+Logits exist for one row chunk only. Source: AlphaFold 3 supplement,
 section 4.3 (PAE, PDE, pLDDT) and 5.9.1 (pTM).
 """
 
@@ -33,14 +33,14 @@ def tm_values(centres: Tensor, tokens: Tensor) -> Tensor:
     return 1 / (1 + (centres / d0) ** 2)
 
 
-def expectations_(logits: Tensor, values: Tensor) -> Tensor:
-    """Expectations under softmax(logits) of several values per bin; overwrites float32/64 logits.
+def expectations(logits: Tensor, values: Tensor) -> Tensor:
+    """Expectations under softmax(logits) of several values per bin, without gradient.
 
     Args:
-        logits: [..., bins]. values: [K, bins], float32 or float64.
+        logits: [..., bins]. values: [K, bins], float32 or float64; the softmax has their dtype.
 
     Returns:
-        [..., K] in the dtype of `values`.
+        [K, ...] in the dtype of `values`.
 
     Raises:
         ValueError: the numbers of bins differ.
@@ -53,8 +53,5 @@ def expectations_(logits: Tensor, values: Tensor) -> Tensor:
             "compute the bin centres from the head's own number of bins"
         )
     with torch.no_grad(), torch.autocast(logits.device.type, enabled=False):
-        weights = logits.to(values.dtype)
-        weights = weights.sub_(weights.amax(-1, keepdim=True)).exp_()
-        # One small GEMM gives all numerators and, from the row of ones, the normaliser.
-        sums = weights @ torch.cat([values, torch.ones_like(values[:1])]).T
-        return sums[..., :-1] / sums[..., -1:]
+        p = torch.softmax(logits, -1, dtype=values.dtype)
+        return (values @ p.flatten(0, -2).T).unflatten(1, logits.shape[:-1])

@@ -99,6 +99,18 @@ def randomise(module: nn.Module, seed: int = 0, scale: float = 0.3) -> nn.Module
     return module
 
 
+def bare(module: nn.Module) -> nn.Module:
+    """The module with its children and attributes but no class of Boltz, thus no Boltz forward.
+
+    Ranks unpickle it without importing Boltz, and nothing can lean on stock's own computation.
+    """
+    base = next(c for c in type(module).__mro__ if c.__module__.split(".")[0] == "torch")
+    out = base.__new__(base)
+    out.__dict__.update(module.__dict__)
+    out.__dict__["_modules"] = {name: bare(m) for name, m in module.named_children()}
+    return out
+
+
 @contextmanager
 def stock_in_double() -> Iterator[None]:
     """Keep stock's explicit `.float()` and new tensors of default dtype in float64."""

@@ -16,7 +16,7 @@ from foldcp.modules.distogram import symmetric_rows
 from foldcp.modules.scores import ColumnGroups
 from foldcp.schedule import chunks, root_plan, token_plan
 from foldcp_kernels.chunking import chunk_length
-from foldcp_kernels.heads import bin_centres, expectations_, tm_values
+from foldcp_kernels.heads import bin_centres, expectations, tm_values
 
 Feats = Mapping[str, Tensor]
 
@@ -37,11 +37,11 @@ class ConfidenceHeads(TiledModule):
         """The logits of one pair head for some rows.
 
         Args:
-            name: "pae" or "pde". x: [1, rows, cols, C]. same_chain: bool [rows, cols].
+            name: "pae" or "pde". x: [rows, cols, C]. same_chain: bool [rows, cols].
             single: there is only one chain, so all pairs are of the same chain.
 
         Returns:
-            [1, rows, cols, bins], freshly allocated.
+            [rows, cols, bins], freshly allocated.
         """
         if not self.use_separate_heads:
             return getattr(self, f"to_{name}_logits")(x)
@@ -89,7 +89,7 @@ class ConfidenceHeads(TiledModule):
         rows, cols = layout.valid(layout.row_span()), layout.valid((c0, c1))
         pae_values, pde_values = self._values(groups)
         members = groups.members((c0, c0 + cols))
-        mask, asym = groups.pad_mask, feats["asym_id"][0]
+        mask, asym = groups.pad_mask, F.pad(feats["asym_id"][0], (0, layout.padded - layout.n))
         errors = mask.new_empty((2, layout.tile_rows, layout.tile_cols))
         sums = mask.new_zeros((layout.tile_rows, len(groups.asym) + PDE_SUMS))
         token = torch.arange(layout.n, device=z.device)
@@ -101,17 +101,18 @@ class ConfidenceHeads(TiledModule):
             if hi <= lo or cols == 0:
                 continue
             mine, theirs = slice(r0 + lo, r0 + hi), slice(c0, c0 + cols)
-            same = asym[mine, None] == asym[theirs]
-            x = self.logits("pae", z[:, lo:hi, :cols], same, single)
-            pae = expectations_(x, pae_values)[0]
-            x = self.logits("pde", both[:, : hi - lo, :cols], same, single)
-            pde = expectations_(x, pde_values)[0, ..., 0]
-            errors[0, lo:hi, :cols], errors[1, lo:hi, :cols] = pae[..., 0], pde
+            same = asym[mine, None] == asym[c0:c1]
+            # Without the batch dimension the rows are contiguous, which Linear turns into one GEMM.
+            x = self.logits("pae", z[0, lo:hi], same, single)
+            pae, tm = expectations(x, pae_values)[..., :cols]
+            x = self.logits("pde", both[0, : hi - lo], same, single)
+            pde = expectations(x, pde_values)[0, :, :cols]
+            errors[0, lo:hi, :cols], errors[1, lo:hi, :cols] = pae, pde
             weight = contact_probability[0, lo:hi, :cols] * mask[mine, None] * mask[theirs]
             weight.masked_fill_(token[mine, None] == token[theirs], 0)
             with torch.autocast(z.device.type, enabled=False):
-                sums[lo:hi, :-PDE_SUMS] = pae[..., 1] @ members
-            between = weight.masked_fill(same, 0)
+                sums[lo:hi, :-PDE_SUMS] = tm @ members
+            between = weight.masked_fill(same[:, :cols], 0)
             parts = (pde * weight, weight, pde * between, between)
             sums[lo:hi, -PDE_SUMS:] = torch.stack([p.sum(-1) for p in parts], -1)
         return errors, sums
@@ -131,9 +132,9 @@ class ConfidenceHeads(TiledModule):
         logits = logits.unflatten(-1, (slots, -1))
         centres = bin_centres(logits.shape[-1], 1.0, s.device).to(logits.dtype)[None]
         # Stock pads atoms with zero logits; their expectation is the mean bin.
-        blank = expectations_(logits.new_zeros(logits.shape[-1]), centres)[0]
+        blank = expectations(logits.new_zeros((1, logits.shape[-1])), centres)[0]
         plan = token_plan(layout, ("all",))
-        shard = expectations_(logits, centres)[..., 0]
+        shard = expectations(logits, centres)[0]
         (found,) = fetch(self.mesh, plan, (shard,), ((1,),), "confidence")
         found = found[:, : layout.n]
         if self.token_level_confidence:

@@ -14,7 +14,7 @@ from foldcp.mesh import Mesh
 from foldcp.modules.base import TiledModule, wide
 from foldcp.schedule import chunks, transpose_plan
 from foldcp_kernels.chunking import chunk_length
-from foldcp_kernels.heads import expectations_
+from foldcp_kernels.heads import expectations
 
 CONTACT_BINS = 20  # bins that count as a contact: the first 20 of 64 between 2 and 22 angstrom
 
@@ -84,10 +84,9 @@ class DistogramModule(TiledModule):
         """
         out = near = None
         for (lo, hi), logits in self.logits_rows(z, layout):
-            logits = wide(logits)
             if out is None:
-                out = logits.new_empty(z.shape[:3])
-                near = logits.new_zeros((1, self.num_bins))
+                out = torch.empty(z.shape[:3], dtype=wide(logits[:0]).dtype, device=z.device)
+                near = out.new_zeros((1, self.num_bins))
                 near[:, :CONTACT_BINS] = 1
-            out[:, lo:hi] = expectations_(logits, near)[..., 0]
+            out[:, lo:hi] = expectations(logits, near)[0]
         return out

@@ -9,6 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import pi
 from typing import Any
 
 import torch
@@ -282,7 +283,7 @@ class PairEmbedding:
         c = self.contact_conditioning
         limit = feats["contact_threshold_value"][0, picked]
         limit = (limit - c.cutoff_min) / (c.cutoff_max - c.cutoff_min)
-        waves = c.fourier_embedding(limit)
+        waves = torch.cos(2 * pi * c.fourier_embedding.proj(limit[:, None]))
         kinds = c.encoder.in_features - 1 - waves.shape[1]
         kind = torch.eye(kinds, dtype=limit.dtype, device=limit.device)
         kind = kind[feats["contact_type"][0, picked] - _FIRST_CONTACT]

@@ -1,0 +1,209 @@
+"""Every way to switch Boltz over, for real; and that without FOLDCP nothing changes."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import setuptools
+
+import foldcp_boot
+from foldcp.boltz.launch import Place, first_host, resolve_processes
+from foldcp.config import Config
+from foldcp.report import UserError
+
+ROOT = Path(__file__).parent.parent
+BOLTZ = Path(sys.executable).with_name("boltz")
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+PROTEIN = "version: 1\nsequences:\n  - protein: {id: A, sequence: MQIFVKT, msa: empty}\n"
+FAST = "--accelerator cpu --num_workers 0 --sampling_steps 2 --recycling_steps 0 --seed 1"
+WAYS = {  # name -> (command in front of `predict`, variables, mesh of the start line)
+    "console script": ([str(BOLTZ)], {"FOLDCP": "1"}, "mesh 1x1 (1 rank on cpu)"),
+    "torchrun": ([*TORCHRUN, "-m", "boltz.main"], {"FOLDCP": "1"}, "mesh 1x2 (2 ranks on cpu)"),
+    "re-exec": ([str(BOLTZ)], {"FOLDCP": "1", "FOLDCP_NPROC": "2", "FOLDCP_MESH": "2x1"},
+                "mesh 2x1 (2 ranks on cpu)"),
+    "foldcp run": ([sys.executable, "-m", "foldcp", "run", "--nproc", "2"], {},
+                   "mesh 1x2 (2 ranks on cpu)"),
+    "python -m boltz.main": ([sys.executable, "-m", "boltz.main"],
+                             {"FOLDCP": "1", "FOLDCP_NPROC": "auto"}, "mesh 1x1 (1 rank on cpu)"),
+}  # fmt: skip
+
+
+def start(
+    command: list[str], variables: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    env = {name: value for name, value in os.environ.items() if not name.startswith("FOLDCP")}
+    env |= {"OMP_NUM_THREADS": "1", **(variables or {})}
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_predicts(way: str, tmp_path: Path, tiny_cache: Path) -> None:
+    command, variables, mesh = WAYS[way]
+    (tmp_path / "one.yaml").write_text(PROTEIN)
+    places = ["--out_dir", str(tmp_path), "--cache", str(tiny_cache)]
+    ended = start(
+        [*command, "predict", str(tmp_path / "one.yaml"), *FAST.split(), *places], variables
+    )
+    assert ended.returncode == 0, ended.stderr[-4000:]
+    lines = [line for line in ended.stdout.splitlines() if line.startswith("foldcp: ")]
+    assert len(lines) == 1 and lines[0].startswith(f"foldcp: {mesh}, transport "), lines
+    assert "kernels torch, precision fp32, swapped " in lines[0]
+    folder = tmp_path / "boltz_results_one" / "predictions" / "one"
+    assert {path.name for path in folder.iterdir()} == {
+        "one_model_0.cif",
+        "confidence_one_model_0.json",
+        "plddt_one_model_0.npz",
+        "pae_one_model_0.npz",
+        "pde_one_model_0.npz",
+    }
+    if variables.get("FOLDCP_NPROC") == "auto":
+        assert "auto starts one process because --accelerator cpu was given" in ended.stderr
+
+
+@pytest.mark.parametrize(("value", "loaded"), [(None, False), ("0", False), ("1", True)])
+def test_hook_is_loaded_only_when_asked(value: str | None, loaded: bool) -> None:
+    code = "import sys; print('foldcp_boot' in sys.modules, 'foldcp' in sys.modules)"
+    ended = start([sys.executable, "-c", code], {} if value is None else {"FOLDCP": value})
+    assert ended.stdout.split() == [str(loaded), "False"], (
+        "is the hook installed? pip install -e . --no-build-isolation"
+    )
+
+
+def test_boltz_is_untouched_without_foldcp_and_patched_once_with_it() -> None:
+    code = (
+        "import boltz.main as m, foldcp_boot, sys\n"
+        "print(hasattr(m, 'foldcp_switched'), m.Trainer.__module__, m.predict.callback.__code__"
+        ".co_filename.endswith('boltz/main.py'), m.BoltzWriter.__module__, type(m.Boltz2).__name__)"
+    )
+    stock = start([sys.executable, "-c", code], {"FOLDCP": "0"}).stdout.split()
+    assert stock == [
+        "False", "pytorch_lightning.trainer.trainer", "True", "boltz.data.write.writer", "type",
+    ] or stock[-1] != "Loader"  # fmt: skip
+    code = (
+        "import foldcp_boot; foldcp_boot.install(); foldcp_boot.install()\n"
+        "import sys; print(sum(type(f).__module__ == 'foldcp_boot' for f in sys.meta_path))\n"
+        "import boltz.main as m; from foldcp.boltz import switch\n"
+        "before = m.process_inputs; switch.patch(m); print(m.process_inputs is before)\n"
+        "print(m.foldcp_switched, type(m.Boltz2).__name__)"
+    )
+    switched = start([sys.executable, "-c", code], {"FOLDCP": "1"})
+    assert switched.stdout.split() == ["1", "True", "True", "Loader"], switched.stderr
+
+
+def test_doctor_tells_what_this_machine_can_do() -> None:
+    ended = start([sys.executable, "-m", "foldcp", "doctor"], {"FOLDCP": "1"})
+    assert ended.returncode == 0, ended.stderr
+    told = dict(re.split(r"\s{2,}", line, maxsplit=1) for line in ended.stdout.splitlines())
+    assert told["switch"] == "on" and told["import hook"].startswith("installed, ")
+    assert told["boltz"].startswith("2.2.") and "1x1" in told["meshes"]
+
+
+@pytest.mark.parametrize("options", [["-e"], []])
+def test_pip_installs_and_removes_the_hook(options: list[str], tmp_path: Path) -> None:
+    source, venv = tmp_path / "source", tmp_path / "venv"
+    source.mkdir()
+    for path in ROOT.iterdir():
+        if path.suffix in (".py", ".pth", ".toml", ".md") or path.name == "LICENSE":
+            shutil.copy(path, source)
+    for name in ("foldcp", "foldcp_kernels"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(venv)], check=True)
+    python = str(venv / "bin" / "python")
+    where = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    site = Path(subprocess.check_output([python, "-c", where], text=True).strip())
+    # The build needs setuptools, which the new environment lacks; pip must not fetch it.
+    (site / "builder.pth").write_text(str(Path(setuptools.__file__).parent.parent))
+    pip = [sys.executable, "-m", "pip", "--python", python, "--quiet"]
+    flags = ["--no-deps", "--no-build-isolation", "--disable-pip-version-check"]
+    subprocess.run([*pip, "install", *flags, *options, str(source)], check=True)
+    code = "import sys, foldcp_boot; print(foldcp_boot.installed(), 'foldcp' in sys.modules)"
+    assert start([python, "-c", code], {"FOLDCP": "1"}).stdout.split() == ["True", "False"]
+    assert start([python, "-c", code]).stdout.split() == ["False", "False"]
+    (record,) = site.glob("foldcp-*.dist-info/RECORD")
+    assert any(line.startswith("foldcp.pth,") for line in record.read_text().splitlines())
+    subprocess.run([*pip, "uninstall", "--yes", "foldcp"], check=True)
+    assert not list(site.glob("*foldcp*"))
+
+
+def test_config_reads_every_variable() -> None:
+    assert Config.from_env({}) == Config()
+    assert Config.from_env({"FOLDCP": "", "FOLDCP_MESH": ""}) == Config()
+    got = Config.from_env(
+        {
+            "FOLDCP": "1",
+            "FOLDCP_NPROC": "8",
+            "FOLDCP_MESH": "2X4",
+            "FOLDCP_ROUTE": "ring",
+            "FOLDCP_PRECISION": "bf16",
+            "FOLDCP_CHUNK_MB": "128",
+            "FOLDCP_TIMEOUT": "60",
+            "FOLDCP_REPORT": "costs.json",
+        }
+    )
+    assert got == Config(True, 8, "2x4", "ring", "bf16", 128, 60, "costs.json")
+    assert Config().precision_on("cuda") == "bf16" and Config().precision_on("cpu") == "fp32"
+    assert Config(precision="fp32").precision_on("cuda") == "fp32"
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "allowed"),
+    [
+        ("FOLDCP", "yes", "0 or 1"),
+        ("FOLDCP_NPROC", "0", "auto or a whole number"),
+        ("FOLDCP_MESH", "2by4", "auto or ROWSxCOLUMNS"),
+        ("FOLDCP_MESH", "0x4", "auto or ROWSxCOLUMNS"),
+        ("FOLDCP_ROUTE", "best", "direct or ring"),
+        ("FOLDCP_PRECISION", "fp64", "auto or fp32 or bf16"),
+        ("FOLDCP_CHUNK_MB", "-1", "a whole number of at least 1"),
+        ("FOLDCP_TIMEOUT", "1.5", "a whole number of at least 1"),
+    ],
+)
+def test_config_names_what_is_wrong(variable: str, value: str, allowed: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"{variable} must be {allowed}")) as caught:
+        Config.from_env({variable: value})
+    assert repr(value.lower()) in str(caught.value)
+
+
+def test_place_reads_torchrun_and_srun() -> None:
+    assert Place.find({}) == Place()
+    torchrun = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "n1",
+                "MASTER_PORT": "500", "TORCHELASTIC_USE_AGENT_STORE": "True"}  # fmt: skip
+    assert Place.find(torchrun) == Place(3, 4, 1, "torchrun", "n1", 500, True, "foldcp/0")
+    with pytest.raises(UserError, match="MASTER_ADDR"):
+        Place.find({"RANK": "0", "WORLD_SIZE": "2"})
+    srun = {"SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1",
+            "SLURM_NODELIST": "gpu[03-04,9],cpu1", "SLURM_JOB_ID": "12"}  # fmt: skip
+    place = Place.find(srun)
+    assert (place.rank, place.world, place.local_rank) == (5, 8, 1)
+    assert (place.launcher, place.host) == ("srun", "gpu03") and 20000 <= place.port < 40000
+    assert Place.find({**srun, **torchrun}).launcher == "torchrun"
+    # The batch script has the job's variables too, but is one process.
+    assert Place.find({**srun, "ENVIRONMENT": "BATCH"}).world == 1
+    assert Place.find({**srun, "ENVIRONMENT": "BATCH", "SLURM_STEP_ID": "0"}).world == 8
+
+
+@pytest.mark.parametrize(
+    ("nodes", "host"),
+    [("a1", "a1"), ("a1,b2", "a1"), ("n[7,9]", "n7"), ("n[001-128]-ib,m1", "n001-ib")],
+)
+def test_first_host(nodes: str, host: str) -> None:
+    assert first_host(nodes) == host
+
+
+def test_auto_is_one_process_without_gpu(capsys: pytest.CaptureFixture[str]) -> None:
+    assert resolve_processes(3, []) == 3
+    assert resolve_processes("auto", ["predict", "x", "--accelerator", "cpu"]) == 1
+    assert "auto starts one process" in capsys.readouterr().err
+
+
+def test_only_the_boltz_command_starts_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["/env/bin/boltz", "predict", "x.yaml"])
+    assert foldcp_boot.runs_boltz()
+    monkeypatch.setattr(sys, "argv", ["my_boltz_script.py", "predict"])
+    assert not foldcp_boot.runs_boltz()
