@@ -105,7 +105,8 @@ def _doctor(arguments: list[str]) -> int:
     try:
         version = metadata.version("boltz")
         usable = version.startswith(launch.SUPPORTED)
-        lines += [("boltz", version if usable else f"{version}: not supported, use {launch.SUPPORTED}x")]
+        advice = "" if usable else f": not supported, use {launch.SUPPORTED}x"
+        lines += [("boltz", version + advice)]
     except metadata.PackageNotFoundError:
         lines += [("boltz", "not installed: pip install 'foldcp[boltz]'")]
     gpus = torch.cuda.device_count()

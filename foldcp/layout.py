@@ -25,7 +25,7 @@ class PairLayout:
     """The 2D tiling of an N x N pair tensor over a mesh of rows x cols ranks.
 
     Rank `r * cols + c` holds the tile (rows of r, columns of c). N is padded to a multiple of
-    P = rows * cols, so all tiles have one shape; tokens travel in P equal shards, shard i on rank i.
+    P = rows * cols, so all tiles have one shape; tokens travel in P equal shards, i on rank i.
 
     Args:
         n: number of tokens N, at least 1.
@@ -135,20 +135,17 @@ class PairLayout:
 
 @dataclass(frozen=True)
 class AtomLayout:
-    """Contiguous blocks of 32-atom windows, one block per rank, with a halo of whole windows.
+    """Contiguous blocks of 32-atom windows, one block per rank.
 
     Args:
-        windows: number of real windows of the sample (atoms / 32).
+        windows: number of windows of the sample (atoms / 32).
         size: number of ranks P.
         rank: this rank.
-        halo: windows kept on either side of the own block. Three transformer layers reach 144
-            atoms, so a halo of 5 windows lets a rank run three layers without communication.
     """
 
     windows: int
     size: int
     rank: int
-    halo: int = 5
 
     @property
     def atoms(self) -> int:
@@ -160,25 +157,8 @@ class AtomLayout:
         """Windows of one rank's block (the last ranks may hold fewer real ones)."""
         return -(-self.windows // self.size)
 
-    @property
-    def buffer(self) -> int:
-        """Windows of one rank's buffer: its block and both halos."""
-        return self.block + 2 * self.halo
-
     def own_span(self, rank: int | None = None) -> Span:
         """Atoms of a rank's block."""
         i = self.rank if rank is None else rank
         lo = min(i * self.block, self.windows)
         return lo * WINDOW, min(lo + self.block, self.windows) * WINDOW
-
-    def buffer_start(self, rank: int | None = None) -> int:
-        """First atom of a rank's buffer; negative where the halo reaches before the sample."""
-        i = self.rank if rank is None else rank
-        return (i * self.block - self.halo) * WINDOW
-
-    def buffer_span(self, rank: int | None = None) -> Span:
-        """Real atoms that a rank's buffer covers."""
-        start = self.buffer_start(rank)
-        stop = start + self.buffer * WINDOW
-        lo = min(max(start, 0), self.atoms)
-        return lo, max(lo, min(stop, self.atoms))

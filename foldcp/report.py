@@ -45,8 +45,8 @@ def costs(mesh: Mesh, seconds: float) -> dict[str, Any]:
         seconds: wall time of the run.
 
     Returns:
-        `seconds`, `mesh`, and one value per rank of `peak_rss_bytes` (host memory), `peak_gpu_bytes`
-        (0 on CPU), `sent_bytes` and `received_bytes` (by exchanges).
+        `seconds`, `mesh`, and one value per rank of `peak_rss_bytes` (host memory),
+        `peak_gpu_bytes` (0 on CPU), `sent_bytes` and `received_bytes` (by exchanges).
     """
     import torch
 

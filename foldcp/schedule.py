@@ -10,9 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 
-from foldcp.layout import Box, PairLayout, Span
+from foldcp.layout import Box
 
 ROUTES = ("direct", "ring")
 
@@ -121,9 +120,7 @@ def _holder(schedule: Schedule, rank: int, step: int, slot: int, want: Want) -> 
     return users[takers.index(rank)]
 
 
-def _pieces(
-    schedule: Schedule, rank: int, step: int, only: int | None = None
-) -> list[Piece]:
+def _pieces(schedule: Schedule, rank: int, step: int, only: int | None = None) -> list[Piece]:
     """Every piece that a rank needs at a step (from `only` one peer); `peer` is its origin."""
     out = []
     peers = range(schedule.size) if only is None else (only,)
@@ -184,167 +181,6 @@ def plan(schedule: Schedule, rank: int, sources: int) -> Plan:
         adjoint = tuple(_step(straight, rank, t) for t in range(schedule.steps))
     owned = tuple(schedule.own(rank, i) for i in range(sources))
     return Plan(rank, schedule.size, owned, steps, adjoint)
-
-
-def chunks(length: int, count: int) -> tuple[Span, ...]:
-    """Cut `length` in at most `count` spans of (nearly) equal size; at least one span."""
-    width = max(1, -(-length // max(1, count)))
-    return tuple((i, min(i + width, length)) for i in range(0, max(length, 1), width))
-
-
-@lru_cache(maxsize=512)
-def triangle_multiplication_plan(
-    layout: PairLayout, channels: int, outgoing: bool, pieces: int, route: str
-) -> Plan:
-    """Panels of the planes a and b [channels, rows, cols], cut in `pieces` channel chunks.
-
-    At step (chunk, t) rank (r, c) wants a over (rows_r, panel) and b over (cols_c, panel) for the
-    outgoing update, and the transposed regions for the incoming one.
-    """
-    spans = chunks(channels, pieces)
-
-    def own(rank: int, source: int) -> Box:
-        return ((0, channels), *layout.tile_box(rank))
-
-    def want(rank: int, step: int) -> tuple[Want, ...]:
-        depth, t = divmod(step, layout.panels)
-        k = layout.panel_span(layout.panel_at(rank, t))
-        out = []
-        for source, span in enumerate((layout.row_span(rank), layout.col_span(rank))):
-            out.append(Want(source, (spans[depth], *((span, k) if outgoing else (k, span)))))
-        return tuple(out)
-
-    steps = len(spans) * layout.panels
-    return plan(Schedule(layout.size, steps, own, want, route), layout.rank, 2)
-
-
-@lru_cache(maxsize=512)
-def triangle_attention_plan(
-    layout: PairLayout, starting: bool, chunk: Span, route: str
-) -> Plan:
-    """Panels of k, v for a chunk of this rank's lines, and of the bias.
-
-    Starting node: k, v over (chunk of rows_r, panel), bias over (cols_c, panel). Ending node: the
-    transposed regions, lines being columns. `chunk` is relative to the tile.
-    """
-
-    def lines(rank: int) -> Span:
-        lo = (layout.row_span(rank) if starting else layout.col_span(rank))[0]
-        return lo + chunk[0], lo + chunk[1]
-
-    def own(rank: int, source: int) -> Box:
-        rows, cols = layout.tile_box(rank)
-        if source == 1:
-            return rows, cols
-        return (lines(rank), cols) if starting else (rows, lines(rank))
-
-    def want(rank: int, step: int) -> tuple[Want, ...]:
-        k = layout.panel_span(layout.panel_at(rank, step))
-        other = layout.col_span(rank) if starting else layout.row_span(rank)
-        if starting:
-            return Want(0, (lines(rank), k)), Want(1, (other, k))
-        return Want(0, (k, lines(rank))), Want(1, (k, other))
-
-    return plan(Schedule(layout.size, layout.panels, own, want, route), layout.rank, 2)
-
-
-@lru_cache(maxsize=512)
-def token_plan(layout: PairLayout, spans: tuple[str, ...]) -> Plan:
-    """Gather token shards: one source per entry of `spans` ("rows", "cols" or "all")."""
-
-    def own(rank: int, source: int) -> Box:
-        return (layout.shard_span(rank),)
-
-    def want(rank: int, step: int) -> tuple[Want, ...]:
-        table = {
-            "rows": layout.row_span(rank),
-            "cols": layout.col_span(rank),
-            "all": (0, layout.padded),
-        }
-        return tuple(Want(i, (table[s],)) for i, s in enumerate(spans))
-
-    return plan(Schedule(layout.size, 1, own, want), layout.rank, len(spans))
-
-
-@lru_cache(maxsize=512)
-def partials_plan(layout: PairLayout, sources: int) -> Plan:
-    """Bring the Q partial results of a mesh row to the shard that each rank owns.
-
-    Source box: (mesh column, tokens); rank (r, c) owns (c, rows_r) and wants (all columns, shard).
-    """
-    q = layout.mesh_cols
-
-    def own(rank: int, source: int) -> Box:
-        return (rank % q, rank % q + 1), layout.row_span(rank)
-
-    def want(rank: int, step: int) -> tuple[Want, ...]:
-        return tuple(Want(i, ((0, q), layout.shard_span(rank))) for i in range(sources))
-
-    # Rows of the mesh have their own partials: the rows_r of different r do not overlap.
-    return plan(Schedule(layout.size, 1, own, want), layout.rank, sources)
-
-
-@lru_cache(maxsize=512)
-def row_plan(layout: PairLayout) -> Plan:
-    """Bring the Q partial statistics of a mesh row to all of its ranks."""
-    q = layout.mesh_cols
-
-    def own(rank: int, source: int) -> Box:
-        return (rank % q, rank % q + 1), layout.row_span(rank)
-
-    def want(rank: int, step: int) -> tuple[Want, ...]:
-        return (Want(0, ((0, q), layout.row_span(rank))),)
-
-    return plan(Schedule(layout.size, 1, own, want), layout.rank, 1)
-
-
-@lru_cache(maxsize=512)
-def transpose_plan(layout: PairLayout, pieces: int) -> Plan:
-    """Bring the region that mirrors each chunk of this rank's rows: (cols_c, rows chunk) of z."""
-    spans = chunks(layout.tile_rows, pieces)
-
-    def own(rank: int, source: int) -> Box:
-        return layout.tile_box(rank)
-
-    def want(rank: int, step: int) -> tuple[Want, ...]:
-        lo = layout.row_span(rank)[0]
-        a, b = spans[step]
-        return (Want(0, (layout.col_span(rank), (lo + a, lo + b))),)
-
-    return plan(Schedule(layout.size, len(spans), own, want), layout.rank, 1)
-
-
-@lru_cache(maxsize=64)
-def slots_plan(size: int, rank: int) -> Plan:
-    """All-gather of one slot per rank."""
-
-    def own(r: int, source: int) -> Box:
-        return ((r, r + 1),)
-
-    def want(r: int, step: int) -> tuple[Want, ...]:
-        return (Want(0, ((0, size),)),)
-
-    return plan(Schedule(size, 1, own, want), rank, 1)
-
-
-@lru_cache(maxsize=64)
-def root_plan(layout: PairLayout, pieces: int) -> Plan:
-    """Bring whole rows of tiles to rank 0, `pieces` row chunks per tile row, one per step."""
-    spans = [
-        (lo + a, lo + b)
-        for r in range(layout.mesh_rows)
-        for lo in (r * layout.tile_rows,)
-        for a, b in chunks(layout.tile_rows, pieces)
-    ]
-
-    def own(rank: int, source: int) -> Box:
-        return layout.tile_box(rank)
-
-    def want(rank: int, step: int) -> tuple[Want, ...]:
-        rows = spans[step] if rank == 0 else (0, 0)
-        return (Want(0, (rows, (0, layout.padded if rank == 0 else 0))),)
-
-    return plan(Schedule(layout.size, len(spans), own, want), layout.rank, 1)
 
 
 def boxes_plan(size: int, rank: int, own: tuple[Box, ...], want: tuple[Box, ...]) -> Plan:

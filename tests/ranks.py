@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from strict import strict
 
 from foldcp.mesh import Mesh
 
@@ -60,7 +61,7 @@ def _free_port() -> int:
 
 def _main(rank, rows, cols, port, folder, route, fn, args) -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
-    torch.set_num_threads(1)
+    strict()
     dist.init_process_group(
         "gloo",
         rank=rank,

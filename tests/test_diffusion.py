@@ -309,6 +309,28 @@ def test_float32_sampler_follows_stock() -> None:
     assert float((ours - theirs).abs().max()) <= 10 * floor
 
 
+def test_autocast_rounds_biases_but_not_atoms() -> None:
+    """bfloat16 stays within the Linears that Boltz runs in it: atoms keep float32."""
+    mesh = Mesh.create(1, 1)
+    case = make_case(mesh, 61, dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = DiffusionConditioning(stock_conditioning().float(), mesh)(
+            case.trunk.s,
+            case.trunk.z,
+            lambda lo, hi: case.trunk.relpos[:, lo:hi],
+            case.feats,
+            case.layout,
+            case.atom_layout,
+        )
+    for name in ("q", "c"):
+        assert torch.equal(getattr(ours, name), getattr(case.ours, name)), name
+    for name in ("atom_enc_bias", "atom_dec_bias", "token_bias"):
+        rounded, exact = getattr(ours, name), getattr(case.ours, name)
+        assert rounded.dtype == torch.bfloat16
+        keep = exact > MASKED / 2
+        assert_close(rounded.float() * keep, exact * keep, name, 0.05)
+
+
 def test_one_sampling_step_is_refused() -> None:
     with pytest.raises(ValueError, match="num_sampling_steps.* is 1; .*at least 2"):
         noise_schedule(stock_sampler(), 1, torch.device("cpu"))

@@ -7,9 +7,7 @@ from math import lcm
 import pytest
 
 from foldcp.layout import Box, PairLayout
-from foldcp.schedule import (
-    Plan,
-    intersect,
+from foldcp.plans import (
     partials_plan,
     root_plan,
     slots_plan,
@@ -17,8 +15,8 @@ from foldcp.schedule import (
     transpose_plan,
     triangle_attention_plan,
     triangle_multiplication_plan,
-    volume,
 )
+from foldcp.schedule import Plan, intersect, volume
 
 SMALL = [(1, 1), (1, 2), (2, 1), (2, 2), (2, 3), (3, 2), (3, 3), (2, 4), (4, 2)]
 LARGE = [(4, 4), (4, 8), (8, 8), (16, 16)]

@@ -44,7 +44,7 @@ def guarded(stock: Callable[..., Any]) -> Callable[..., Any]:
             stock(arguments, prog_name or "boltz", complete_var, standalone_mode=False, **extra)
         except BaseException as error:
             _end(error)
-        sys.exit(0)
+        session.leave()
 
     return main
 
@@ -60,7 +60,7 @@ def _meeting_time() -> float:
 def _end(error: BaseException) -> NoReturn:
     """End every rank after `error`."""
     if isinstance(error, SystemExit) and error.code in (0, None):
-        raise error
+        session.leave()
     if isinstance(error, click.exceptions.Exit):
         session.end(f"boltz ended with exit code {error.exit_code}", error.exit_code)
     if isinstance(error, click.ClickException):

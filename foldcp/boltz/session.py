@@ -6,6 +6,7 @@ message; the others end without a word, even from inside a collective that would
 
 from __future__ import annotations
 
+import atexit
 import datetime
 import os
 import signal
@@ -70,6 +71,17 @@ def end(message: str, code: int = 1) -> NoReturn:
     raise SystemExit(code)
 
 
+def leave(code: int = 0) -> NoReturn:
+    """Exit a rank whose work is done; the session must be closed."""
+    if Place.find(os.environ).world > 1:
+        # Not sys.exit: while anything still refers to the destroyed process group, its threads
+        # abort an interpreter that shuts down ("terminate called"), in one exit of ten.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
 class Session:
     """The ranks of one run. Made by `start`."""
 
@@ -83,7 +95,9 @@ class Session:
         self.serves = place.rank == 0 and not place.agent_store
         self._store = self._connect(self.serves, meeting_time)
         watched = self._connect(False, meeting_time)
-        threading.Thread(target=self._watch, args=(watched,), daemon=True).start()
+        self._watcher = threading.Thread(target=self._watch, args=(watched,), daemon=True)
+        self._watcher.start()
+        atexit.register(self._stop_watching)
         self._end_on_sigterm()
 
     def _connect(self, serve: bool, seconds: float) -> Any:
@@ -159,7 +173,7 @@ class Session:
         if self.place.world > 1:
             import torch.distributed as dist
 
-            self._over.set()
+            self._stop_watching()
             if self.mesh is not None:
                 self.mesh.barrier()
             if dist.is_initialized():
@@ -192,6 +206,11 @@ class Session:
                 if self._over.wait(2 * _POLL):
                     return
             self._leave(store, 1)
+
+    def _stop_watching(self) -> None:
+        """End the watcher: Python aborts when it exits while a thread is inside the store."""
+        self._over.set()
+        self._watcher.join()
 
     def _leave(self, store: Any, code: int) -> NoReturn:
         sys.stdout.flush()

@@ -36,8 +36,10 @@ def folded(projections: Sequence[nn.Sequential]) -> tuple[Tensor, Tensor]:
     Returns:
         weight [L * H, C] and bias [L * H], to be used on `F.layer_norm(x, (C,))`.
     """
-    weight = torch.cat([linear.weight * norm.weight for norm, linear in projections])
-    bias = torch.cat([linear.weight @ norm.bias for norm, linear in projections])
+    # Folded at full precision; the Linear that uses them rounds as autocast says.
+    with torch.autocast(projections[0][1].weight.device.type, enabled=False):
+        weight = torch.cat([linear.weight * norm.weight for norm, linear in projections])
+        bias = torch.cat([linear.weight @ norm.bias for norm, linear in projections])
     return weight, bias
 
 

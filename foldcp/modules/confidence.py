@@ -31,7 +31,7 @@ from foldcp.modules.scores import (
     row_totals,
     tm_scores,
 )
-from foldcp.schedule import token_plan
+from foldcp.plans import token_plan
 from foldcp_kernels.chunking import chunk_length, spans
 
 Feats = Mapping[str, Tensor]

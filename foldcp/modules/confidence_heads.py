@@ -14,7 +14,7 @@ from foldcp.mesh import Mesh
 from foldcp.modules.base import TiledModule, wide
 from foldcp.modules.distogram import symmetric_rows
 from foldcp.modules.scores import ColumnGroups
-from foldcp.schedule import chunks, root_plan, token_plan
+from foldcp.plans import chunks, root_plan, token_plan
 from foldcp_kernels.chunking import chunk_length
 from foldcp_kernels.heads import bin_centres, expectations, tm_values
 

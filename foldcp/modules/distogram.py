@@ -12,7 +12,7 @@ from foldcp.exchange import stream
 from foldcp.layout import PairLayout, Span
 from foldcp.mesh import Mesh
 from foldcp.modules.base import TiledModule, wide
-from foldcp.schedule import chunks, transpose_plan
+from foldcp.plans import chunks, transpose_plan
 from foldcp_kernels.chunking import chunk_length
 from foldcp_kernels.heads import expectations
 

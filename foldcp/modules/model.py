@@ -18,7 +18,7 @@ from foldcp.exchange import fetch, stream
 from foldcp.layout import WINDOW, AtomLayout, PairLayout
 from foldcp.mesh import Mesh
 from foldcp.modules.pair_embedding import PairEmbedding
-from foldcp.schedule import root_plan, token_plan
+from foldcp.plans import root_plan, token_plan
 from foldcp_kernels.chunking import chunk_length, spans
 
 Features = dict[str, Any]
@@ -119,20 +119,20 @@ class FoldOnMesh:
         z = s_init.new_zeros(
             (1, layout.tile_rows, layout.tile_cols, model.z_norm.weight.shape[0]), dtype=dtype
         )
-        blocks = len(model.msa_module.layers) + len(model.pairformer_module.layers)
-        total = blocks * (recycling_steps + 1)
-        for i in range(recycling_steps + 1):
+        passes = recycling_steps + 1
+        deep = len(model.msa_module.layers)
+        total = deep + len(model.pairformer_module.layers)
+        for i in range(passes):
+            stage = f"recycle {i + 1}/{passes}"
             s = s_init + model.s_recycle(model.s_norm(s))
             self._recycle_pair(z, feats, sides, layout)
             if model.use_templates:
                 z = model.template_module(z, feats, layout)
-            base = i * blocks
             z = model.msa_module(
-                z, s_inputs, feats, layout, lambda k, _, b=base: report("trunk", b + k, total)
+                z, s_inputs, feats, layout, lambda k, _, t=stage: report(t, k, total)
             )
-            base += len(model.msa_module.layers)
             s, z = model.pairformer_module(
-                s, z, layout, lambda k, _, b=base: report("trunk", b + k, total)
+                s, z, layout, lambda k, _, t=stage: report(t, deep + k, total)
             )
         return s, z
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from foldcp.exchange import fetch
 from foldcp.layout import PairLayout
 from foldcp.mesh import Mesh
-from foldcp.schedule import slots_plan
+from foldcp.plans import slots_plan
 from foldcp_kernels.chunking import chunk_length, spans
 
 Feats = Mapping[str, Tensor]

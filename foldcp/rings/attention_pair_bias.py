@@ -19,7 +19,7 @@ from torch import Tensor
 from foldcp.exchange import fetch
 from foldcp.layout import PairLayout
 from foldcp.mesh import Mesh
-from foldcp.schedule import partials_plan, token_plan
+from foldcp.plans import partials_plan, token_plan
 from foldcp_kernels.attention import attend, merge_all
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from foldcp.exchange import fetch
 from foldcp.layout import PairLayout
 from foldcp.mesh import Mesh
-from foldcp.schedule import token_plan
+from foldcp.plans import token_plan
 from foldcp_kernels.chunking import add_chunks
 from foldcp_kernels.outer_product_mean import outer_product_chunks
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from foldcp.exchange import fetch
 from foldcp.layout import PairLayout
 from foldcp.mesh import Mesh
-from foldcp.schedule import partials_plan, row_plan, token_plan
+from foldcp.plans import partials_plan, row_plan, token_plan
 
 
 def column_weights(logits: Tensor, layout: PairLayout, mesh: Mesh) -> Tensor:

@@ -22,7 +22,7 @@ from torch import Tensor
 from foldcp.exchange import stream
 from foldcp.layout import PairLayout, Span
 from foldcp.mesh import Mesh
-from foldcp.schedule import triangle_attention_plan
+from foldcp.plans import triangle_attention_plan
 from foldcp_kernels.attention import Carry
 from foldcp_kernels.chunking import add_chunks, chunk_length, spans
 from foldcp_kernels.triangle_attention import (

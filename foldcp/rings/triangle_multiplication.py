@@ -17,7 +17,7 @@ from torch import Tensor
 from foldcp.exchange import stream
 from foldcp.layout import PairLayout, Span
 from foldcp.mesh import Mesh
-from foldcp.schedule import chunks, triangle_multiplication_plan
+from foldcp.plans import chunks, triangle_multiplication_plan
 from foldcp_kernels.chunking import add_chunks
 from foldcp_kernels.triangle_multiplication import (
     TriangleMultiplicationWeights,

@@ -1,0 +1,245 @@
+"""Live bytes of each stage of a prediction, in units of N^2, with no GPU.
+
+Boltz-2 in its real dimensions is built from shapes alone and runs on a fake CUDA device under
+bfloat16 autocast (`bench.fake_device`): 2 pairformer blocks, 1 MSA block and 1 confidence block,
+because depth adds no memory, but all 24 token layers, whose biases are kept. Activations are
+counted, weights are not. Peers of a mesh do not exist (`bench.fake_mesh`).
+
+    python -m bench.live_memory                  # bench/results/memory/live.csv
+    python -m bench.live_memory --mesh 1x1 --explain
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+
+from bench.fake_device import FakeDevice, fake_cuda
+from bench.fake_mesh import fake_mesh, no_peers
+from bench.machine import ROOT, write_csv
+
+TOKENS, ATOMS_PER_TOKEN, STEPS = 2048, 8, 2
+BLOCKS, MSA_BLOCKS, CONFIDENCE_BLOCKS = 2, 1, 1
+BYTES_PER_PAIR, SHARE_OF_2X2 = 2000, 0.26
+OUT = ROOT / "bench" / "results" / "memory" / "live.csv"
+
+# (stage, owner, method)
+STAGES: tuple[tuple[str, Callable[[Any], Any], str], ...] = (
+    ("input_embedder", lambda m: m.input_embedder, "forward"),
+    ("recycling", lambda m: m.foldcp, "_recycle_pair"),
+    ("templates", lambda m: m.template_module, "forward"),
+    ("msa", lambda m: m.msa_module, "forward"),
+    ("pairformer", lambda m: m.pairformer_module, "forward"),
+    ("distogram", lambda m: m.distogram_module, "contact_probability"),
+    ("conditioning", lambda m: m.diffusion_conditioning, "forward"),
+    ("sampling", lambda m: m.structure_module, "sample"),
+    ("confidence", lambda m: m.confidence_module, "forward"),
+)
+
+
+@dataclass(frozen=True)
+class StagePeak:
+    """The peak of one stage: bytes, bytes / N^2, and the largest storages at that moment."""
+
+    stage: str
+    bytes: int
+    per_pair: float
+    at_peak: tuple[tuple[int, str], ...] = ()
+
+
+def features(n: int, sequences: int = 1, chains: int = 1) -> dict[str, Tensor]:
+    """Collated compact features of protein chains: N tokens, 8 atoms each, no template."""
+    atoms = n * ATOMS_PER_TOKEN
+    windows = -(-atoms // 32) * 32
+    token = torch.arange(n)
+    chain = token * chains // n
+    pad = torch.zeros(windows)
+    pad[:atoms] = 1
+    of_atom = torch.zeros(windows, dtype=torch.long)
+    of_atom[:atoms] = torch.arange(atoms) // ATOMS_PER_TOKEN
+    first = token * ATOMS_PER_TOKEN
+    none = torch.zeros(n, dtype=torch.long)
+    feats = {
+        "token_index": token, "residue_index": token, "asym_id": chain, "entity_id": chain,
+        "sym_id": none, "mol_type": none, "method_feature": none, "modified": none,
+        "res_type": 2 + token % 20, "token_pad_mask": torch.ones(n),
+        "cyclic_period": torch.zeros(n), "affinity_token_mask": torch.zeros(n),
+        "token_bond_index": torch.zeros(0, 2, dtype=torch.long),
+        "token_bond_type": torch.zeros(0, dtype=torch.long),
+        "contact_index": torch.zeros(0, 2, dtype=torch.long),
+        "contact_type": torch.zeros(0, dtype=torch.long),
+        "contact_threshold_value": torch.zeros(0), "contact_default": torch.tensor(0),
+        "ref_pos": torch.randn(windows, 3), "ref_charge": torch.zeros(windows),
+        "ref_element": 6 * pad.long(),
+        "ref_atom_name_chars": torch.zeros(windows, 4, dtype=torch.long),
+        "atom_backbone_feat": torch.zeros(windows, dtype=torch.long), "ref_space_uid": of_atom,
+        "atom_pad_mask": pad, "atom_to_token": of_atom, "token_to_rep_atom": first + 1,
+        "frames_idx": (first[:, None] + torch.arange(3))[None],
+        "msa": (2 + token % 20).to(torch.uint8).expand(sequences, n).contiguous(),
+        "msa_paired": torch.zeros(sequences, n), "msa_mask": torch.ones(sequences, n).bool(),
+        "has_deletion": torch.zeros(sequences, n).bool(),
+        "deletion_value": torch.zeros(sequences, n), "deletion_mean": torch.zeros(n),
+        "profile": torch.zeros(n, 33), "template_mask": torch.zeros(1, n),
+    }  # fmt: skip
+    return {name: value[None] for name, value in feats.items()}
+
+
+def shapes_of_model() -> nn.Module:
+    """Boltz-2 in its real dimensions, without memory for its parameters."""
+    from dataclasses import asdict
+
+    import boltz.main
+    from boltz.model.layers import initialize
+    from boltz.model.models.boltz2 import Boltz2
+
+    from bench.synthetic.checkpoint import hyperparameters
+
+    arguments = hyperparameters("real")
+    arguments["confidence_model_args"]["pairformer_args"]["num_blocks"] = CONFIDENCE_BLOCKS
+    arguments |= dict(
+        pairformer_args=asdict(boltz.main.PairformerArgsV2(num_blocks=BLOCKS)),
+        msa_args=asdict(boltz.main.MSAModuleArgs(msa_blocks=MSA_BLOCKS, subsample_msa=True)),
+        diffusion_process_args=asdict(boltz.main.Boltz2DiffusionParams()),
+        steering_args=None,
+        ema=False,
+        use_kernels=False,
+    )
+    # Stock draws truncated normals with SciPy, which shapes do not need.
+    with mock.patch.object(initialize, "trunc_normal_init_"), torch.device("meta"):
+        return Boltz2(**arguments).eval().requires_grad_(False)
+
+
+def onto(model: nn.Module, device: FakeDevice) -> None:
+    """Give every parameter and buffer a fake tensor on the device, in place; none is counted."""
+    for module in model.modules():
+        for name, p in module._parameters.items():
+            if p is not None:
+                fake = torch.empty(p.shape, dtype=p.dtype, device="cuda")
+                module._parameters[name] = nn.Parameter(fake, requires_grad=False)
+        for name, b in module._buffers.items():
+            if b is not None:
+                module._buffers[name] = torch.empty(b.shape, dtype=b.dtype, device="cuda")
+
+
+def measure(
+    n: int = TOKENS,
+    rows: int = 1,
+    cols: int = 1,
+    rank: int = 0,
+    samples: int = 1,
+    sequences: int = 1,
+    explain: bool = False,
+) -> list[StagePeak]:
+    """Predict on one rank and report each stage's peak.
+
+    Args:
+        n: tokens. rows, cols, rank: the rank's place in the mesh. samples: diffusion samples.
+        sequences: rows of the MSA. explain: also list what was alive at each peak.
+
+    Returns:
+        One entry per stage, in order, then "between" (what runs outside of them) and "overall".
+    """
+    from foldcp.boltz.swap import apply
+    from foldcp.modules.model import Settings
+
+    model, real = shapes_of_model(), features(n, sequences)
+    with fake_cuda(_birth if explain else None) as device, no_peers():
+        onto(model, device)
+        apply(model, fake_mesh(rows, cols, rank, "cuda"))
+        weights = device.live.now
+        feats = {name: device.known(value) for name, value in real.items()}
+        peaks: dict[str, tuple[int, tuple]] = {}
+
+        def close(name: str) -> None:
+            live = device.live
+            peaks[name] = max(
+                peaks.get(name, (0, ())), (live.peak - weights, tuple(live.at_peak))
+            )
+            live.restart()
+
+        for name, owner, method in STAGES:
+            _watch(owner(model), method, name, close)
+        device.live.restart()
+        settings = Settings(recycling_steps=1, sampling_steps=STEPS, diffusion_samples=samples)
+        model.foldcp(feats, settings)
+        close("between")
+    peaks["overall"] = max(peaks.values())
+    return [StagePeak(k, b, b / n**2, notes) for k, (b, notes) in peaks.items()]
+
+
+def _watch(owner: Any, method: str, name: str, close: Callable[[str], None]) -> None:
+    inner = getattr(owner, method)
+
+    def outer(*args: Any, **kwargs: Any) -> Any:
+        close("between")
+        out = inner(*args, **kwargs)
+        close(name)
+        return out
+
+    setattr(owner, method, outer)
+
+
+def _birth(x: Tensor) -> str:
+    """Shape, dtype and the lines of foldcp that made a tensor."""
+    lines = [
+        f"{Path(f.filename).name}:{f.lineno}"
+        for f in traceback.extract_stack()
+        if "/foldcp" in f.filename
+    ]
+    return f"{str(x.dtype)[6:]}{list(x.shape)} {' < '.join(lines[:-5:-1])}"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measure 1x1 and every rank of 2x2, write the table; 1 when a target is missed."""
+    parser = argparse.ArgumentParser(prog="python -m bench.live_memory")
+    parser.add_argument("--tokens", type=int, default=TOKENS)
+    parser.add_argument("--mesh", nargs="+", default=["1x1", "2x2"])
+    parser.add_argument("--samples", type=int, default=1)
+    parser.add_argument("--sequences", type=int, default=1)
+    parser.add_argument("--explain", action="store_true", help="what is alive at each peak")
+    parser.add_argument("--out", type=Path, default=OUT)
+    options = parser.parse_args(argv)
+    rows = []
+    for mesh in options.mesh:
+        r, c = (int(x) for x in mesh.split("x"))
+        for rank in range(r * c):
+            found = measure(
+                options.tokens, r, c, rank, options.samples, options.sequences, options.explain
+            )
+            for peak in found:
+                rows.append(
+                    {"tokens": options.tokens, "samples": options.samples}
+                    | {"sequences": options.sequences, "mesh": mesh, "rank": rank}
+                    | {"stage": peak.stage, "bytes": peak.bytes}
+                    | {"bytes_per_pair": round(peak.per_pair, 1)}
+                )
+                print(f"{mesh} rank {rank} {peak.stage:15} {peak.per_pair:8.1f} B x N^2")
+                for size, note in peak.at_peak:
+                    print(f"    {size / options.tokens**2:8.1f}  {note}")
+    write_csv(options.out, rows)
+    return _judge(rows)
+
+
+def _judge(rows: list[dict[str, Any]]) -> int:
+    one = {r["stage"]: r["bytes_per_pair"] for r in rows if r["mesh"] == "1x1"}
+    many = [r["bytes_per_pair"] for r in rows if r["mesh"] == "2x2" and r["stage"] == "overall"]
+    missed = [k for k, v in one.items() if v > BYTES_PER_PAIR]
+    print(f"1x1: stages above {BYTES_PER_PAIR} bytes x N^2: {', '.join(missed) or 'none'}")
+    if one and many:
+        share = max(many) / one["overall"]
+        print(f"2x2: largest rank {share:.3f} of 1x1 (target {SHARE_OF_2X2})")
+        return int(bool(missed) or share > SHARE_OF_2X2)
+    return int(bool(missed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
