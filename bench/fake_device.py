@@ -185,6 +185,9 @@ class _Python(TorchFunctionMode):
         if func is Tensor.contiguous:
             x = args[0]
             return x if x.is_contiguous() else x.clone(memory_format=torch.contiguous_format)
+        if func is Tensor.copy_:
+            aten.copy_.default(args[0], args[1])
+            return args[0]
         if func in _HOST and isinstance(args[0], FakeTensor):
             value = self.device.value(args[0])
             if value is None:

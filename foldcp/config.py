@@ -21,7 +21,8 @@ class Config:
         mesh: FOLDCP_MESH, "auto" or "RxQ".
         route: FOLDCP_ROUTE, fetch tiles from their owner ("direct") or from a neighbour ("ring").
         precision: FOLDCP_PRECISION, "auto" is bf16 on CUDA and fp32 on CPU.
-        chunk_mb: FOLDCP_CHUNK_MB, largest temporary of a memory-saving chunk, in 10^6 bytes.
+        chunk_mb: FOLDCP_CHUNK_MB, largest temporary of a memory-saving chunk, in 10^6 bytes; None
+            is the default of the device.
         timeout: FOLDCP_TIMEOUT, seconds that a rank waits for another one before it gives up.
         report: FOLDCP_REPORT, file for the run's costs (JSON, see foldcp.report.costs) or None.
     """
@@ -31,7 +32,7 @@ class Config:
     mesh: str = "auto"
     route: str = "direct"
     precision: str = "auto"
-    chunk_mb: int = 64
+    chunk_mb: int | None = None
     timeout: int = 1800
     report: str | None = None
 
@@ -56,7 +57,7 @@ class Config:
             mesh=get.mesh("FOLDCP_MESH", cls.mesh),
             route=get.choice("FOLDCP_ROUTE", ROUTES, cls.route),
             precision=get.choice("FOLDCP_PRECISION", PRECISIONS, cls.precision),
-            chunk_mb=get.count("FOLDCP_CHUNK_MB", cls.chunk_mb),
+            chunk_mb=get.count("FOLDCP_CHUNK_MB", 1) if environ.get("FOLDCP_CHUNK_MB") else None,
             timeout=get.count("FOLDCP_TIMEOUT", cls.timeout),
             report=environ.get("FOLDCP_REPORT") or None,
         )
@@ -87,7 +88,5 @@ class _Reader:
     def mesh(self, name: str, default: str) -> str:
         value = (self.environ.get(name) or default).lower()
         if value != "auto" and not re.fullmatch(r"[1-9]\d*x[1-9]\d*", value):
-            raise ValueError(
-                f"{name} must be auto or ROWSxCOLUMNS, for example 2x4, got {value!r}"
-            )
+            raise ValueError(f"{name} must be auto or ROWSxCOLUMNS, for example 2x4, got {value!r}")
         return value

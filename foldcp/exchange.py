@@ -104,9 +104,7 @@ class Exchange:
         for peer in sorted({p.peer for p in recvs}):
             nbytes = 0
             for p in (p for p in recvs if p.peer == peer):
-                nbytes = _align(nbytes) + _bytes(
-                    self.sources[p.source], self.dims[p.source], p.box
-                )
+                nbytes = _align(nbytes) + _bytes(self.sources[p.source], self.dims[p.source], p.box)
             inbox[peer] = torch.empty(nbytes, dtype=torch.uint8, device=self.mesh.device)
             self.mesh.received[self.label] += nbytes
             ops.append(self._op(dist.irecv, inbox[peer], peer))
@@ -263,8 +261,7 @@ def scatter_add(
 ) -> tuple[Tensor, ...]:
     """Send regions of a one-step plan back to their owners, which add them up."""
     like = [
-        r.new_empty(_shape(r, d, box))
-        for r, d, box in zip(regions, dims, plan.owned, strict=True)
+        r.new_empty(_shape(r, d, box)) for r, d, box in zip(regions, dims, plan.owned, strict=True)
     ]
     exchange = Exchange(mesh, plan, like, dims, label)
     if torch.is_grad_enabled() and any(r.requires_grad for r in regions):

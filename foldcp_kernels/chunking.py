@@ -9,7 +9,7 @@ from torch import Tensor
 
 # A CPU chunk should stay near the caches and under malloc's mmap threshold; a GPU chunk should
 # be large enough to fill the chip.
-_DEFAULT_BYTES = {"cpu": 8 << 20, "cuda": 128 << 20}
+_DEFAULT_BYTES = {"cpu": 8_000_000, "cuda": 256_000_000}
 _override: list[int] = []
 
 
@@ -26,7 +26,7 @@ def set_chunk_bytes(count: int | None) -> None:
 
 def chunk_bytes(device: torch.device) -> int:
     """Transient memory that one chunk may take, in bytes."""
-    return _override[0] if _override else _DEFAULT_BYTES.get(device.type, 128 << 20)
+    return _override[0] if _override else _DEFAULT_BYTES.get(device.type, 256_000_000)
 
 
 def chunk_length(total: int, bytes_each: int, device: torch.device, at_most: int = 0) -> int:

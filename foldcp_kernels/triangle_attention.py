@@ -71,9 +71,7 @@ def project_lines(
     return q, torch.cat(kv, -1)
 
 
-def attend_panel(
-    q: Tensor, kv: Tensor, bias: Tensor, masked: bool, carry: Carry | None
-) -> Carry:
+def attend_panel(q: Tensor, kv: Tensor, bias: Tensor, masked: bool, carry: Carry | None) -> Carry:
     """Attend all positions of the lines to one panel of keys.
 
     Args:

@@ -22,7 +22,7 @@ RESIDUE_STEP = 11  # residue numbers jump, so that offsets beyond 32 occur
 
 
 def complex_feats(seed: int = 0, cyclic: bool = True, contacts: bool = True) -> dict[str, Tensor]:
-    """Compact features, collated, of two protein copies (one cyclic), DNA, a ligand and an ion (N = 37).
+    """Compact features of two protein copies (one cyclic), DNA, a ligand and an ion: N = 37.
 
     Modified residues have one token per atom. N is odd. Floats are float64.
     """

@@ -24,7 +24,7 @@ EXPECTED = {
     "gpu": ("no GPU is visible here: pass --accelerator cpu",),
     "arguments": ("argument --step_scale is 2.0 on rank 1 and None on rank 0", "same command"),
     "content": ("content of other.yaml", "same command, input files"),
-    "settings": ("setting chunk_mb is 7 on rank 1 and 64 on rank 0",),
+    "settings": ("setting chunk_mb is 7 on rank 1 and None on rank 0",),
     "lonely": ("could not meet rank 0", "check that all ranks were started"),
     "missing input": ("does not exist", "boltz predict --help"),
     "missing checkpoint": ("'--checkpoint'", "does not exist"),

@@ -32,9 +32,7 @@ def predict(mesh: Mesh, folder: str, name: str, dtype: torch.dtype) -> dict[str,
     model = parity.build_model(dtype=dtype)
     apply(model, mesh)
     feats = parity.compact_features(prepared)
-    return parity.stock_outputs(
-        model, feats, steps=STEPS, samples=SAMPLES, recycling=RECYCLES
-    )
+    return parity.stock_outputs(model, feats, steps=STEPS, samples=SAMPLES, recycling=RECYCLES)
 
 
 def cases(mesh: Mesh, folder: str, names: tuple[str, ...], dtypes: tuple[torch.dtype, ...]):
@@ -47,9 +45,7 @@ def stock(folder: str, name: str, dtype: torch.dtype, moved: bool = False) -> di
     model = parity.build_model(dtype=dtype)
     model = parity.perturbed(model) if moved else model
     feats = parity.stock_features(prepared)
-    return parity.stock_outputs(
-        model, feats, steps=STEPS, samples=SAMPLES, recycling=RECYCLES
-    )
+    return parity.stock_outputs(model, feats, steps=STEPS, samples=SAMPLES, recycling=RECYCLES)
 
 
 def compare(got: dict[str, Any], folder: str, name: str, dtype: torch.dtype) -> None:
@@ -58,9 +54,7 @@ def compare(got: dict[str, Any], folder: str, name: str, dtype: torch.dtype) -> 
     got = {k: v for k, v in got.items() if k != "z"}
     away = parity.largest_differences(got, want)
     if dtype == torch.float64:
-        scale = parity.largest_differences(
-            want, {k: _zeros(v) for k, v in want.items()}
-        )
+        scale = parity.largest_differences(want, {k: _zeros(v) for k, v in want.items()})
         for key, e in away.items():
             assert e <= FLOAT64 * max(1.0, scale[key]), f"{name} {key}: {e:.2e}"
         return

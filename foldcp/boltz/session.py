@@ -127,9 +127,7 @@ class Session:
         """True on rank 0."""
         return self.place.rank == 0
 
-    def form(
-        self, rows: int, cols: int, device: torch.device, route: str, timeout: int
-    ) -> Mesh:
+    def form(self, rows: int, cols: int, device: torch.device, route: str, timeout: int) -> Mesh:
         """Start torch.distributed and lay the ranks out as a mesh.
 
         Args:

@@ -122,9 +122,7 @@ class _PredictStep:
         return self._prediction(model, batch, out)
 
     @staticmethod
-    def _prediction(
-        model: nn.Module, batch: dict[str, Any], out: dict[str, Any]
-    ) -> dict[str, Any]:
+    def _prediction(model: nn.Module, batch: dict[str, Any], out: dict[str, Any]) -> dict[str, Any]:
         args = model.predict_args
         pred: dict[str, Any] = {"exception": False}
         for key in args.get("keys_dict_batch", ()):

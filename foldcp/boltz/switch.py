@@ -25,6 +25,7 @@ from foldcp.boltz.run import Run, current, set_current
 from foldcp.boltz.writers import RootAffinityWriter, RootWriter
 from foldcp.config import Config
 from foldcp.report import UserError
+from foldcp_kernels.chunking import set_chunk_bytes
 
 
 def patch(main: ModuleType) -> None:
@@ -42,7 +43,7 @@ def patch(main: ModuleType) -> None:
     main.process_inputs = _process_inputs(main.process_inputs)
     main.Manifest = _RootManifest(main.Manifest)
     main.filter_inputs_structure = _decided_by_root(main.filter_inputs_structure)
-    main.filter_inputs_affinity = _decided_by_root(main.filter_inputs_affinity)
+    main.filter_inputs_affinity = _decided_by_root(main.filter_inputs_affinity, affinity=True)
     main.Trainer = models.trainer_class(main.Trainer)
     main.BoltzWriter, main.BoltzAffinityWriter = RootWriter, RootAffinityWriter
     main.Boltz2InferenceDataModule = RootDataModule
@@ -95,6 +96,7 @@ def begin(options: dict[str, Any]) -> Run:
     preflight.check_launch(config, place)
     rows, cols = meshes.choose(place.world, config.mesh)
     device = preflight.choose_device(options, place)
+    set_chunk_bytes(config.chunk_mb and config.chunk_mb * 10**6)
     mesh = ranks.form(rows, cols, device, config.route, config.timeout)
     preflight.check_same_everywhere(options, config, mesh)
     if mesh.is_root:
@@ -218,14 +220,21 @@ class _RootManifest:
         return manifest
 
 
-def _decided_by_root(stock: Callable[..., Any]) -> Callable[..., Any]:
-    """What is still to be predicted, as the root rank sees it."""
+def _decided_by_root(stock: Callable[..., Any], affinity: bool = False) -> Callable[..., Any]:
+    """What is still to be predicted, as the root rank sees it.
+
+    Stock hands every input to the affinity pass, also those without an affinity request, for which
+    its data module finds no structure: with several inputs only those that ask for it may go on.
+    """
 
     @wraps(stock)
     def filter_inputs(**options: Any) -> Any:
         run = current()
         if run is None:
             return stock(**options)
-        return run.mesh.broadcast_object(stock(**options) if run.mesh.is_root else None)
+        left = stock(**options) if run.mesh.is_root else None
+        if left is not None and affinity:
+            left = type(left)([r for r in left.records if r.affinity])
+        return run.mesh.broadcast_object(left)
 
     return filter_inputs

@@ -21,7 +21,7 @@ from foldcp.layout import Box, PairLayout, Span
 from foldcp.mesh import Mesh
 from foldcp.modules.base import wide
 from foldcp.modules.triangle import TriangleMultiplication
-from foldcp.rings.triangle_multiplication import _contract_group, channel_groups
+from foldcp.rings.triangle_multiplication import channel_groups, contract_group
 from foldcp.schedule import Plan, boxes_plan
 from foldcp_kernels.chunking import add_chunks
 from foldcp_kernels.triangle_multiplication import (
@@ -214,7 +214,7 @@ def _update(
     x: list[Tensor] = []
     plane_bytes = z.element_size() * layout.tile_rows * layout.tile_cols
     for group in channel_groups(layout, w.p_in.shape[0] // 2, plane_bytes):
-        x += _contract_group(project_planes(z, mask, w, group), outgoing, layout, mesh)
+        x += contract_group(project_planes(z, mask, w, group), outgoing, layout, mesh)
     return add_chunks(torch.zeros_like(z), 1, gated_update(z, x, w))
 
 

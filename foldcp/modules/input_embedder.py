@@ -71,9 +71,7 @@ class InputEmbedder(TiledModule):
 
     def _keys(self, affinity: bool) -> tuple[str, ...]:
         end = "_affinity" if affinity else ""
-        used = zip(
-            _FLAGS, ("method_feature", "modified", "cyclic_period", "mol_type"), strict=True
-        )
+        used = zip(_FLAGS, ("method_feature", "modified", "cyclic_period", "mol_type"), strict=True)
         chosen = tuple(key for flag, key in used if getattr(self, flag))
         return ("res_type", f"profile{end}", f"deletion_mean{end}", *chosen)
 

@@ -148,9 +148,7 @@ class MSAModule(TiledModule):
                 progress(i + 1, len(self.layers))
         return out + z if torch.is_grad_enabled() else out.add_(z)
 
-    def embed(
-        self, s_inputs: Tensor, feats: Features, layout: PairLayout
-    ) -> tuple[Tensor, Tensor]:
+    def embed(self, s_inputs: Tensor, feats: Features, layout: PairLayout) -> tuple[Tensor, Tensor]:
         """The MSA shard [1, S, n, C_m] and its mask [1, S, n], 0 on padding."""
         lo, hi = layout.shard_span()
         real = layout.valid((lo, hi))
@@ -158,9 +156,7 @@ class MSAModule(TiledModule):
         msa, has, value, paired, mask = (feats[k] for k in keys)
         if self.subsample_msa:
             rows = torch.randperm(msa.shape[1])[: self.num_subsampled_msa].to(msa.device)
-            msa, has, value, paired, mask = (
-                x[:, rows] for x in (msa, has, value, paired, mask)
-            )
+            msa, has, value, paired, mask = (x[:, rows] for x in (msa, has, value, paired, mask))
         msa, has, value, paired, mask = (
             F.pad(x[:, :, lo : lo + real], (0, hi - lo - real))
             for x in (msa, has, value, paired, mask)

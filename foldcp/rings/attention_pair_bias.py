@@ -61,9 +61,7 @@ def attention_pair_bias(
     return merge_all(o, lse)
 
 
-def _partial(
-    q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float
-) -> tuple[Tensor, Tensor]:
+def _partial(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """(o [M, T_r, H, D], lse [M, T_r, H]) over this rank's keys; lse is -inf without any."""
     if k.shape[1] == 0:
         # Sums of nothing keep the autograd graph of every rank alike.

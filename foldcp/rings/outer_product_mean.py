@@ -47,9 +47,7 @@ def outer_product_mean(
     layout.check(z)
     mask = mask.to(a.dtype)
     plan = token_plan(layout, ("rows", "cols", "rows", "cols"))
-    a, b, mask_r, mask_c = fetch(
-        mesh, plan, (a, b, mask, mask), ((2,),) * 4, "outer_product_mean"
-    )
+    a, b, mask_r, mask_c = fetch(mesh, plan, (a, b, mask, mask), ((2,),) * 4, "outer_product_mean")
     # Counts reach S, beyond what bf16 holds exactly.
     wide = torch.float64 if mask.dtype == torch.float64 else torch.float32
     with torch.autocast(z.device.type, enabled=False):

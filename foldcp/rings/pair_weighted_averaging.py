@@ -44,9 +44,7 @@ def column_weights(logits: Tensor, layout: PairLayout, mesh: Mesh) -> Tensor:
     return (logits - lse[..., None]).exp()
 
 
-def pair_weighted_averaging(
-    v: Tensor, weights: Tensor, layout: PairLayout, mesh: Mesh
-) -> Tensor:
+def pair_weighted_averaging(v: Tensor, weights: Tensor, layout: PairLayout, mesh: Mesh) -> Tensor:
     """Weighted sums over all tokens for this rank's tokens.
 
     Args:

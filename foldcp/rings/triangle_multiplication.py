@@ -76,14 +76,12 @@ def triangle_multiplication(
     x: list[Tensor] = []
     for lo, hi in channel_groups(layout, w.p_in.shape[0] // 2, plane_bytes):
         planes = project_planes(z, mask, w, (lo, hi))
-        x += _contract_group(planes, outgoing, layout, mesh)
+        x += contract_group(planes, outgoing, layout, mesh)
         del planes
     return add_chunks(z, 1, gated_update(z, x, w))
 
 
-def _contract_group(
-    planes: Tensor, outgoing: bool, layout: PairLayout, mesh: Mesh
-) -> list[Tensor]:
+def contract_group(planes: Tensor, outgoing: bool, layout: PairLayout, mesh: Mesh) -> list[Tensor]:
     """The contraction of one group of channels [B, 2d, T_r, T_c], in channel pieces."""
     d = planes.shape[1] // 2
     plane_bytes = planes.element_size() * layout.tile_rows * layout.tile_cols
