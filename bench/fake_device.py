@@ -36,15 +36,14 @@ _DATA_DEPENDENT = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_sha
 class LiveBytes:
     """Bytes of the storages that are alive on the fake device, and their peak.
 
-    Args:
-        note: called as `(tensor) -> str` at the birth of each storage; the notes of the largest
-            ones at the peak are kept in `at_peak`. None for no notes.
+    `note`, when set, is called as `(tensor) -> str` at the birth of each storage; the notes of the
+    largest ones at the peak are kept in `at_peak`.
     """
 
-    def __init__(self, note: Callable[[Tensor], str] | None = None) -> None:
+    def __init__(self) -> None:
         self.now = self.peak = 0
         self.at_peak: list[tuple[int, str]] = []
-        self._note = note
+        self.note: Callable[[Tensor], str] | None = None
         self._live: dict[int, tuple[int, str]] = {}
 
     def see(self, x: Tensor) -> None:
@@ -53,13 +52,13 @@ class LiveBytes:
         key, size = storage._cdata, storage.nbytes()
         if key in self._live:
             return
-        self._live[key] = (size, self._note(x) if self._note is not None else "")
+        self._live[key] = (size, self.note(x) if self.note is not None else "")
         weakref.finalize(storage, self._gone, key, size).atexit = False
         self.now += size
         if self.now > self.peak:
             self.peak = self.now
-            if self._note is not None:
-                self.at_peak = sorted(self._live.values(), reverse=True)[:12]
+            if self.note is not None:
+                self.at_peak = sorted((x for x in self._live.values() if x[1]), reverse=True)[:8]
 
     def _gone(self, key: int, size: int) -> None:
         del self._live[key]
@@ -244,20 +243,17 @@ def _inside_mask(left: list[Tensor | None], k: int) -> bool:
 
 
 @contextmanager
-def fake_cuda(
-    note: Callable[[Tensor], str] | None = None, dtype: torch.dtype = torch.bfloat16
-) -> Iterator[FakeDevice]:
+def fake_cuda(dtype: torch.dtype = torch.bfloat16) -> Iterator[FakeDevice]:
     """Make device "cuda" fake inside, with autocast on and gradients off.
 
     Args:
-        note: see `LiveBytes`. dtype: of autocast.
+        dtype: of autocast.
 
     Returns:
         The device; `device.live` counts, `device.known(x)` brings real tensors in.
     """
     before = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
-    device = FakeDevice(LiveBytes(note))
-    # Autocast's cache of cast weights lives as long as a training step; inference has no grads.
+    device = FakeDevice(LiveBytes())
     torch.set_autocast_enabled("cuda", True)
     torch.set_autocast_dtype("cuda", dtype)
     try:

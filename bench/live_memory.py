@@ -23,13 +23,19 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import boltz.main
 import torch
+from boltz.model.layers import initialize
+from boltz.model.models.boltz2 import Boltz2
 from torch import Tensor, nn
 
 from bench.fake_device import FakeDevice, fake_cuda
 from bench.fake_mesh import fake_mesh, no_peers
 from bench.machine import ROOT, write_csv
-from foldcp_kernels.chunking import spans
+from bench.synthetic.checkpoint import hyperparameters
+from foldcp.boltz.swap import apply
+from foldcp.modules.model import Settings
+from foldcp_kernels.chunking import set_chunk_bytes, spans
 
 TOKENS, ATOMS_PER_TOKEN, STEPS = 2048, 8, 2
 BLOCKS, MSA_BLOCKS, CONFIDENCE_BLOCKS = 2, 1, 1
@@ -104,18 +110,11 @@ def features(n: int, sequences: int = 1, chains: int = 1) -> dict[str, Tensor]:
     return {name: value[None] for name, value in feats.items()}
 
 
-@lru_cache
-def shapes_of_model() -> nn.Module:
-    """Boltz-2 in its real dimensions, without memory for its parameters."""
-    import boltz.main
-    from boltz.model.layers import initialize
-    from boltz.model.models.boltz2 import Boltz2
-
-    from bench.synthetic.checkpoint import hyperparameters
-
+def shallow_model() -> dict[str, Any]:
+    """Constructor arguments of Boltz-2 in its real dimensions with as few blocks as peaks need."""
     arguments = hyperparameters("real")
     arguments["confidence_model_args"]["pairformer_args"]["num_blocks"] = CONFIDENCE_BLOCKS
-    arguments |= dict(
+    return arguments | dict(
         pairformer_args=asdict(boltz.main.PairformerArgsV2(num_blocks=BLOCKS)),
         msa_args=asdict(boltz.main.MSAModuleArgs(msa_blocks=MSA_BLOCKS, subsample_msa=True)),
         diffusion_process_args=asdict(boltz.main.Boltz2DiffusionParams()),
@@ -123,9 +122,14 @@ def shapes_of_model() -> nn.Module:
         ema=False,
         use_kernels=False,
     )
+
+
+@lru_cache
+def shapes_of_model() -> nn.Module:
+    """Boltz-2 without memory for its parameters."""
     # Stock draws truncated normals with SciPy, which shapes do not need.
     with mock.patch.object(initialize, "trunc_normal_init_"), torch.device("meta"):
-        return Boltz2(**arguments).eval().requires_grad_(False)
+        return Boltz2(**shallow_model()).eval().requires_grad_(False)
 
 
 def onto(model: nn.Module, device: FakeDevice) -> None:
@@ -149,26 +153,25 @@ def measure(
     sequences: int = 1,
     explain: bool = False,
     few: bool = True,
+    chunk: int | None = None,
 ) -> list[StagePeak]:
     """Predict on one rank and report each stage's peak.
 
     Args:
         n: tokens. rows, cols, rank: the rank's place in the mesh. samples: diffusion samples.
         sequences: rows of the MSA. explain: also list what was alive at each peak.
-        few: see `few_chunks`.
+        few: see `few_chunks`. chunk: bytes of one chunk, None for the default of a GPU.
 
     Returns:
         One entry per stage, in order, then "between" (what runs outside of them) and "overall".
     """
-    from foldcp.boltz.swap import apply
-    from foldcp.modules.model import Settings
-
     model, real = deepcopy(shapes_of_model()), features(n, sequences)
-    chunks = few_chunks() if few else nullcontext()
-    with fake_cuda(_birth if explain else None) as device, no_peers(), chunks:
+    loops = few_chunks() if few else nullcontext()
+    with fake_cuda() as device, no_peers(), loops, _chunk_bytes(chunk):
         onto(model, device)
         apply(model, fake_mesh(rows, cols, rank, "cuda"))
         weights = device.live.now
+        device.live.note = birth if explain else None
         feats = {name: device.known(value) for name, value in real.items()}
         peaks: dict[str, tuple[int, tuple]] = {}
 
@@ -204,6 +207,15 @@ def few_chunks() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def _chunk_bytes(count: int | None) -> Iterator[None]:
+    set_chunk_bytes(count)
+    try:
+        yield
+    finally:
+        set_chunk_bytes(None)
+
+
 def _watch(owner: Any, method: str, name: str, close: Callable[[str], None]) -> None:
     inner = getattr(owner, method)
 
@@ -216,7 +228,7 @@ def _watch(owner: Any, method: str, name: str, close: Callable[[str], None]) -> 
     setattr(owner, method, outer)
 
 
-def _birth(x: Tensor) -> str:
+def birth(x: Tensor) -> str:
     """Shape, dtype and the lines of foldcp that made a tensor."""
     lines, frame = [], sys._getframe()
     while frame is not None and len(lines) < 4:

@@ -67,11 +67,8 @@ class Exchange:
     def start(self, step: int) -> None:
         """Post the sends and receives of a step."""
         s = self.plan.steps[step]
-        works, inbox, outbox = [], {}, []
-        if s.sends or s.recvs:
-            views = {p: self._send_view(p) for p in s.sends}
-            works, inbox, outbox = self._post(s.sends, s.recvs, views)
-        self._pending = (step, works, inbox, outbox)
+        views = {p: self._view(p) for p in s.sends}
+        self._pending = (step, *self._post(s.sends, s.recvs, views))
 
     def wait(self) -> tuple[Tensor, ...]:
         """The regions of the started step, one per want; they are views where nothing moved."""
@@ -86,7 +83,7 @@ class Exchange:
         self._held_wants = s.wants
         return self._held
 
-    def _send_view(self, p: Piece) -> Tensor:
+    def _view(self, p: Piece) -> Tensor:
         dims = self.dims[p.source]
         if p.held >= 0:
             return _cut(self._held[p.held], dims, self._held_wants[p.held].box, p.box)
@@ -126,7 +123,7 @@ class Exchange:
     def _assemble(self, s: Step, slot: int, arrived: dict[Piece, Tensor]) -> Tensor:
         want = s.wants[slot]
         like, dims = self.sources[want.source], self.dims[want.source]
-        parts = [(p, self._local_view(p)) for p in s.local if p.slot == slot]
+        parts = [(p, self._view(p)) for p in s.local if p.slot == slot]
         parts += [(p, arrived[p]) for p in s.recvs if p.slot == slot]
         if len(parts) == 1 and parts[0][0].box == want.box:
             return parts[0][1]
@@ -134,9 +131,6 @@ class Exchange:
         for p, x in parts:
             _cut(out, dims, want.box, p.box).copy_(x)
         return out
-
-    def _local_view(self, p: Piece) -> Tensor:
-        return self._send_view(p)
 
     def adjoint(self, regions: Sequence[Sequence[Tensor | None]]) -> list[Tensor]:
         """Send regions (one tuple per step) back to their owners and add them up there.

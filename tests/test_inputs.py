@@ -83,8 +83,9 @@ def check(got: dict[str, Any], want: dict[str, Any], name: str) -> None:
 
 @pytest.mark.parametrize("rows,cols", [(1, 1), (2, 2), (3, 1)])
 def test_every_kind_of_input(folder: Path, rows: int, cols: int) -> None:
-    got = run(rows, cols, predict, folder, NAMES, {})[0]
-    for name in NAMES:
+    names = NAMES if rows == cols else NAMES[-2:]
+    got = run(rows, cols, predict, folder, names, {})[0]
+    for name in names:
         check(got[name], stock(folder, name, False), name)
 
 

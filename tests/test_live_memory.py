@@ -1,0 +1,67 @@
+"""Peak memory of every stage on a fake GPU, as a regression test (see bench/live_memory.py).
+
+At half the tokens of the published table and a quarter of the chunk's bytes, every N x N tensor
+and every chunk of one is the same multiple of N^2; what grows with N alone weighs twice as much,
+so the bounds here are the stricter ones.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from bench.fake_device import fake_cuda
+from bench.live_memory import BYTES_PER_PAIR, SHARE_OF_2X2, TOKENS, measure
+from foldcp_kernels.chunking import chunk_bytes
+
+N = TOKENS // 2
+CHUNK = chunk_bytes(torch.device("cuda")) // 4
+
+
+@pytest.fixture(scope="module")
+def whole() -> dict[str, float]:
+    """Bytes x N^2 of each stage on one GPU."""
+    return {s.stage: s.per_pair for s in measure(N, chunk=CHUNK)}
+
+
+def test_one_gpu_stays_within_its_bytes(whole: dict[str, float]) -> None:
+    above = {stage: f"{b:.0f}" for stage, b in whole.items() if b > BYTES_PER_PAIR}
+    assert not above, f"stages above {BYTES_PER_PAIR} bytes x N^2: {above}"
+
+
+@pytest.mark.parametrize("rank", [0, 3])
+def test_a_quarter_of_it_on_each_of_four(whole: dict[str, float], rank: int) -> None:
+    part = {s.stage: s.per_pair for s in measure(N, 2, 2, rank, chunk=CHUNK)}
+    share = part["overall"] / whole["overall"]
+    assert share <= SHARE_OF_2X2, f"rank {rank} holds {share:.3f} of one GPU's peak: {part}"
+
+
+def test_live_bytes_are_those_of_storages() -> None:
+    with fake_cuda() as device:
+        a = torch.empty(100, 10, device="cuda")
+        b = a.view(1000)[:10]
+        c = a @ torch.empty(10, 5, device="cuda")
+        assert c.dtype == torch.bfloat16
+        # a, and c; casts and the second factor are gone, views cost nothing.
+        assert device.live.now == 4000 + 1000
+        assert device.live.peak == 4000 + 200 + 2000 + 100 + 1000
+        del a
+        assert device.live.now == 5000
+        del b, c
+        assert device.live.now == 0
+
+
+def test_known_values_follow_the_operators() -> None:
+    with fake_cuda():
+        x = torch.arange(6, device="cuda")
+        x[2:4] += 10
+        assert x.tolist() == [0, 1, 12, 13, 4, 5]
+        assert x[x > 3].tolist() == [12, 13, 4, 5]
+        y = x + torch.randint(3, (6,), device="cuda")
+        with pytest.raises(RuntimeError, match="not known"):
+            y.tolist()
+
+
+def test_few_chunks_have_the_peak_of_all() -> None:
+    every, few = (measure(96, few=few, chunk=1 << 20) for few in (False, True))
+    assert [(s.stage, s.bytes) for s in few] == [(s.stage, s.bytes) for s in every]
