@@ -46,12 +46,12 @@ class LiveBytes:
         self.note: Callable[[Tensor], str] | None = None
         self._live: dict[int, tuple[int, str]] = {}
 
-    def see(self, x: Tensor) -> None:
-        """Count the storage of a tensor until it dies, once."""
+    def see(self, x: Tensor) -> bool:
+        """Count the storage of a tensor until it dies, once; False when it was seen before."""
         storage = x.untyped_storage()
         key, size = storage._cdata, storage.nbytes()
         if key in self._live:
-            return
+            return False
         self._live[key] = (size, self.note(x) if self.note is not None else "")
         weakref.finalize(storage, self._gone, key, size).atexit = False
         self.now += size
@@ -59,6 +59,7 @@ class LiveBytes:
             self.peak = self.now
             if self.note is not None:
                 self.at_peak = sorted((x for x in self._live.values() if x[1]), reverse=True)[:8]
+        return True
 
     def _gone(self, key: int, size: int) -> None:
         del self._live[key]

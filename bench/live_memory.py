@@ -46,7 +46,9 @@ OUT = ROOT / "bench" / "results" / "memory" / "live.csv"
 _IN_PLACE_LOOPS = (
     "foldcp_kernels.attention", "foldcp_kernels.outer_product_mean", "foldcp_kernels.transition",
     "foldcp_kernels.triangle_multiplication", "foldcp.rings.triangle_attention",
-    "foldcp.modules.pair_embedding", "foldcp.modules.model",
+    "foldcp.modules.pair_embedding", "foldcp.modules.model", "foldcp.modules.atom_encoder",
+    "foldcp.modules.diffusion_conditioning", "foldcp.modules.confidence",
+    "foldcp.modules.pairformer",
 )  # fmt: skip
 
 # (stage, owner, method)
@@ -154,6 +156,7 @@ def measure(
     explain: bool = False,
     few: bool = True,
     chunk: int | None = None,
+    recycles: int = 1,
 ) -> list[StagePeak]:
     """Predict on one rank and report each stage's peak.
 
@@ -161,6 +164,7 @@ def measure(
         n: tokens. rows, cols, rank: the rank's place in the mesh. samples: diffusion samples.
         sequences: rows of the MSA. explain: also list what was alive at each peak.
         few: see `few_chunks`. chunk: bytes of one chunk, None for the default of a GPU.
+        recycles: recycling steps, which do not change the peak.
 
     Returns:
         One entry per stage, in order, then "between" (what runs outside of them) and "overall".
@@ -183,7 +187,7 @@ def measure(
         for name, owner, method in STAGES:
             _watch(owner(model), method, name, close)
         device.live.restart()
-        settings = Settings(recycling_steps=1, sampling_steps=STEPS, diffusion_samples=samples)
+        settings = Settings(recycles, sampling_steps=STEPS, diffusion_samples=samples)
         model.foldcp(feats, settings)
         close("between")
     peaks["overall"] = max(peaks.values())

