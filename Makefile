@@ -1,7 +1,7 @@
 # make demo   fold ubiquitin with stock Boltz and on a 2x2 mesh, and compare (under 4 minutes)
 # make test   all tests (under 20 minutes)
 # make lint   ruff
-# make bench  every bench/bench_*.py
+# make bench  what the README's figures come from (about 15 minutes); writes bench/results
 # make setup  only the environment, .venv; the other targets call it
 #
 # PYTHON=python3.12      interpreter for .venv (3.10 to 3.12)
@@ -49,7 +49,8 @@ lint: setup
 	@$(PY) -m ruff check .
 
 bench: setup
-	@set -e; for path in bench/bench_*.py; do $(PY) -m bench.$$(basename $$path .py); done
+	@set -e; for name in bytes_moved live_memory tile_memory cpu_vs_stock; do \
+		$(PY) -m bench.$$name; done
 
 clean:
 	rm -rf .venv .demo build dist *.egg-info .pytest_cache .ruff_cache
