@@ -138,9 +138,7 @@ def one_rank(op: str, n: int, rows: int, cols: int, rank: int, route: str) -> di
                 z, mask, multiplication_weights(), op.endswith("outgoing"), layout, mesh
             )
         else:
-            triangle_attention(
-                z, None, attention_weights(), op.endswith("starting"), layout, mesh
-            )
+            triangle_attention(z, None, attention_weights(), op.endswith("starting"), layout, mesh)
     tile = z.numel() * z.element_size()
     received = sum(mesh.received.values())
     return {

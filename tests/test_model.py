@@ -23,7 +23,10 @@ EXAMPLES = parity.EXAMPLES
 INPUTS = ("ubiquitin", "heterodimer", "tetramer")
 STEPS, SAMPLES, RECYCLES = 20, 2, 2
 FLOAT64 = 1e-7  # relative to the largest value of each output
-MARGIN = 30  # float32: times stock's own movement under a 1e-7 change of its weights
+MARGIN = 5  # float32: times stock's own movement under a 1e-7 change of its weights
+# A distance that crosses a bin edge of the confidence module moves one pair by this much in stock
+# itself (measured at 60 residues, angstrom); whether one does depends on the processor.
+BIN_EDGE = {"pae": 0.05, "pde": 0.05}
 
 
 def predict(mesh: Mesh, folder: str, name: str, dtype: torch.dtype) -> dict[str, Any]:
@@ -62,7 +65,7 @@ def compare(got: dict[str, Any], folder: str, name: str, dtype: torch.dtype) -> 
     moved.pop("z")
     floor = parity.largest_differences(moved, want)
     for key, e in away.items():
-        bound = MARGIN * max(floor[key], 1e-6)
+        bound = max(MARGIN * max(floor[key], 1e-6), BIN_EDGE.get(key, 0.0))
         assert e <= bound, f"{name} {key}: {e:.2e}, stock itself moves {floor[key]:.2e}"
 
 

@@ -32,7 +32,9 @@ def symmetric_rows(
     Returns:
         An iterator over ((lo, hi), [B, hi - lo, T_c, C]).
     """
-    each = 3 * z[:, :1].numel() * z.element_size() + bytes_each
+    # On a mesh two received chunks and a packed one to send are alive as well.
+    rows = 3 if layout.size == 1 else 6
+    each = rows * z[:, :1].numel() * z.element_size() + bytes_each
     length = chunk_length(layout.tile_rows, each, z.device)
     pieces = -(-layout.tile_rows // length)
     plan = transpose_plan(layout, pieces)
