@@ -105,7 +105,6 @@ def _template(v2: bool) -> nn.Module:
 @lru_cache
 def _cases() -> dict[str, Any]:
     """What the ranks need: inputs, parameters, and what stock computes. Only here is stock run."""
-    pytest.importorskip("boltz", reason="parity with Boltz needs boltz (pip install boltz)")
     from boltz.model.modules import trunkv2
 
     from foldcp.boltz.dense import dense_view

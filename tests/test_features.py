@@ -11,16 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-
-pytest.importorskip("boltz", reason="features of Boltz inputs need boltz (pip install boltz)")
-
 from boltz.data import const
 from boltz.data.feature import featurizerv2 as stock
 from boltz.data.module.inferencev2 import PredictionDataset, collate
 from boltz.data.types import MSA, MSADeletion, MSAResidue, MSASequence
 from boltz_inputs import LONG, OTHER, dataset, process
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from bench.synthetic.molecules import write_molecules
 from foldcp.boltz import features, rebound

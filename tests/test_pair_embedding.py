@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor, nn
-
-pytest.importorskip("boltz", reason="parity with Boltz modules needs boltz (pip install boltz)")
-
 from boltz.model.modules.encodersv2 import RelativePositionEncoder as StockRelPos
 from boltz.model.modules.trunkv2 import ContactConditioning
 from compact import complex_feats, error, randomise, stock_in_double
+from torch import Tensor, nn
 
 from foldcp.boltz.dense import dense_view
 from foldcp.layout import PairLayout

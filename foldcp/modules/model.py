@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foldcp.exchange import fetch, stream
@@ -202,8 +201,3 @@ class FoldOnMesh:
                 out[:, row : row + take] = rows[:, :take, :n]
             row += rows.shape[1]
         return out
-
-
-def pad_tokens(x: Tensor, layout: PairLayout) -> Tensor:
-    """Pad dim 1 of a token feature [1, N, ...] with zeros to the mesh's padded length."""
-    return F.pad(x, (*(0, 0) * (x.ndim - 2), 0, layout.padded - layout.n))
