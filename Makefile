@@ -1,7 +1,7 @@
 # make demo   fold ubiquitin with stock Boltz and on a 2x2 mesh, and compare (under 4 minutes)
 # make test   all tests (under 20 minutes)
 # make lint   ruff
-# make bench  what the README's figures come from (about 15 minutes); writes bench/results
+# make bench  what the README's figures come from (about 30 minutes); writes bench/results
 # make setup  only the environment, .venv; the other targets call it
 #
 # PYTHON=python3.12      interpreter for .venv (3.10 to 3.12)
@@ -35,7 +35,7 @@ $(PY):
 	@echo "installing torch, Boltz and foldcp into .venv"
 	@$(PIP) $(TORCH) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 	@$(PIP) -c constraints.txt setuptools wheel
-	@$(PIP) -c constraints.txt boltz==2.2.1 pytest ruff
+	@$(PIP) -c constraints.txt boltz==2.2.1 pytest ruff triton matplotlib
 	@$(PIP) -c constraints.txt -e . --no-build-isolation
 	@touch $@
 
@@ -49,7 +49,7 @@ lint: setup
 	@$(PY) -m ruff check .
 
 bench: setup
-	@set -e; for name in bytes_moved live_memory tile_memory cpu_vs_stock; do \
+	@set -e; for name in roofline aot bytes_moved live_memory tile_memory cpu_vs_stock; do \
 		$(PY) -m bench.$$name; done
 
 clean:

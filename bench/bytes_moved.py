@@ -29,7 +29,8 @@ from foldcp.layout import PairLayout
 from foldcp.rings.triangle_attention import triangle_attention
 from foldcp.rings.triangle_multiplication import triangle_multiplication
 from foldcp.schedule import Plan, intersect, volume
-from foldcp_kernels.triangle_attention import TriangleAttentionWeights
+from foldcp_kernels.carry import Carry
+from foldcp_kernels.triangle_attention import Lines, TriangleAttentionWeights
 from foldcp_kernels.triangle_multiplication import TriangleMultiplicationWeights
 
 MESHES = ((1, 2), (2, 1), (2, 2), (2, 3), (3, 3), (2, 4))
@@ -109,13 +110,13 @@ def attention_weights() -> TriangleAttentionWeights:
     return TriangleAttentionWeights(*(torch.empty(s, device="meta") for s in shapes), HEADS)
 
 
-def _no_attention(q: torch.Tensor, *_: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """A carry (o [B, I, H, J, D], lse [B, I, H, J]) without computing it: nothing of it travels."""
-    o = q.transpose(2, 3)
-    return o, o[..., 0]
+def _no_attention(lines: Lines, *_: Any) -> Carry:
+    """A carry without computing it: nothing of it travels."""
+    o = lines.q.transpose(2, 3)
+    return Carry(o, o[..., 0], None)
 
 
-_NO_ATTENTION = mock.patch("foldcp.rings.triangle_attention.attend_panel", _no_attention)
+_NO_ATTENTION = mock.patch("foldcp.rings.triangle_attention.attend_lines", _no_attention)
 
 
 @torch.no_grad()

@@ -36,6 +36,7 @@ from bench.synthetic.checkpoint import hyperparameters
 from foldcp.boltz.swap import apply
 from foldcp.modules.model import Settings
 from foldcp_kernels.chunking import set_chunk_bytes, spans
+from foldcp_kernels.dispatch import default_impl, set_impl
 
 TOKENS, ATOMS_PER_TOKEN, STEPS = 2048, 8, 2
 BLOCKS, MSA_BLOCKS, CONFIDENCE_BLOCKS = 2, 1, 1
@@ -44,11 +45,11 @@ OUT = ROOT / "bench" / "results" / "memory" / "live.csv"
 
 # Modules whose chunk loops only write into tensors that exist already.
 _IN_PLACE_LOOPS = (
-    "foldcp_kernels.attention", "foldcp_kernels.outer_product_mean", "foldcp_kernels.transition",
-    "foldcp_kernels.triangle_multiplication", "foldcp.rings.triangle_attention",
-    "foldcp.modules.pair_embedding", "foldcp.modules.model", "foldcp.modules.atom_encoder",
-    "foldcp.modules.diffusion_conditioning", "foldcp.modules.confidence",
-    "foldcp.modules.pairformer",
+    "foldcp_kernels.attention", "foldcp_kernels.chunking", "foldcp_kernels.norm_linear",
+    "foldcp_kernels.outer_product_mean", "foldcp_kernels.relative_position",
+    "foldcp_kernels.transition", "foldcp_kernels.triangle_multiplication", "foldcp.modules.model",
+    "foldcp.modules.atom_encoder", "foldcp.modules.diffusion_conditioning",
+    "foldcp.modules.confidence",
 )  # fmt: skip
 
 # (stage, owner, method)
@@ -157,6 +158,7 @@ def measure(
     few: bool = True,
     chunk: int | None = None,
     recycles: int = 1,
+    kernels: str = "torch",
 ) -> list[StagePeak]:
     """Predict on one rank and report each stage's peak.
 
@@ -165,13 +167,15 @@ def measure(
         sequences: rows of the MSA. explain: also list what was alive at each peak.
         few: see `few_chunks`. chunk: bytes of one chunk, None for the default of a GPU.
         recycles: recycling steps, which do not change the peak.
+        kernels: implementation of the local ops, "torch" or "triton" (fused kernels allocate their
+            outputs as on a GPU; nothing is launched).
 
     Returns:
         One entry per stage, in order, then "between" (what runs outside of them) and "overall".
     """
     model, real = deepcopy(shapes_of_model()), features(n, sequences)
     loops = few_chunks() if few else nullcontext()
-    with fake_cuda() as device, no_peers(), loops, _chunk_bytes(chunk):
+    with fake_cuda() as device, no_peers(), loops, _setting(chunk, kernels):
         onto(model, device)
         apply(model, fake_mesh(rows, cols, rank, "cuda"))
         weights = device.live.now
@@ -212,12 +216,15 @@ def few_chunks() -> Iterator[None]:
 
 
 @contextmanager
-def _chunk_bytes(count: int | None) -> Iterator[None]:
-    set_chunk_bytes(count)
+def _setting(chunk: int | None, kernels: str) -> Iterator[None]:
+    before = default_impl()
+    set_chunk_bytes(chunk)
+    set_impl(kernels)
     try:
         yield
     finally:
         set_chunk_bytes(None)
+        set_impl(before)
 
 
 def _watch(owner: Any, method: str, name: str, close: Callable[[str], None]) -> None:
@@ -247,6 +254,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.live_memory")
     parser.add_argument("--tokens", type=int, default=TOKENS)
     parser.add_argument("--mesh", nargs="+", default=["1x1", "2x2"])
+    parser.add_argument("--kernels", nargs="+", default=["torch", "triton"])
     parser.add_argument("--samples", type=int, default=1)
     parser.add_argument("--sequences", type=int, default=1)
     parser.add_argument("--explain", action="store_true", help="what is alive at each peak")
@@ -254,32 +262,43 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args(argv)
     rows = []
-    for mesh in options.mesh:
+    ranks = [
+        (kernels, mesh, rank)
+        for kernels in options.kernels
+        for mesh in options.mesh
+        for rank in range(_size(mesh))
+    ]
+    for kernels, mesh, rank in ranks:
         r, c = (int(x) for x in mesh.split("x"))
-        for rank in range(r * c):
-            found = measure(
-                options.tokens, r, c, rank, options.samples, options.sequences, options.explain,
-                not options.every_chunk,
-            )  # fmt: skip
-            for peak in found:
-                rows.append(
-                    {"tokens": options.tokens, "samples": options.samples}
-                    | {"sequences": options.sequences, "mesh": mesh, "rank": rank}
-                    | {"stage": peak.stage, "bytes": peak.bytes}
-                    | {"bytes_per_pair": round(peak.per_pair, 1)}
-                )
-                print(f"{mesh} rank {rank} {peak.stage:15} {peak.per_pair:8.1f} B x N^2")
-                for size, note in peak.at_peak:
-                    print(f"    {size / options.tokens**2:8.1f}  {note}")
+        found = measure(
+            options.tokens, r, c, rank, options.samples, options.sequences, options.explain,
+            not options.every_chunk, kernels=kernels,
+        )  # fmt: skip
+        for peak in found:
+            rows.append(
+                {"kernels": kernels, "tokens": options.tokens, "samples": options.samples}
+                | {"sequences": options.sequences, "mesh": mesh, "rank": rank}
+                | {"stage": peak.stage, "bytes": peak.bytes}
+                | {"bytes_per_pair": round(peak.per_pair, 1)}
+            )
+            print(f"{kernels} {mesh} rank {rank} {peak.stage:15} {peak.per_pair:8.1f} B x N^2")
+            for size, note in peak.at_peak:
+                print(f"    {size / options.tokens**2:8.1f}  {note}")
     write_csv(options.out, rows)
-    return _judge(rows)
+    return max(_judge([r for r in rows if r["kernels"] == k]) for k in options.kernels)
+
+
+def _size(mesh: str) -> int:
+    rows, cols = mesh.split("x")
+    return int(rows) * int(cols)
 
 
 def _judge(rows: list[dict[str, Any]]) -> int:
     one = {r["stage"]: r["bytes_per_pair"] for r in rows if r["mesh"] == "1x1"}
     many = [r["bytes_per_pair"] for r in rows if r["mesh"] == "2x2" and r["stage"] == "overall"]
     missed = [k for k, v in one.items() if v > BYTES_PER_PAIR]
-    print(f"1x1: stages above {BYTES_PER_PAIR} bytes x N^2: {', '.join(missed) or 'none'}")
+    above = ", ".join(missed) or "none"
+    print(f"{rows[0]['kernels']}: stages of 1x1 above {BYTES_PER_PAIR} bytes x N^2: {above}")
     if one and many:
         share = max(many) / one["overall"]
         print(f"2x2: largest rank {share:.3f} of 1x1 (target {SHARE_OF_2X2})")

@@ -7,11 +7,15 @@ import os
 import platform
 import subprocess
 from functools import lru_cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 ROOT = Path(__file__).parent.parent
+# Written by bench/gpu/carry.sh: on a machine that has a copy of the tree there is no git history.
+CARRIED_COMMIT = ROOT / ".gpu-deps" / "COMMIT"
 
 
 @lru_cache
@@ -20,15 +24,35 @@ def describe() -> dict[str, str]:
 
     Returns:
         `machine` (processor and number of cores), `commit` ("+" when files differ from it),
-        `python`, `torch`, `boltz`.
+        `python`, `torch`, `boltz`; with a GPU also `gpu`, `driver` and `triton`.
     """
-    return {
+    columns = {
         "machine": f"{_processor()} x{os.cpu_count()}",
         "commit": _commit(),
         "python": platform.python_version(),
-        "torch": version("torch"),
-        "boltz": version("boltz"),
+        "torch": _version("torch"),
+        "boltz": _version("boltz"),
     }
+    if torch.cuda.is_available():
+        columns |= {"gpu": torch.cuda.get_device_name(), "driver": _driver()}
+        columns |= {"triton": _version("triton")}
+    return columns
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "none"
+
+
+def _driver() -> str:
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
+    return done.stdout.split("\n")[0].strip() or "unknown"
 
 
 def _processor() -> str:
@@ -45,6 +69,8 @@ def _commit() -> str:
         done = subprocess.run(["git", *args], cwd=ROOT, capture_output=True, text=True)
         return done.stdout.strip()
 
+    if not (ROOT / ".git").exists():
+        return CARRIED_COMMIT.read_text().strip() if CARRIED_COMMIT.is_file() else "none"
     changed = git("status", "--porcelain", "--untracked-files=no", "--", "foldcp", "foldcp_kernels")
     return (git("rev-parse", "--short", "HEAD") or "none") + ("+" if changed else "")
 
@@ -57,3 +83,11 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
         table = csv.DictWriter(file, list(rows[0]))
         table.writeheader()
         table.writerows(rows)
+
+
+def results_folder() -> Path:
+    """Where tables of this machine go: `bench/results/cpu` or, say, `.../gpu-h100-80gb-hbm3`."""
+    if not torch.cuda.is_available():
+        return ROOT / "bench" / "results" / "cpu"
+    words = torch.cuda.get_device_name().lower().split()
+    return ROOT / "bench" / "results" / "-".join(["gpu", *(w for w in words if w != "nvidia")])

@@ -18,8 +18,10 @@ from foldcp.report import UserError
 USAGE = """usage: foldcp run [--nproc N|auto] [--mesh RxQ] predict INPUT [options of boltz predict]
        foldcp boltz predict INPUT [options]    Boltz in this process, switched over
        foldcp doctor                           what this machine can do
+       foldcp bench kernels|block|predict ...  time this machine against stock (in a clone)
        foldcp --version
 """
+BENCHES = ("kernels", "block", "predict")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -29,14 +31,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         argv: arguments; those of the process when None.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    commands = {"run": _run, "boltz": _boltz, "doctor": _doctor}
+    commands = {"run": _run, "boltz": _boltz, "doctor": _doctor, "bench": _bench}
     try:
         if arguments[:1] == ["--version"]:
             print(f"foldcp {__version__}")
         elif arguments and arguments[0] in commands:
             sys.exit(commands[arguments[0]](arguments[1:]))
         elif arguments and arguments[0] not in ("-h", "--help", "help"):
-            raise UserError(f"no command {arguments[0]!r}: use run, boltz or doctor\n{USAGE}")
+            raise UserError(
+                f"no command {arguments[0]!r}: use run, boltz, doctor or bench\n{USAGE}"
+            )
         else:
             print(USAGE, end="")
     except (UserError, ValueError) as error:
@@ -92,6 +96,24 @@ def _boltz(arguments: list[str]) -> int:
 
     import_module(foldcp_boot.TARGET).cli()
     return 0
+
+
+def _bench(arguments: list[str]) -> int:
+    """`foldcp bench`: one of the benches of the repository, which a wheel does not contain."""
+    name, *rest = arguments or ["nothing"]
+    if name not in BENCHES:
+        raise UserError(f"foldcp bench expects {', '.join(BENCHES)}, got {name!r}")
+    root = Path(__file__).parent.parent
+    if not (root / "bench" / f"{name}.py").is_file():
+        raise UserError(
+            f"foldcp bench needs the package bench, which is not in {root}: it is only in a clone "
+            "of the repository; run `pip install -e .` there, or `python -m bench.kernels`"
+        )
+    if str(root) not in sys.path:
+        sys.path.insert(0, str(root))
+    from importlib import import_module
+
+    return import_module(f"bench.{name}").main(rest)
 
 
 def _doctor(arguments: list[str]) -> int:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 ROUTES = ("direct", "ring")
 PRECISIONS = ("auto", "fp32", "bf16")
+KERNELS = ("auto", "torch", "triton", "cuequivariance")
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,8 @@ class Config:
         mesh: FOLDCP_MESH, "auto" or "RxQ".
         route: FOLDCP_ROUTE, fetch tiles from their owner ("direct") or from a neighbour ("ring").
         precision: FOLDCP_PRECISION, "auto" is bf16 on CUDA and fp32 on CPU.
+        kernels: FOLDCP_KERNELS, implementation of the local ops; "auto" is Triton on CUDA where a
+            kernel covers the input, else torch.
         chunk_mb: FOLDCP_CHUNK_MB, largest temporary of a memory-saving chunk, in 10^6 bytes; None
             is the default of the device.
         timeout: FOLDCP_TIMEOUT, seconds that a rank waits for another one before it gives up.
@@ -32,6 +35,7 @@ class Config:
     mesh: str = "auto"
     route: str = "direct"
     precision: str = "auto"
+    kernels: str = "auto"
     chunk_mb: int | None = None
     timeout: int = 1800
     report: str | None = None
@@ -57,6 +61,7 @@ class Config:
             mesh=get.mesh("FOLDCP_MESH", cls.mesh),
             route=get.choice("FOLDCP_ROUTE", ROUTES, cls.route),
             precision=get.choice("FOLDCP_PRECISION", PRECISIONS, cls.precision),
+            kernels=get.choice("FOLDCP_KERNELS", KERNELS, cls.kernels),
             chunk_mb=get.count("FOLDCP_CHUNK_MB", 1) if environ.get("FOLDCP_CHUNK_MB") else None,
             timeout=get.count("FOLDCP_TIMEOUT", cls.timeout),
             report=environ.get("FOLDCP_REPORT") or None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -69,3 +69,20 @@ def add_chunks(x: Tensor, dim: int, updates: Iterator[tuple[tuple[int, int], Ten
     for (lo, hi), update in updates:
         x.narrow(dim, lo, hi - lo).add_(update)
     return x
+
+
+def map_chunks(
+    x: Tensor, dim: int, length: int, change: Callable[[Tensor, tuple[int, int]], Tensor]
+) -> Tensor:
+    """Change consecutive chunks of `x`: in place, or out of place under autograd.
+
+    Args:
+        x: [...]. dim: the chunked dimension. length: of a chunk.
+        change: called with a chunk and its (start, stop); changes it in place when gradients are
+            off and returns it, else returns a new tensor.
+
+    Returns:
+        `x` itself when gradients are off, else a new tensor.
+    """
+    parts = [change(x.narrow(dim, lo, hi - lo), (lo, hi)) for lo, hi in spans(x.shape[dim], length)]
+    return torch.cat(parts, dim) if torch.is_grad_enabled() else x

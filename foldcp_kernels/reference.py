@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from foldcp_kernels.relative_position import Positions, table_index
 from foldcp_kernels.transition import TransitionWeights
 from foldcp_kernels.triangle_attention import MASKED, TriangleAttentionWeights
 from foldcp_kernels.triangle_multiplication import TriangleMultiplicationWeights
@@ -50,6 +51,17 @@ def attention_pair_bias(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: fl
     return torch.einsum("mhij,mjhd->mihd", logits.softmax(-1), v)
 
 
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, keep: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """q [G0, G1, H, I, D], bias [G0, 1, H, I, K], keep bool [G0, G1, K] -> (o, lse)."""
+    logits = torch.einsum("abhid,abhkd->abhik", q, k) * scale
+    logits = logits if bias is None else logits + bias
+    if keep is not None:
+        logits = logits.masked_fill(~keep[:, :, None, None], -torch.inf)
+    return torch.einsum("abhik,abhkd->abhid", logits.softmax(-1), v), logits.logsumexp(-1)
+
+
 def outer_product_mean(
     z: Tensor, a: Tensor, b: Tensor, mask: Tensor, weight: Tensor, bias: Tensor
 ) -> Tensor:
@@ -62,3 +74,43 @@ def outer_product_mean(
 def pair_weighted_averaging(v: Tensor, logits: Tensor) -> Tensor:
     """v [B, S, N, H, D], logits [B, H, N, N] -> [B, S, N, H, D]. AlphaFold 3, Algorithm 10."""
     return torch.einsum("bhij,bsjhd->bsihd", logits.softmax(-1), v)
+
+
+def outer_product_mean_tile(
+    z: Tensor, a: Tensor, b: Tensor, count: Tensor, weight: Tensor, bias: Tensor
+) -> Tensor:
+    """`outer_product_mean` of a tile z [B, R, T, C], a [B, S, R, D], b [B, S, T, D], count n_ij."""
+    o = torch.einsum("bsic,bsjd->bijcd", a, b).flatten(-2) / count[..., None].clamp(min=1)
+    return z + F.linear(o, weight, bias)
+
+
+def expected_values(
+    x: Tensor,
+    weight: Tensor,
+    values: Tensor,
+    bias: Tensor | None = None,
+    other: Tensor | None = None,
+    weight_other: Tensor | None = None,
+    same: Tensor | None = None,
+) -> Tensor:
+    """x, other [..., C], weight [bins, C], values [K, bins] -> [K, ...]. AlphaFold 3, sec. 4.3."""
+    x = x if other is None else x + other
+    logits = F.linear(x, weight, bias)
+    if weight_other is not None:
+        logits = torch.where(same[..., None], logits, F.linear(x, weight_other, bias))
+    return torch.einsum("...b,kb->k...", logits.softmax(-1), values.to(logits.dtype))
+
+
+def relative_position(table: Tensor, p: Positions) -> Tensor:
+    """The table row of each pair [R, T, C]. AlphaFold 3, Algorithm 3."""
+    return table[table_index(p).long()]
+
+
+def adaptive_norm(a: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """LN(a) * scale + shift, a [M, n, C], scale and shift [1 or M, n, C]. AlphaFold 3, Alg. 26."""
+    return F.layer_norm(a, a.shape[-1:], eps=1e-5) * scale + shift
+
+
+def gated_residual(a: Tensor, gate: Tensor, x: Tensor) -> Tensor:
+    """a + gate * x, a and x [M, n, C], gate [1 or M, n, C]. AlphaFold 3, Algorithms 24 and 25."""
+    return a + gate * x

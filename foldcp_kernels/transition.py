@@ -1,19 +1,20 @@
-"""Transition: z += (silu(LN(z) W1) * (LN(z) W2)) W3, the hidden layer only ever for a chunk.
+"""Transition: x += (silu(LN(x) W1) * (LN(x) W2)) W3, the hidden layer only ever for a chunk.
 
 Source: AlphaFold 3 supplement, Algorithm 11.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from foldcp_kernels.chunking import chunk_length, spans
-
-EPS = 1e-5
+from foldcp_kernels.chunking import add_chunks, chunk_length, spans
+from foldcp_kernels.dispatch import compute_dtype
+from foldcp_kernels.norm_linear import EPS, cast, check_channels, choose_rows
+from foldcp_kernels.recompute import recompute
 
 
 @dataclass(frozen=True)
@@ -33,19 +34,44 @@ def swiglu(x: Tensor, w: TransitionWeights) -> Tensor:
     return F.linear(F.silu(F.linear(x, w.fc1)) * F.linear(x, w.fc2), w.fc3)
 
 
-def transition_chunks(
-    x: Tensor, w: TransitionWeights, dim: int = 1
-) -> Iterator[tuple[tuple[int, int], Tensor]]:
-    """The transition of `x`, chunk by chunk along `dim`.
+def transition(x: Tensor, w: TransitionWeights, dim: int = 1, impl: str | None = None) -> Tensor:
+    """x + transition(x); in place when gradients are off.
 
     Args:
-        x: [..., C]. w: weights. dim: the chunked dimension.
+        x: [..., C], with 4 dimensions for the fused kernel. w: weights, C_out = C.
+        dim: the dimension that torch works along in chunks. impl: see `dispatch`.
 
-    Yields:
-        ((start, stop), update of that chunk).
+    Returns:
+        `x` itself, changed, when gradients are off; else a new tensor.
+
+    Raises:
+        ValueError: channels that do not fit, or a named `impl` that cannot run.
+
+    Source: AlphaFold 3 supplement, Algorithm 11.
     """
-    total = x.shape[dim]
-    hidden = w.fc1.shape[0]
-    each = x.numel() // max(1, total * x.shape[-1]) * hidden * x.element_size() * 2
-    for lo, hi in spans(total, chunk_length(total, each, x.device)):
-        yield (lo, hi), swiglu(x.narrow(dim, lo, hi - lo), w)
+    check_channels(x, w.fc1)
+    if w.fc3.shape[0] != x.shape[-1]:
+        raise ValueError(
+            f"`w.fc3` gives {w.fc3.shape[0]} channels; expected {x.shape[-1]} as `x` has"
+        )
+    if impl == "reference":
+        from foldcp_kernels import reference
+
+        return reference.transition(x, w)
+    if choose_rows("transition", impl, x, "x", (x.shape[-1],)) != "triton":
+        total, hidden = x.shape[dim], w.fc1.shape[0]
+        each = x.numel() // max(1, total * x.shape[-1]) * hidden * x.element_size() * 2
+        cuts = spans(total, chunk_length(total, each, x.device))
+        return add_chunks(x, dim, ((c, swiglu(x.narrow(dim, c[0], c[1] - c[0]), w)) for c in cuts))
+    from foldcp_kernels.fused.transition import transition_fwd
+
+    dtype, in_place = compute_dtype(x), not torch.is_grad_enabled()
+
+    def fused(x: Tensor, gain: Tensor, shift: Tensor, *fc: Tensor) -> Tensor:
+        weights = [cast(f"fc{i}", dtype, f) for i, f in enumerate(fc)]
+        return transition_fwd(x, gain, shift, *weights, out=x if in_place else None)
+
+    def twin(x: Tensor, *weights: Tensor) -> Tensor:
+        return transition(x, TransitionWeights(*weights), dim, "torch")
+
+    return recompute(fused, twin, x, w.norm_weight, w.norm_bias, w.fc1, w.fc2, w.fc3)

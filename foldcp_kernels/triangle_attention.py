@@ -9,16 +9,22 @@ Source: AlphaFold 2 supplement, Algorithms 13 and 14; AlphaFold 3 supplement, Al
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from foldcp_kernels.attention import Carry, attend, merge
-from foldcp_kernels.chunking import chunk_length, spans
+from foldcp_kernels.attention import attend, attend_panel
+from foldcp_kernels.carry import Carry, merge
+from foldcp_kernels.chunking import chunk_length
+from foldcp_kernels.dispatch import choose, compute_dtype, derived
+from foldcp_kernels.gated_output import gated_output
+from foldcp_kernels.norm_linear import EPS, choose_rows, norm_linear_planes
+from foldcp_kernels.recompute import recompute
 
-EPS = 1e-5
+_CHUNKS = 16
 MASKED = 1e9  # what Boltz subtracts from the logit of a masked key
 
 
@@ -44,67 +50,179 @@ class TriangleAttentionWeights:
         return F.layer_norm(x, x.shape[-1:], self.norm_weight, self.norm_bias, EPS)
 
 
-def project_bias(z: Tensor, w: TriangleAttentionWeights) -> Tensor:
-    """The triangle bias of a tile: [B, T_r, T_c, C] -> [B, T_r, T_c, H]."""
-    b, rows, cols, c = z.shape
-    step = chunk_length(rows, b * cols * c * z.element_size() * 2, z.device)
-    parts = [F.linear(w.norm(z[:, lo:hi]), w.bias) for lo, hi in spans(rows, step)]
-    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+@dataclass(frozen=True)
+class Lines:
+    """Queries, keys and values of a chunk of lines.
+
+    Args:
+        q: [B, I, J, H, D]. kv: [B, I, J, 2HD (+ 1 for the mask's logit)], what travels.
+        scale: factor on q . k that is left; log 2 where q carries it already, in powers of two.
+    """
+
+    q: Tensor
+    kv: Tensor
+    scale: float
+
+
+def lines_per_chunk(z: Tensor, dim: int, w: TriangleAttentionWeights, mesh: bool) -> int:
+    """How many lines of a tile to take at a time.
+
+    Args:
+        z: pair tile [B, T_r, T_c, C]. dim: of its lines. w: weights.
+        mesh: every chunk costs an exchange of the bias, so there are not too many.
+
+    Returns:
+        Lines whose queries, keys, values and outputs exist at once.
+    """
+    fused = choose_rows("triangle_attention", None, z, "z", (z.shape[-1],)) == "triton"
+    # torch: normed lines, q, k, v, logits of a part, o, gate; fused: q, k, v, o.
+    width = 4 * compute_dtype(z).itemsize if fused else 10 * z.element_size()
+    each = width * z.shape[0] * z.shape[3 - dim] * w.q.shape[0]
+    # Chunks of a launch each should fill a GPU.
+    return chunk_length(z.shape[dim], each, z.device, at_most=_CHUNKS if mesh or fused else 0)
+
+
+def project_bias(z: Tensor, w: TriangleAttentionWeights, impl: str | None = None) -> Tensor:
+    """The triangle bias of a tile (or of its transpose): [B, I, J, C] -> [B, H, I, J]."""
+    return norm_linear_planes(z, w.norm_weight, w.norm_bias, w.bias, impl=impl)
 
 
 def project_lines(
-    x: Tensor, mask: Tensor | None, w: TriangleAttentionWeights
-) -> tuple[Tensor, Tensor]:
+    x: Tensor, mask: Tensor | None, w: TriangleAttentionWeights, impl: str | None = None
+) -> Lines:
     """Queries, and the keys and values that travel.
 
     Args:
-        x: normalised lines [B, I, J, C]. mask: [B, I, J], 1 = keep, None keeps all.
-        w: weights.
-
-    Returns:
-        q [B, I, J, H, D]; kv [B, I, J, 2HD (+ 1 for the mask's logit)].
+        x: lines of z [B, I, J, C], any strides. mask: [B, I, J], 1 = keep, None keeps all.
+        w: weights. impl: see `dispatch`.
     """
-    q = F.linear(x, w.q).unflatten(-1, (w.heads, -1))
-    kv = [F.linear(x, w.k), F.linear(x, w.v)]
+    hd = w.q.shape[0]
+    scale = (hd // w.heads) ** -0.5
+    if choose_rows("triangle_attention", impl, x, "z", (x.shape[-1],)) == "triton":
+        from foldcp_kernels.fused.norm_linear import norm_linear_fwd
+
+        dtype, folded = compute_dtype(x), scale * math.log2(math.e)
+
+        def build(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return torch.cat([q * folded, k, v]).to(dtype).contiguous()
+
+        def fused(x: Tensor, gain: Tensor, shift: Tensor, *qkv: Tensor) -> Tensor:
+            stacked = derived("qkv", qkv, build, dtype)
+            return norm_linear_fwd(x, gain, shift, stacked, planes=False)
+
+        def twin(x: Tensor, gain: Tensor, shift: Tensor, *qkv: Tensor) -> Tensor:
+            return F.linear(F.layer_norm(x, x.shape[-1:], gain, shift, EPS), build(*qkv))
+
+        qkv = recompute(fused, twin, x, w.norm_weight, w.norm_bias, w.q, w.k, w.v)
+        q, kv, scale = qkv[..., :hd], qkv[..., hd:], math.log(2)
+    else:
+        x = w.norm(x)
+        q, kv = F.linear(x, w.q), torch.cat((F.linear(x, w.k), F.linear(x, w.v)), -1)
     if mask is not None:
-        kv.append(((mask[..., None] - 1) * MASKED).to(kv[0].dtype))
-    return q, torch.cat(kv, -1)
+        kv = torch.cat((kv, ((mask[..., None] - 1) * MASKED).to(kv.dtype)), -1)
+    return Lines(q.unflatten(-1, (w.heads, -1)), kv, scale)
 
 
-def attend_panel(q: Tensor, kv: Tensor, bias: Tensor, masked: bool, carry: Carry | None) -> Carry:
+def attend_lines(
+    lines: Lines,
+    kv: Tensor,
+    bias: Tensor,
+    masked: bool,
+    carry: Carry | None,
+    last: bool,
+    impl: str | None = None,
+) -> Carry:
     """Attend all positions of the lines to one panel of keys.
 
     Args:
-        q: [B, I, J, H, D]. kv: [B, I, K, 2HD (+ 1)]. bias: [B, H, J, K].
+        lines: from `project_lines`. kv: of the panel [B, I, K, 2HD (+ 1)]. bias: [B, H, J, K].
         masked: kv carries the mask's logit in its last channel.
-        carry: (o [B, I, H, J, D], lse [B, I, H, J]) so far, None at the first panel.
+        carry: over the panels so far (o [B, I, H, J, D]), None at the first panel.
+        last: there is no further panel. impl: see `dispatch`; cuEquivariance takes all keys only.
 
     Returns:
-        The new carry.
+        The new carry; from cuEquivariance without lse.
     """
-    b, i, j, h, d = q.shape
+    h, d = lines.q.shape[3:]
     hd = h * d
-    k = kv[..., :hd].unflatten(-1, (h, d)).transpose(2, 3)
-    v = kv[..., hd : 2 * hd].unflatten(-1, (h, d)).transpose(2, 3)
-    parts = []
-    for n in range(b):
-        logits = bias[n : n + 1]
-        if masked:
-            logits = logits + kv[n, :, None, None, :, 2 * hd]
-        parts.append(attend(q[n].transpose(1, 2), k[n], v[n], logits, d**-0.5))
-    o, lse = (torch.stack(x) if b > 1 else x[0][None] for x in zip(*parts, strict=True))
-    return merge(carry, (o, lse))
+    q = lines.q.transpose(2, 3)
+    k, v = (x.unflatten(-1, (h, d)).transpose(2, 3) for x in (kv[..., :hd], kv[..., hd : 2 * hd]))
+    keep = kv[..., 2 * hd] > -MASKED / 2 if masked else None  # [B, I, K]
+    alone = carry is None and last
+    if alone and choose("triangle_attention", impl, q, peer=True) == "cuequivariance":
+        from foldcp_kernels.cuequivariance import attention
+
+        o = attention(q, k, v, bias[:, None], lines.scale, keep)
+        return Carry(o, o.new_zeros(()), None)
+    if keep is None:
+        return attend_panel(q, k, v, bias[:, None], lines.scale, carry, last, impl)
+    o, lse = attend(q, k, v, bias[:, None], lines.scale, keep, impl)
+    # A line whose keys are all masked here still counts, where it is so in every panel.
+    dead = ~keep.any(-1)
+    lse = lse - dead[..., None, None].to(lse.dtype) * MASKED
+    return merge(carry, Carry(o, lse, None))
 
 
-def gated_output(x: Tensor, o: Tensor, w: TriangleAttentionWeights) -> Tensor:
-    """The update of the lines.
+def line_output(
+    x: Tensor, carry: Carry, w: TriangleAttentionWeights, impl: str | None = None
+) -> Tensor:
+    """The lines of z with their update; in place when gradients are off.
 
     Args:
-        x: normalised lines [B, I, J, C]. o: attention output [B, I, H, J, D]. w: weights.
+        x: lines of z [B, I, J, C], any strides. carry: over all keys. w: weights.
+        impl: see `dispatch`.
 
     Returns:
-        [B, I, J, C].
+        [B, I, J, C], `x` itself when gradients are off.
     """
-    gate = F.linear(x, w.g).sigmoid_()
-    o = o.transpose(2, 3).flatten(-2).to(gate.dtype)
-    return F.linear(gate * o, w.o)
+    o = carry.finish()[0].transpose(2, 3).flatten(-2)  # [B, I, J, HD]
+    return gated_output(x, w.norm_weight, w.norm_bias, w.g, o, w.o, impl)
+
+
+def triangle_attention(
+    z: Tensor,
+    mask: Tensor | None,
+    w: TriangleAttentionWeights,
+    starting: bool,
+    impl: str | None = None,
+) -> Tensor:
+    """z + triangle attention of a whole pair tensor; in place when gradients are off.
+
+    Args:
+        z: [B, N, N, C]. mask: keys [B, N, N], 1 = keep, None keeps all. w: weights.
+        starting: Algorithm 14 (True) or 15 (False). impl: see `dispatch`.
+
+    Returns:
+        [B, N, N, C], `z` itself when gradients are off.
+
+    Raises:
+        ValueError: `z` or `mask` does not fit, or a named `impl` that cannot run.
+
+    Source: AlphaFold 3 supplement, Algorithms 14 and 15.
+    """
+    check_pair(z, mask, w.q)
+    if impl == "reference":
+        from foldcp_kernels import reference
+
+        full = z.new_ones(z.shape[:3]) if mask is None else mask
+        return reference.triangle_attention(z, full, w, starting)
+    parts = "torch" if impl == "cuequivariance" else impl
+    x, keep = (z, mask) if starting else (z.transpose(1, 2), _swapped(mask))
+    lines = project_lines(x, keep, w, parts)
+    bias = project_bias(x, w, parts)
+    carry = attend_lines(lines, lines.kv, bias, mask is not None, None, True, impl)
+    out = line_output(x, carry, w, parts)
+    return out if starting else out.transpose(1, 2)
+
+
+def _swapped(mask: Tensor | None) -> Tensor | None:
+    return None if mask is None else mask.transpose(1, 2)
+
+
+def check_pair(z: Tensor, mask: Tensor | None, weight: Tensor) -> None:
+    """Raise ValueError unless z is a square pair tensor that the weight and the mask fit."""
+    if z.ndim != 4 or z.shape[1] != z.shape[2] or z.shape[3] != weight.shape[1]:
+        expected = f"[B, N, N, {weight.shape[1]}]"
+        raise ValueError(f"`z` is {list(z.shape)}; expected {expected} as the weights say")
+    if mask is not None and mask.shape != z.shape[:3]:
+        raise ValueError(f"`mask` is {list(mask.shape)}; expected {list(z.shape[:3])} as `z` says")

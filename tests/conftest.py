@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING
 
 # Before torch is imported; processes that the tests start inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Without a GPU the kernels run in Triton's interpreter; a kernel decides so when it is defined.
+if not any(Path("/dev").glob("nvidia[0-9]*")):
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 

@@ -18,20 +18,23 @@ N = TOKENS // 2
 CHUNK = chunk_bytes(torch.device("cuda")) // 4
 
 
-@pytest.fixture(scope="module")
-def whole() -> dict[str, float]:
+@pytest.fixture(scope="module", params=["torch", "triton"])
+def whole(request: pytest.FixtureRequest) -> dict[str, float]:
     """Bytes x N^2 of each stage on one GPU."""
-    return {s.stage: s.per_pair for s in measure(N, chunk=CHUNK, recycles=0)}
+    found = measure(N, chunk=CHUNK, recycles=0, kernels=request.param)
+    return {s.stage: s.per_pair for s in found} | {"kernels": request.param}
 
 
 def test_one_gpu_stays_within_its_bytes(whole: dict[str, float]) -> None:
+    whole = {stage: b for stage, b in whole.items() if stage != "kernels"}
     above = {stage: f"{b:.0f}" for stage, b in whole.items() if b > BYTES_PER_PAIR}
     assert not above, f"stages above {BYTES_PER_PAIR} bytes x N^2: {above}"
 
 
 @pytest.mark.parametrize("rank", [1])
 def test_a_quarter_of_it_on_each_of_four(whole: dict[str, float], rank: int) -> None:
-    part = {s.stage: s.per_pair for s in measure(N, 2, 2, rank, chunk=CHUNK, recycles=0)}
+    found = measure(N, 2, 2, rank, chunk=CHUNK, recycles=0, kernels=whole["kernels"])
+    part = {s.stage: s.per_pair for s in found}
     share = part["overall"] / whole["overall"]
     assert share <= SHARE_OF_2X2, f"rank {rank} holds {share:.3f} of one GPU's peak: {part}"
 

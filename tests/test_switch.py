@@ -146,12 +146,13 @@ def test_config_reads_every_variable() -> None:
             "FOLDCP_MESH": "2X4",
             "FOLDCP_ROUTE": "ring",
             "FOLDCP_PRECISION": "bf16",
+            "FOLDCP_KERNELS": "torch",
             "FOLDCP_CHUNK_MB": "128",
             "FOLDCP_TIMEOUT": "60",
             "FOLDCP_REPORT": "costs.json",
         }
     )
-    assert got == Config(True, 8, "2x4", "ring", "bf16", 128, 60, "costs.json")
+    assert got == Config(True, 8, "2x4", "ring", "bf16", "torch", 128, 60, "costs.json")
     assert Config().precision_on("cuda") == "bf16" and Config().precision_on("cpu") == "fp32"
     assert Config(precision="fp32").precision_on("cuda") == "fp32"
 
@@ -165,6 +166,7 @@ def test_config_reads_every_variable() -> None:
         ("FOLDCP_MESH", "0x4", "auto or ROWSxCOLUMNS"),
         ("FOLDCP_ROUTE", "best", "direct or ring"),
         ("FOLDCP_PRECISION", "fp64", "auto or fp32 or bf16"),
+        ("FOLDCP_KERNELS", "cuda", "auto or torch or triton or cuequivariance"),
         ("FOLDCP_CHUNK_MB", "-1", "a whole number of at least 1"),
         ("FOLDCP_TIMEOUT", "1.5", "a whole number of at least 1"),
     ],

@@ -12,6 +12,7 @@ from foldcp.boltz import swap
 from foldcp.boltz.data import FAILED, random_state, set_random_state
 from foldcp.boltz.run import Run, current
 from foldcp.report import UserError, start_line
+from foldcp_kernels.dispatch import described
 
 _LIGHTNING_PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed"}
 
@@ -111,7 +112,7 @@ class Loader:
             precision = "fp32"
             if self._stock.__name__ == "Boltz2":
                 precision = run.config.precision_on(run.mesh.device.type)
-            print(start_line(run.mesh, precision, swapped), flush=True)
+            print(start_line(run.mesh, precision, swapped, described(run.mesh.device)), flush=True)
         if run.alone and not run.mesh.is_root:
             return _Waiting()
         return model

@@ -17,6 +17,7 @@ from foldcp.boltz.launch import Place
 from foldcp.config import Config
 from foldcp.mesh import Mesh
 from foldcp.report import UserError
+from foldcp_kernels.dispatch import set_impl
 
 _INPUTS = (".fa", ".fas", ".fasta", ".yml", ".yaml")
 
@@ -32,6 +33,31 @@ def check_launch(config: Config, place: Place) -> None:
             f"FOLDCP_NPROC is {config.nproc} but {place.launcher} started {place.world} ranks: "
             f"unset FOLDCP_NPROC, or start {config.nproc} ranks"
         )
+
+
+def choose_kernels(options: dict[str, Any], config: Config, device: torch.device) -> None:
+    """Set the implementation of the local ops from FOLDCP_KERNELS and `--no_kernels`.
+
+    Args:
+        options: the arguments of Boltz's `predict`. config: of this run. device: of this rank.
+
+    Raises:
+        UserError: the named implementation needs a GPU, contradicts `--no_kernels`, or is not
+            installed.
+    """
+    name = config.kernels
+    if name in ("triton", "cuequivariance") and device.type != "cuda":
+        raise UserError(
+            f"FOLDCP_KERNELS={name} needs a GPU, but this run is on {device.type}: use auto"
+        )
+    if options.get("no_kernels"):
+        if name in ("triton", "cuequivariance"):
+            raise UserError(f"--no_kernels contradicts FOLDCP_KERNELS={name}: drop one of them")
+        name = "torch"
+    try:
+        set_impl(name)
+    except ValueError as error:
+        raise UserError(f"FOLDCP_KERNELS={name}: {error}") from error
 
 
 def choose_device(options: dict[str, Any], place: Place) -> torch.device:

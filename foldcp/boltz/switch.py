@@ -97,6 +97,7 @@ def begin(options: dict[str, Any]) -> Run:
     rows, cols = meshes.choose(place.world, config.mesh)
     device = preflight.choose_device(options, place)
     set_chunk_bytes(config.chunk_mb and config.chunk_mb * 10**6)
+    preflight.choose_kernels(options, config, device)
     mesh = ranks.form(rows, cols, device, config.route, config.timeout)
     preflight.check_same_everywhere(options, config, mesh)
     if mesh.is_root:

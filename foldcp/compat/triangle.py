@@ -21,14 +21,9 @@ from foldcp.layout import Box, PairLayout, Span
 from foldcp.mesh import Mesh
 from foldcp.modules.base import wide
 from foldcp.modules.triangle import TriangleMultiplication
-from foldcp.rings.triangle_multiplication import channel_groups, contract_group
+from foldcp.rings.triangle_multiplication import contraction
 from foldcp.schedule import Plan, boxes_plan
-from foldcp_kernels.chunking import add_chunks
-from foldcp_kernels.triangle_multiplication import (
-    TriangleMultiplicationWeights,
-    gated_update,
-    project_planes,
-)
+from foldcp_kernels.triangle_multiplication import TriangleMultiplicationWeights, gated_update
 
 _PARAMETERS = {
     "norm_in.weight",
@@ -211,11 +206,7 @@ def _update(
     mesh: Mesh,
 ) -> Tensor:
     """What `foldcp.rings.triangle_multiplication` adds to z; z itself stays as it is."""
-    x: list[Tensor] = []
-    plane_bytes = z.element_size() * layout.tile_rows * layout.tile_cols
-    for group in channel_groups(layout, w.p_in.shape[0] // 2, plane_bytes):
-        x += contract_group(project_planes(z, mask, w, group), outgoing, layout, mesh)
-    return add_chunks(torch.zeros_like(z), 1, gated_update(z, x, w))
+    return gated_update(z, contraction(z, mask, w, outgoing, layout, mesh), w, residual=False)
 
 
 def _chunk_spans(n: int, parts: int) -> list[Span]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from foldcp.modules.atoms import key_windows, query_windows
@@ -82,8 +81,8 @@ def window_attention(att: nn.Module, b: Tensor, bias: Tensor) -> Tensor:
         key_windows(wide(x)).unflatten(2, heads).transpose(-1, -2)
         for x in (att.proj_k(b), projected)
     )  # [M, W, H, 128, D]
-    scale = att.head_dim**-0.5
-    out = [attend(*x, bias, scale)[0].transpose(1, 2) for x in zip(q, k, v, strict=True)]
-    o = out[0][None] if len(out) == 1 else torch.stack(out)  # [M, W, 32, H, D]
-    o = o.reshape(b.shape).to(projected.dtype)
+    # All samples share a window's bias.
+    q, k, v = (x.transpose(0, 1) for x in (q, k, v))  # [W, M, H, 32 or 128, D]
+    o, _ = attend(q, k, v, bias[:, None], att.head_dim**-0.5)
+    o = o.permute(1, 0, 3, 2, 4).reshape(b.shape).to(projected.dtype)
     return att.proj_o(att.proj_g(b).sigmoid_().mul_(o))

@@ -12,11 +12,11 @@ from foldcp.exchange import fetch, stream
 from foldcp.layout import PairLayout
 from foldcp.mesh import Mesh
 from foldcp.modules.base import TiledModule, wide
-from foldcp.modules.distogram import symmetric_rows
+from foldcp.modules.distogram import mirrored_rows
 from foldcp.modules.scores import ColumnGroups
 from foldcp.plans import chunks, root_plan, token_plan
 from foldcp_kernels.chunking import chunk_length
-from foldcp_kernels.heads import bin_centres, expectations, tm_values
+from foldcp_kernels.heads import bin_centres, expectations, expected_values, tm_values
 
 Feats = Mapping[str, Tensor]
 
@@ -33,24 +33,27 @@ class ConfidenceHeads(TiledModule):
         self.token_level_confidence = twin.token_level_confidence
         self.max_num_atoms_per_token = twin.max_num_atoms_per_token
 
-    def logits(self, name: str, x: Tensor, same_chain: Tensor, single: bool) -> Tensor:
-        """The logits of one pair head for some rows.
+    def expected(
+        self, name: str, x: Tensor, values: Tensor, same: Tensor | None, other: Tensor | None = None
+    ) -> Tensor:
+        """Expectations of one pair head for some rows.
 
         Args:
-            name: "pae" or "pde". x: [rows, cols, C]. same_chain: bool [rows, cols].
-            single: there is only one chain, so all pairs are of the same chain.
+            name: "pae" or "pde". x: [rows, cols, C]. values: of the bins [K, bins].
+            same: bool [rows, cols], pairs of one chain; None when there is only one chain.
+            other: the mirrored pairs, added to `x`.
 
         Returns:
-            [rows, cols, bins], freshly allocated.
+            [K, rows, cols] in the dtype of `values`.
         """
         if not self.use_separate_heads:
-            return getattr(self, f"to_{name}_logits")(x)
+            weight = getattr(self, f"to_{name}_logits").weight
+            return expected_values(x, weight, values, other=other)
         intra = getattr(self, f"to_{name}_intra_logits").weight
-        if single:
-            return F.linear(x, intra)
         inter = getattr(self, f"to_{name}_inter_logits").weight
-        both = F.linear(x, torch.cat([intra, inter]))
-        return torch.where(same_chain[..., None], *both.split(len(intra), -1))
+        if same is None:
+            return expected_values(x, intra, values, other=other)
+        return expected_values(x, intra, values, other=other, weight_other=inter, same=same)
 
     def _values(self, groups: ColumnGroups) -> tuple[Tensor, Tensor]:
         """Bin values of the PAE head [2, bins] (error, TM score) and of the PDE head [1, bins]."""
@@ -96,17 +99,18 @@ class ConfidenceHeads(TiledModule):
         single = len(groups.chains) == 1
         bins = pae_values.shape[1] + pde_values.shape[1]
         bytes_each = 3 * layout.tile_cols * bins * z.element_size()
-        for (lo, hi), both in symmetric_rows(z, layout, self.mesh, bytes_each):
+        for (lo, hi), other in mirrored_rows(z, layout, self.mesh, bytes_each):
             hi = min(hi, rows)
             if hi <= lo or cols == 0:
                 continue
             mine, theirs = slice(r0 + lo, r0 + hi), slice(c0, c0 + cols)
             same = asym[mine, None] == asym[c0:c1]
-            # Without the batch dimension the rows are contiguous, which Linear turns into one GEMM.
-            x = self.logits("pae", z[0, lo:hi], same, single)
-            pae, tm = expectations(x, pae_values)[..., :cols]
-            x = self.logits("pde", both[0, : hi - lo], same, single)
-            pde = expectations(x, pde_values)[0, :, :cols]
+            apart = None if single else same
+            # Without the batch dimension the rows are contiguous: Linear makes one GEMM of them.
+            x = z[0, lo:hi]
+            pae, tm = self.expected("pae", x, pae_values, apart)[..., :cols]
+            mirrored = other[0, : hi - lo]
+            pde = self.expected("pde", x, pde_values, apart, mirrored)[0, :, :cols]
             errors[0, lo:hi, :cols], errors[1, lo:hi, :cols] = pae, pde
             weight = contact_probability[0, lo:hi, :cols] * mask[mine, None] * mask[theirs]
             weight.masked_fill_(token[mine, None] == token[theirs], 0)

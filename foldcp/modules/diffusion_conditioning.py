@@ -19,7 +19,9 @@ from foldcp.modules.atom_encoder import AtomEncoder, folded
 from foldcp.modules.atoms import Feats, atom_block
 from foldcp.modules.base import TiledModule, wide
 from foldcp_kernels.chunking import chunk_length, spans
-from foldcp_kernels.transition import TransitionWeights, swiglu
+from foldcp_kernels.dispatch import compute_dtype
+from foldcp_kernels.norm_linear import norm_linear_planes, norm_linear_rows, padded_planes
+from foldcp_kernels.transition import TransitionWeights, transition
 
 MASKED = -1e6  # bias of masked tokens, as in Boltz
 
@@ -120,23 +122,21 @@ class DiffusionConditioning(TiledModule):
         for lo, hi in spans(rows, chunk_length(rows, each, z.device)):
             x = self._conditioned(z[:, lo:hi], relpos_rows(lo, hi))
             with torch.autocast(z.device.type, enabled=False):
-                x = F.layer_norm(wide(x), (channels,)).view(-1, channels)
-                z_to_p[lo:hi] = F.linear(x, atom_weight, atom_bias).view(hi - lo, cols, -1)
-            part = torch.addmm(bias[:, None], weight, x.T).view(heads, hi - lo, cols)
-            if penalty is not None:
-                part += penalty
+                z_to_p[lo:hi] = norm_linear_rows(wide(x), None, None, atom_weight)[0] + atom_bias
             if out is None:
-                out = part.new_empty(heads, rows, cols)
-            out[:, lo:hi] = part
+                out = padded_planes(z, heads, compute_dtype(x))
+            norm_linear_planes(x, None, None, weight, bias, out=out[:, :, lo:hi])
+            if penalty is not None:
+                out[:, :, lo:hi] += penalty
         assert out is not None
-        return out.view(len(self.token_trans_proj_z), -1, rows, cols), z_to_p
+        return out[0].unflatten(0, (len(self.token_trans_proj_z), -1)), z_to_p
 
     def _conditioned(self, z: Tensor, relpos: Tensor) -> Tensor:
         """The conditioned pair of a few rows [1, r, T_c, C]."""
         conditioner = self.pairwise_conditioner
         x = conditioner.dim_pairwise_init_proj(torch.cat([z, relpos], -1))
-        for transition in conditioner.transitions:
-            x = swiglu(x, transition_weights(transition)).add_(x)
+        for module in conditioner.transitions:
+            x = transition(x, transition_weights(module))
         return x
 
 

@@ -14,15 +14,15 @@ from foldcp.mesh import Mesh
 from foldcp.modules.base import TiledModule, wide
 from foldcp.plans import chunks, transpose_plan
 from foldcp_kernels.chunking import chunk_length
-from foldcp_kernels.heads import expectations
+from foldcp_kernels.heads import expected_values
 
 CONTACT_BINS = 20  # bins that count as a contact: the first 20 of 64 between 2 and 22 angstrom
 
 
-def symmetric_rows(
+def mirrored_rows(
     z: Tensor, layout: PairLayout, mesh: Mesh, bytes_each: int
 ) -> Iterator[tuple[Span, Tensor]]:
-    """Yield z + z^T row chunk by row chunk; the mirrored chunks come from their owners.
+    """Yield z^T row chunk by row chunk, from its owners.
 
     Args:
         z: pair tile [B, T_r, T_c, C]; it must not change meanwhile.
@@ -30,7 +30,7 @@ def symmetric_rows(
         bytes_each: transient bytes that the caller needs for one row.
 
     Returns:
-        An iterator over ((lo, hi), [B, hi - lo, T_c, C]).
+        An iterator over ((lo, hi), [B, hi - lo, T_c, C]), a transposed view of what was received.
     """
     # On a mesh two received chunks and a packed one to send are alive as well.
     rows = 3 if layout.size == 1 else 6
@@ -40,7 +40,7 @@ def symmetric_rows(
     plan = transpose_plan(layout, pieces)
     mirrored = stream(mesh, plan, (z,), ((1, 2),), "transpose")
     for (lo, hi), (other,) in zip(chunks(layout.tile_rows, pieces), mirrored, strict=True):
-        yield (lo, hi), z[:, lo:hi] + other.transpose(1, 2)
+        yield (lo, hi), other.transpose(1, 2)
 
 
 class DistogramModule(TiledModule):
@@ -65,9 +65,8 @@ class DistogramModule(TiledModule):
         layout.check(z)
         weight = self.distogram.weight[: self.num_bins]
         bias = self.distogram.bias[: self.num_bins]
-        bytes_each = 2 * z.shape[0] * layout.tile_cols * self.num_bins * z.element_size()
-        for span, x in symmetric_rows(z, layout, self.mesh, bytes_each):
-            yield span, F.linear(x, weight, bias)
+        for (lo, hi), other in mirrored_rows(z, layout, self.mesh, self._bytes_each(z, layout)):
+            yield (lo, hi), F.linear(z[:, lo:hi] + other, weight, bias)
 
     @torch.no_grad()
     def contact_probability(self, z: Tensor, layout: PairLayout) -> Tensor:
@@ -84,11 +83,16 @@ class DistogramModule(TiledModule):
 
         Source: AlphaFold 3 supplement, section 4.4.
         """
-        out = near = None
-        for (lo, hi), logits in self.logits_rows(z, layout):
-            if out is None:
-                out = torch.empty(z.shape[:3], dtype=wide(logits[:0]).dtype, device=z.device)
-                near = out.new_zeros((1, self.num_bins))
-                near[:, :CONTACT_BINS] = 1
-            out[:, lo:hi] = expectations(logits, near)[0]
+        layout.check(z)
+        weight = self.distogram.weight[: self.num_bins]
+        bias = self.distogram.bias[: self.num_bins]
+        out = torch.empty(z.shape[:3], dtype=wide(z[:0]).dtype, device=z.device)
+        near = out.new_zeros((1, self.num_bins))
+        near[:, :CONTACT_BINS] = 1
+        for (lo, hi), other in mirrored_rows(z, layout, self.mesh, self._bytes_each(z, layout)):
+            out[:, lo:hi] = expected_values(z[:, lo:hi], weight, near, bias, other)[0]
         return out
+
+    def _bytes_each(self, z: Tensor, layout: PairLayout) -> int:
+        """Bytes of the logits of one row and of what is computed from them."""
+        return 2 * z.shape[0] * layout.tile_cols * self.num_bins * z.element_size()

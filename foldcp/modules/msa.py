@@ -6,14 +6,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from foldcp.layout import PairLayout
+from foldcp.layout import PairLayout, Span
 from foldcp.mesh import Mesh
 from foldcp.modules.base import TiledModule, draw_dropout
 from foldcp.modules.pairformer import PairformerNoSeqLayer, Progress, pair_mask
 from foldcp.modules.transition import Transition
 from foldcp.rings.outer_product_mean import outer_product_mean
 from foldcp.rings.pair_weighted_averaging import column_weights, pair_weighted_averaging
-from foldcp_kernels.chunking import add_chunks, chunk_length, spans
+from foldcp_kernels.chunking import chunk_length, map_chunks
+from foldcp_kernels.pair_weighted_averaging import PairWeightedAveragingWeights
 
 Features = dict[str, Tensor]
 
@@ -25,15 +26,19 @@ class PairWeightedAveraging(TiledModule):
         super().__init__(twin, mesh)
         self.num_heads, self.c_h = twin.num_heads, twin.c_h
 
-    def logits(self, z: Tensor) -> Tensor:
-        """Weight logits of a tile: [B, T_r, T_c, C] -> [B, H, T_r, T_c]."""
-        rows = z.shape[1]
-        each = 2 * z.numel() // max(1, rows) * z.element_size()
-        parts = [
-            self.proj_z(self.norm_z(z[:, lo:hi])).permute(0, 3, 1, 2)
-            for lo, hi in spans(rows, chunk_length(rows, each, z.device))
-        ]
-        return torch.cat(parts, 2)
+    def weights(self) -> PairWeightedAveragingWeights:
+        """The parameters in the order of the op."""
+        return PairWeightedAveragingWeights(
+            self.norm_m.weight,
+            self.norm_m.bias,
+            self.norm_z.weight,
+            self.norm_z.bias,
+            self.proj_m.weight,
+            self.proj_g.weight,
+            self.proj_z.weight,
+            self.proj_o.weight,
+            self.num_heads,
+        )
 
     def forward(self, m: Tensor, z: Tensor, layout: PairLayout) -> Tensor:
         """m + update.
@@ -44,22 +49,18 @@ class PairWeightedAveraging(TiledModule):
         Returns:
             The updated shard, in place when gradients are off.
         """
-        weights = column_weights(self.logits(z), layout, self.mesh)
+        w = self.weights()
+        weights = column_weights(w.logits(z), layout, self.mesh)
         width = self.num_heads * self.c_h
         each = m.shape[0] * (2 * layout.tile_cols + 3 * layout.tile_rows) * width * 4
         # Every chunk costs two exchanges, so a mesh takes larger ones.
         step = chunk_length(m.shape[1], each, m.device, at_most=8 if layout.size > 1 else 0)
-        updates = (
-            ((lo, hi), self._chunk(m[:, lo:hi], weights, layout))
-            for lo, hi in spans(m.shape[1], step)
-        )
-        return add_chunks(m, 1, updates)
 
-    def _chunk(self, m: Tensor, weights: Tensor, layout: PairLayout) -> Tensor:
-        x = self.norm_m(m)
-        v = self.proj_m(x).unflatten(-1, (self.num_heads, self.c_h))
-        o = pair_weighted_averaging(v, weights, layout, self.mesh).flatten(-2)
-        return self.proj_o(self.proj_g(x).sigmoid() * o)
+        def change(chunk: Tensor, _: Span) -> Tensor:
+            o = pair_weighted_averaging(w.values(chunk), weights, layout, self.mesh)
+            return w.output(chunk, o.flatten(-2))
+
+        return map_chunks(m, 1, step, change)
 
 
 class OuterProductMean(TiledModule):

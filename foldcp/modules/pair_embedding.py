@@ -16,35 +16,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from foldcp.layout import PairLayout
+from foldcp.layout import PairLayout, Span
 from foldcp.mesh import Mesh
 from foldcp.modules.base import TiledModule
-from foldcp_kernels.chunking import chunk_length, spans
+from foldcp_kernels.relative_position import (
+    Positions,
+    Tokens,
+    add_relative_position,
+    relative_position,
+)
+from foldcp_kernels.relative_position import add_rows_of_table_ as add_rows_of_table_
 
 Feats = Mapping[str, Tensor]
 
 _NO_PERIOD = 10000.0  # what stock divides by for the other chains once one chain is cyclic
 _FIRST_CONTACT = 2  # contact types 0 and 1 say that nothing is known about the pair
-
-
-@dataclass(frozen=True)
-class _Side:
-    """Integers of the tokens along one side of a tile, [T] each; `period` float or None."""
-
-    chain: Tensor
-    residue: Tensor
-    token: Tensor
-    period: Tensor | None
-
-
-@dataclass(frozen=True)
-class _Indices:
-    """What all row chunks of one sample share; `classes` [K, 3] are (asym, entity, sym)."""
-
-    key: tuple[Any, ...]
-    rows: _Side
-    cols: _Side
-    classes: Tensor
 
 
 def _unchanged(held: tuple[Any, ...], key: tuple[Any, ...]) -> bool:
@@ -57,40 +43,6 @@ def _padded(x: Tensor, layout: PairLayout) -> Tensor:
     return F.pad(x[0], (0, layout.padded - layout.n))
 
 
-def _indices(feats: Feats, layout: PairLayout, cyclic: bool, key: tuple[Any, ...]) -> _Indices:
-    triples = torch.stack([_padded(feats[k], layout) for k in ("asym_id", "entity_id", "sym_id")])
-    classes, chain = torch.unique(triples, dim=1, return_inverse=True)
-    period = None
-    if cyclic and bool((feats["cyclic_period"] > 0).any()):
-        period = _padded(feats["cyclic_period"], layout)
-        period = torch.where(period > 0, period, torch.full_like(period, _NO_PERIOD))
-
-    def side(span: tuple[int, int]) -> _Side:
-        lo, hi = span
-        residue, token = (_padded(feats[k], layout) for k in ("residue_index", "token_index"))
-        cut = None if period is None else period[lo:hi]
-        # int32 halves the traffic of the per-pair integer arithmetic.
-        return _Side(chain[lo:hi].int(), residue[lo:hi].int(), token[lo:hi].int(), cut)
-
-    return _Indices(key, side(layout.row_span()), side(layout.col_span()), classes.T.int())
-
-
-def add_rows_of_table_(out: Tensor, table: Tensor, index: Tensor) -> None:
-    """Add to each pair the row of a table that its index selects, in place, without gradient.
-
-    Args:
-        out: [rows, cols, C], changed. table: [K, C]. index: int32 or int64 [rows, cols].
-    """
-    rows, cols, channels = out.shape
-    # Looked-up rows are read back at once: an eighth of a chunk stays in the caches.
-    step = chunk_length(rows, 8 * cols * channels * table.element_size(), out.device)
-    buffer = table.new_empty((step * cols, channels))
-    for lo, hi in spans(rows, step):
-        part = buffer[: (hi - lo) * cols]
-        torch.index_select(table, 0, index[lo:hi].flatten(), out=part)
-        out[lo:hi].add_(part.view(hi - lo, cols, channels))
-
-
 class RelativePositionEncoder(TiledModule):
     """Relative position encoding of a tile. AlphaFold 3, Algorithm 3."""
 
@@ -98,7 +50,7 @@ class RelativePositionEncoder(TiledModule):
         super().__init__(twin, mesh)
         self.r_max, self.s_max = twin.r_max, twin.s_max
         self.fix_sym_check, self.cyclic_pos_enc = twin.fix_sym_check, twin.cyclic_pos_enc
-        self._prepared: _Indices | None = None
+        self._prepared: tuple[tuple[Any, ...], Positions] | None = None
 
     def rows(self, feats: Feats, layout: PairLayout, lo: int, hi: int) -> Tensor:
         """The encoding of tile rows lo:hi.
@@ -111,8 +63,7 @@ class RelativePositionEncoder(TiledModule):
 
         Source: AlphaFold 3 supplement, Algorithm 3.
         """
-        index = self.index_rows(feats, layout, lo, hi)
-        return self.table().index_select(0, index.flatten()).unflatten(0, index.shape)[None]
+        return relative_position(self.table(), self.positions(feats, layout).cut(lo, hi))[None]
 
     def table(self) -> Tensor:
         """[12 * L, C] with L = 4 * r_max + 3: sums of the Linear's columns.
@@ -130,42 +81,33 @@ class RelativePositionEncoder(TiledModule):
         chains = torch.cat([chain, chain + entity])  # [12, C]
         return (chains[:, None] + place).flatten(0, 1)
 
-    def index_rows(self, feats: Feats, layout: PairLayout, lo: int, hi: int) -> Tensor:
-        """The table row of every pair of tile rows lo:hi, int32 [hi - lo, T_c]."""
-        prepared = self._prepare(feats, layout)
-        rows, cols = prepared.rows, prepared.cols
-        r_max = self.r_max
-        base, same = self._chains(prepared, rows.chain[lo:hi])
-        offset = rows.residue[lo:hi, None] - cols.residue
-        in_residue = offset == 0
-        if cols.period is not None:
-            offset = (offset - cols.period * torch.round(offset / cols.period)).int()
-        place = offset.clamp_(-r_max, r_max).add_(r_max)
-        place = torch.where(same, place, 2 * r_max + 1)
-        # Both on one residue of one chain: atoms of a ligand or a modified residue.
-        within = (rows.token[lo:hi, None] - cols.token).clamp_(-r_max, r_max)
-        place = torch.where(in_residue & same, within.add_(3 * r_max + 2), place)
-        return place.add_(base)
-
-    def _chains(self, prepared: _Indices, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """(first table row, same chain) of each pair [r, T_c], through the K kinds of chains."""
-        mine, theirs = prepared.classes[rows.long()], prepared.classes  # [r, 3], [K, 3]
-        same_chain, same_entity = (mine[:, None, i] == theirs[:, i] for i in (0, 1))  # [r, K]
-        offset = (mine[:, None, 2] - theirs[:, 2]).clamp_(-self.s_max, self.s_max)
-        none = ~same_entity if self.fix_sym_check else same_chain
-        chains = torch.where(none, 2 * self.s_max + 1, offset.add_(self.s_max))
-        chains = chains + same_entity.int() * (2 * self.s_max + 2)
-        base = chains * (4 * self.r_max + 3)
-        cols = prepared.cols.chain
-        return base.index_select(1, cols), same_chain.index_select(1, cols)
-
-    def _prepare(self, feats: Feats, layout: PairLayout) -> _Indices:
+    def positions(self, feats: Feats, layout: PairLayout) -> Positions:
+        """What decides the table row of each pair of the tile; kept for the next row chunk."""
         names = ("asym_id", "entity_id", "sym_id", "residue_index", "token_index", "cyclic_period")
         key = (layout, *(feats[k] for k in names))
         held = self._prepared
-        if held is None or not _unchanged(held.key, key):
-            self._prepared = held = _indices(feats, layout, self.cyclic_pos_enc, key)
-        return held
+        if held is None or not _unchanged(held[0], key):
+            self._prepared = held = (key, self._positions(feats, layout))
+        return held[1]
+
+    def _positions(self, feats: Feats, layout: PairLayout) -> Positions:
+        ids = torch.stack([_padded(feats[k], layout) for k in ("asym_id", "entity_id", "sym_id")])
+        classes, chain = torch.unique(ids, dim=1, return_inverse=True)
+        period = None
+        if self.cyclic_pos_enc and bool((feats["cyclic_period"] > 0).any()):
+            period = _padded(feats["cyclic_period"], layout)
+            period = torch.where(period > 0, period, torch.full_like(period, _NO_PERIOD))
+        # int32 halves the traffic of the per-pair integer arithmetic.
+        numbers = (_padded(feats[k], layout).int() for k in ("residue_index", "token_index"))
+        whole = (chain.int(), *numbers, period)
+
+        def side(span: Span) -> Tokens:
+            return Tokens(*(None if x is None else x[slice(*span)] for x in whole))
+
+        return Positions(
+            side(layout.row_span()), side(layout.col_span()), classes.T.int().contiguous(),
+            self.r_max, self.s_max, self.fix_sym_check,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -249,7 +191,7 @@ class PairEmbedding:
         if self.token_bonds_type is not None:
             usual = usual + self.token_bonds_type.weight[0]
         table = self.rel_pos.table() + usual
-        add_rows_of_table_(out[0], table, self.rel_pos.index_rows(feats, layout, lo, hi))
+        add_relative_position(out, table, self.rel_pos.positions(feats, layout).cut(lo, hi))
         self._add_listed(out, feats, layout, lo, hi)
 
     def _add_listed(self, out: Tensor, feats: Feats, layout: PairLayout, lo: int, hi: int) -> None:

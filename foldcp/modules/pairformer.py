@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foldcp.layout import PairLayout
@@ -19,7 +18,7 @@ from foldcp.modules.triangle import (
     TriangleMultiplicationOutgoing,
 )
 from foldcp.rings.attention_pair_bias import attention_pair_bias
-from foldcp_kernels.chunking import chunk_length, spans
+from foldcp_kernels.norm_linear import norm_linear_planes
 
 Progress = Callable[[int, int], None]
 
@@ -80,22 +79,7 @@ class AttentionPairBias(TiledModule):
     def pair_bias(self, z: Tensor) -> Tensor:
         """[B, T_r, T_c, C] -> [B, H, T_r, T_c]."""
         norm, linear = self.proj_z[0], self.proj_z[1]
-        b, rows, cols, c = z.shape
-        out = None
-        parts = []
-        step = chunk_length(rows, b * cols * c * z.element_size() * 2, z.device)
-        for lo, hi in spans(rows, step):
-            x = wide(z[:, lo:hi])
-            x = F.linear(
-                F.layer_norm(x, (c,), norm.weight, norm.bias, norm.eps), linear.weight
-            ).permute(0, 3, 1, 2)
-            if torch.is_grad_enabled():
-                parts.append(x)
-                continue
-            if out is None:
-                out = x.new_empty((b, self.num_heads, rows, cols))
-            out[:, :, lo:hi] = x
-        return torch.cat(parts, 2) if parts else out
+        return norm_linear_planes(z, norm.weight, norm.bias, linear.weight)
 
     def forward(self, s: Tensor, bias: Tensor, layout: PairLayout) -> Tensor:
         """Attention output, residual not included.

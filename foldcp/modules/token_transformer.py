@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foldcp.layout import PairLayout
 from foldcp.mesh import Mesh
 from foldcp.rings.attention_pair_bias import attention_pair_bias
+from foldcp_kernels.adaptive_norm import adaptive_norm, gated_residual
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Gates:
     """What one layer takes from its conditioning, each [1, rows, C].
 
     `scale`, `shift` follow the norm before the attention and `gate` its output; `inner_*` do so
-    around the transition.
+    around the transition. With `logits` the sigmoid of scales and gates is still to be taken.
     """
 
     scale: Tensor
@@ -28,27 +28,33 @@ class Gates:
     inner_scale: Tensor
     inner_shift: Tensor
     inner_gate: Tensor
+    logits: bool
 
 
-def gates_of(layer: nn.Module, s: Tensor) -> Gates:
+def gates_of(layer: nn.Module, s: Tensor, logits: bool = False) -> Gates:
     """Scales, shifts and gates of a layer.
 
     Args:
         layer: a Boltz DiffusionTransformerLayer. s: its conditioning [1, rows, C].
+        logits: leave the sigmoid to what uses the gates, where they serve one call only.
 
     Source: AlphaFold 3 supplement, Algorithms 25 and 26.
     """
 
+    def gate(x: Tensor) -> Tensor:
+        return x if logits else x.sigmoid_()
+
     def adapt(norm: nn.Module) -> tuple[Tensor, Tensor]:
         normal = norm.s_norm(s)
-        return norm.s_scale(normal).sigmoid_(), norm.s_bias(normal)
+        return gate(norm.s_scale(normal)), norm.s_bias(normal)
 
     inner = layer.transition
     return Gates(
         *adapt(layer.adaln),
-        layer.output_projection_linear(s).sigmoid_(),
+        gate(layer.output_projection_linear(s)),
         *adapt(inner.adaln),
-        inner.output_projection[0](s).sigmoid_(),
+        gate(inner.output_projection[0](s)),
+        logits,
     )
 
 
@@ -67,13 +73,13 @@ def conditioned_layer(
 
     Source: AlphaFold 3 supplement, Algorithms 23 and 25.
     """
-    b = torch.addcmul(gates.shift, layer.adaln.a_norm(a), gates.scale)
-    a = torch.addcmul(a, gates.gate, attention(layer.pair_bias_attn, b))
+    b = adaptive_norm(a, gates.scale, gates.shift, gates.logits)
+    a = gated_residual(a, gates.gate, attention(layer.pair_bias_attn, b), gates.logits)
     inner = layer.transition
-    b = torch.addcmul(gates.inner_shift, inner.adaln.a_norm(a), gates.inner_scale)
+    b = adaptive_norm(a, gates.inner_scale, gates.inner_shift, gates.logits)
     x, swish = inner.swish_gate[0](b).chunk(2, -1)
     hidden = F.silu(swish).mul_(x).mul_(inner.a_to_b(b))
-    return layer.post_lnorm(torch.addcmul(a, gates.inner_gate, inner.b_to_a(hidden)))
+    return layer.post_lnorm(gated_residual(a, gates.inner_gate, inner.b_to_a(hidden), gates.logits))
 
 
 def token_transformer(
@@ -107,5 +113,5 @@ def token_transformer(
             o = attention_pair_bias(q, k, v, tile[None], att.head_dim**-0.5, layout, mesh)
             return att.proj_o(att.proj_g(b).sigmoid_().mul_(o.flatten(2)))
 
-        a = conditioned_layer(layer, a, gates_of(layer, s), attention)
+        a = conditioned_layer(layer, a, gates_of(layer, s, logits=True), attention)
     return a

@@ -5,8 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from foldcp.modules.base import TiledModule
-from foldcp_kernels.chunking import add_chunks
-from foldcp_kernels.transition import TransitionWeights, transition_chunks
+from foldcp_kernels.transition import TransitionWeights, transition
 
 
 class Transition(TiledModule):
@@ -20,4 +19,4 @@ class Transition(TiledModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """x + transition(x); x is [B, rows, ..., C], changed in place when gradients are off."""
-        return add_chunks(x, 1, transition_chunks(x, self.weights()))
+        return transition(x, self.weights())

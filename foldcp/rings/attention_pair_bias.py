@@ -20,7 +20,8 @@ from foldcp.exchange import fetch
 from foldcp.layout import PairLayout
 from foldcp.mesh import Mesh
 from foldcp.plans import partials_plan, token_plan
-from foldcp_kernels.attention import attend, merge_all
+from foldcp_kernels.attention import attend
+from foldcp_kernels.carry import merge_all
 
 
 def attention_pair_bias(

@@ -14,8 +14,7 @@ from foldcp.exchange import fetch
 from foldcp.layout import PairLayout
 from foldcp.mesh import Mesh
 from foldcp.plans import token_plan
-from foldcp_kernels.chunking import add_chunks
-from foldcp_kernels.outer_product_mean import outer_product_chunks
+from foldcp_kernels import outer_product_mean as op
 
 
 def outer_product_mean(
@@ -52,4 +51,4 @@ def outer_product_mean(
     wide = torch.float64 if mask.dtype == torch.float64 else torch.float32
     with torch.autocast(z.device.type, enabled=False):
         count = mask_r.to(wide).transpose(1, 2) @ mask_c.to(wide)
-    return add_chunks(z, 1, outer_product_chunks(a, b, count, weight, bias, z))
+    return op.outer_product_mean(z, a, b, count, weight, bias)

@@ -19,6 +19,7 @@ from foldcp.exchange import fetch
 from foldcp.layout import PairLayout
 from foldcp.mesh import Mesh
 from foldcp.plans import partials_plan, row_plan, token_plan
+from foldcp_kernels.pair_weighted_averaging import average
 
 
 def column_weights(logits: Tensor, layout: PairLayout, mesh: Mesh) -> Tensor:
@@ -57,12 +58,7 @@ def pair_weighted_averaging(v: Tensor, weights: Tensor, layout: PairLayout, mesh
     """
     plan = token_plan(layout, ("cols",))
     (v,) = fetch(mesh, plan, (v,), ((2,),), "pair_weighted_averaging")
-    keys = weights.shape[-1]
-    b, s, _, h, d = v.shape
-    # [B, H, T_r, K] @ [B, H, K, S*D] -> [B, H, T_r, S*D]
-    values = v[:, :, :keys].permute(0, 3, 2, 1, 4).flatten(3)
-    o = weights.to(values.dtype) @ values
-    o = o.unflatten(3, (s, d)).permute(0, 3, 2, 1, 4)  # [B, S, T_r, H, D]
+    o = average(v[:, :, : weights.shape[-1]], weights)  # [B, S, T_r, H, D]
     if layout.mesh_cols == 1:
         return o
     (parts,) = fetch(

@@ -23,17 +23,16 @@ from foldcp.exchange import stream
 from foldcp.layout import PairLayout, Span
 from foldcp.mesh import Mesh
 from foldcp.plans import triangle_attention_plan
-from foldcp_kernels.attention import Carry
-from foldcp_kernels.chunking import add_chunks, chunk_length, spans
+from foldcp_kernels.carry import Carry
+from foldcp_kernels.chunking import map_chunks
 from foldcp_kernels.triangle_attention import (
     TriangleAttentionWeights,
-    attend_panel,
-    gated_output,
+    attend_lines,
+    line_output,
+    lines_per_chunk,
     project_bias,
     project_lines,
 )
-
-_MESH_CHUNKS = 16  # chunks of lines on a mesh: each re-fetches the bias, so not too many
 
 
 def triangle_attention(
@@ -61,21 +60,25 @@ def triangle_attention(
     Source: AlphaFold 3 supplement, Algorithms 14 and 15; Fold-CP (arXiv 2603.14806).
     """
     layout.check(z)
-    bias = project_bias(z, w)
     dim = 1 if starting else 2
-    lines = z.shape[dim]
-    width = 10 * z.shape[0] * z.shape[3 - dim] * w.q.shape[0] * z.element_size()
-    step = chunk_length(lines, width, z.device, at_most=_MESH_CHUNKS if layout.size > 1 else 0)
-    updates = (
-        ((lo, hi), _lines(z, mask, bias, w, starting, (lo, hi), layout, mesh))
-        for lo, hi in spans(lines, step)
-    )
-    return add_chunks(z, dim, updates)
+    # The bias lies as the lines read it: [B, H, T_r, T_c], or for the ending node its transpose.
+    bias = project_bias(z if starting else z.transpose(1, 2), w)
+    step = lines_per_chunk(z, dim, w, layout.size > 1)
+
+    def update(x: Tensor, chunk: Span) -> Tensor:
+        keep = None if mask is None else mask.narrow(dim, chunk[0], chunk[1] - chunk[0])
+        if starting:
+            return _lines(x, keep, bias, w, starting, chunk, layout, mesh)
+        keep = None if keep is None else keep.transpose(1, 2)
+        x = _lines(x.transpose(1, 2), keep, bias, w, starting, chunk, layout, mesh)
+        return x.transpose(1, 2)
+
+    return map_chunks(z, dim, step, update)
 
 
 def _lines(
-    z: Tensor,
-    mask: Tensor | None,
+    x: Tensor,
+    keep: Tensor | None,
     bias: Tensor,
     w: TriangleAttentionWeights,
     starting: bool,
@@ -83,27 +86,22 @@ def _lines(
     layout: PairLayout,
     mesh: Mesh,
 ) -> Tensor:
-    """The update of one chunk of lines, in tile orientation."""
-    dim, (lo, hi) = (1 if starting else 2), chunk
-    x = z.narrow(dim, lo, hi - lo)
-    keep = None if mask is None else mask.narrow(dim, lo, hi - lo)
-    if not starting:
-        x, keep = x.transpose(1, 2), None if keep is None else keep.transpose(1, 2)
-    x = w.norm(x)
-    q, kv = project_lines(x, keep, w)
+    """One chunk of lines [B, lines, positions, C] with its update, in place without gradients."""
+    mine = project_lines(x, keep, w)
     plan = triangle_attention_plan(layout, starting, chunk, mesh.route)
-    # kv is [B, lines, positions, ..]: for the ending node box rows are positions.
-    dims = ((1, 2) if starting else (2, 1), (1, 2))
+    # Boxes are (rows, columns) of the tile: for the ending node, rows are positions.
+    dims = ((1, 2), (2, 3)) if starting else ((2, 1), (3, 2))
+    panels = [layout.panel_span(layout.panel_at(layout.rank, t)) for t in range(layout.panels)]
+    keys = [layout.valid(panel) for panel in panels]
+    last = max(t for t, count in enumerate(keys) if count)
     carry: Carry | None = None
-    for step, (kv_p, bias_p) in _panels(mesh, plan, (kv, bias), dims):
-        keys = layout.valid(layout.panel_span(layout.panel_at(layout.rank, step)))
-        if keys == 0:
+    for step, (kv, b) in _panels(mesh, plan, (mine.kv, bias), dims):
+        if keys[step] == 0:
             continue
-        b = bias_p.permute(0, 3, 1, 2) if starting else bias_p.permute(0, 3, 2, 1)
-        carry = attend_panel(q, kv_p[:, :, :keys], b[..., :keys], mask is not None, carry)
+        kv, b = kv[:, :, : keys[step]], b[..., : keys[step]]
+        carry = attend_lines(mine, kv, b, keep is not None, carry, step == last)
     assert carry is not None
-    update = gated_output(x, carry[0], w)
-    return update if starting else update.transpose(1, 2)
+    return line_output(x, carry, w)
 
 
 def _panels(mesh: Mesh, plan, sources, dims) -> Iterator[tuple[int, tuple[Tensor, ...]]]:

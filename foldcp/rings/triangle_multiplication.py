@@ -12,13 +12,15 @@ Backward: the gradients of the panels of a and b are added up at their owners.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from foldcp.exchange import stream
 from foldcp.layout import PairLayout, Span
 from foldcp.mesh import Mesh
 from foldcp.plans import chunks, triangle_multiplication_plan
-from foldcp_kernels.chunking import add_chunks
+from foldcp_kernels import triangle_multiplication as op
+from foldcp_kernels.dispatch import default_impl
 from foldcp_kernels.triangle_multiplication import (
     TriangleMultiplicationWeights,
     contract,
@@ -72,13 +74,44 @@ def triangle_multiplication(
     Source: AlphaFold 3 supplement, Algorithms 12 and 13; Fold-CP (arXiv 2603.14806).
     """
     layout.check(z)
+    if layout.size == 1 and default_impl() == "cuequivariance":
+        return op.triangle_multiplication(z, mask, w, outgoing, "cuequivariance")
+    return gated_update(z, contraction(z, mask, w, outgoing, layout, mesh), w)
+
+
+def contraction(
+    z: Tensor,
+    mask: Tensor | None,
+    w: TriangleMultiplicationWeights,
+    outgoing: bool,
+    layout: PairLayout,
+    mesh: Mesh,
+) -> Tensor:
+    """sum_k a b over all panels, group of channels by group of channels: [B, D, T_r, T_c]."""
+    channels = w.p_in.shape[0] // 2
     plane_bytes = z.element_size() * layout.tile_rows * layout.tile_cols
-    x: list[Tensor] = []
-    for lo, hi in channel_groups(layout, w.p_in.shape[0] // 2, plane_bytes):
-        planes = project_planes(z, mask, w, (lo, hi))
-        x += contract_group(planes, outgoing, layout, mesh)
-        del planes
-    return add_chunks(z, 1, gated_update(z, x, w))
+    groups = channel_groups(layout, channels, plane_bytes)
+    if layout.size == 1 and not outgoing:
+        # Alone, transposed planes make the incoming update the same product as the outgoing one.
+        z, mask, outgoing = z.transpose(1, 2), None if mask is None else mask.transpose(1, 2), True
+    whole: Tensor | None = None
+    parts: list[Tensor] = []
+    at = 0
+    for group in groups:
+        pieces = contract_group(project_planes(z, mask, w, group), outgoing, layout, mesh)
+        if torch.is_grad_enabled() or len(groups) == len(pieces) == 1:
+            parts += pieces
+            continue
+        # Pieces move into one tensor as they are done: joining them later would hold both.
+        for piece in pieces:
+            if whole is None:
+                whole = piece.new_empty((piece.shape[0], channels, *piece.shape[2:]))
+            whole[:, at : at + piece.shape[1]] = piece
+            at += piece.shape[1]
+        del pieces, piece
+    if whole is not None:
+        return whole
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 
 def contract_group(planes: Tensor, outgoing: bool, layout: PairLayout, mesh: Mesh) -> list[Tensor]:
@@ -91,7 +124,7 @@ def contract_group(planes: Tensor, outgoing: bool, layout: PairLayout, mesh: Mes
     out: list[Tensor] = []
     acc: Tensor | None = None
     for step, (a, b) in enumerate(stream(mesh, plan, sources, dims, "triangle_multiplication")):
-        acc = contract(acc, a, b, outgoing)
+        acc = contract(acc, a, b, outgoing, layout.panels)
         if (step + 1) % layout.panels == 0:
             out.append(acc.to(planes.dtype))
             acc = None

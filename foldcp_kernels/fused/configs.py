@@ -1,0 +1,173 @@
+"""Block sizes, warps and stages of every kernel on every chip, in one table.
+
+`untuned` marks what was chosen by registers and shared memory alone (bench/results/aot.csv); a
+measured entry names the file with its times. `python -m bench.tune` measures candidates on the
+GPU at hand and writes a cache that takes precedence on that GPU; nothing is tuned on its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+UNTUNED = "untuned"
+
+
+@dataclass(frozen=True)
+class Config:
+    """How one kernel is launched.
+
+    Args:
+        blocks: its block sizes by constant name. warps, stages: of Triton.
+        source: "untuned", or the file with the measurement.
+    """
+
+    blocks: dict[str, int] = field(default_factory=dict)
+    warps: int = 4
+    stages: int = 2
+    source: str = UNTUNED
+
+    def options(self) -> dict[str, int]:
+        """Keyword arguments of a launch."""
+        return {**self.blocks, "num_warps": self.warps, "num_stages": self.stages}
+
+
+def _c(warps: int, stages: int, source: str = UNTUNED, **blocks: int) -> Config:
+    return Config(blocks, warps, stages, source)
+
+
+# (kernel, bytes of an operand of its dots) -> chip -> configuration. "any" is for chips not named.
+TABLE: dict[tuple[str, int], dict[str, Config]] = {
+    ("norm_linear", 2): {"any": _c(8, 2, BP=128, BO=64)},
+    ("norm_linear", 4): {"any": _c(8, 1, BP=64, BO=32)},
+    ("norm_linear_gated", 2): {"any": _c(8, 2, BP=128, BO=64), "sm_89": _c(4, 2, BP=64, BO=64)},
+    ("norm_linear_gated", 4): {"any": _c(8, 1, BP=64, BO=32)},
+    # Attention core. ROWS batch rows share a bias tile; LAZY rescales only when needed.
+    ("attention_32", 2): {
+        "any": _c(4, 2, ROWS=2, BI=64, BK=32, LAZY=1),
+        "sm_80": _c(4, 3, ROWS=2, BI=64, BK=32, LAZY=1),
+        "sm_90": _c(4, 3, ROWS=2, BI=128, BK=32, LAZY=1),
+        "sm_100": _c(4, 2, ROWS=2, BI=128, BK=32, LAZY=1),
+    },
+    ("attention_32_masked", 2): {"any": _c(4, 2, ROWS=2, BI=64, BK=32, LAZY=1)},
+    ("attention_32_single", 2): {"any": _c(4, 2, ROWS=1, BI=64, BK=64, LAZY=1)},
+    ("attention_64", 2): {
+        "any": _c(4, 2, ROWS=1, BI=64, BK=32, LAZY=1),
+        "sm_80": _c(4, 2, ROWS=2, BI=64, BK=32, LAZY=1),
+        "sm_90": _c(4, 2, ROWS=2, BI=64, BK=32, LAZY=1),
+        "sm_100": _c(4, 2, ROWS=2, BI=64, BK=32, LAZY=1),
+    },
+    ("attention_64_masked", 2): {"any": _c(4, 2, ROWS=1, BI=64, BK=32, LAZY=1)},
+    ("attention_64_single", 2): {"any": _c(4, 2, ROWS=1, BI=64, BK=32, LAZY=1)},
+    # 32 queries of a window to 128 keys.
+    ("attention_32_window", 2): {"any": _c(2, 1, ROWS=2, BI=32, BK=32, LAZY=0)},
+    ("attention_64_window", 2): {"any": _c(2, 1, ROWS=1, BI=32, BK=32, LAZY=0)},
+    ("attention_32", 4): {"any": _c(8, 1, ROWS=1, BI=64, BK=32, LAZY=0)},
+    ("attention_32_masked", 4): {"any": _c(8, 1, ROWS=1, BI=64, BK=32, LAZY=0)},
+    ("attention_32_single", 4): {"any": _c(8, 1, ROWS=1, BI=64, BK=32, LAZY=0)},
+    ("attention_64", 4): {
+        "any": _c(4, 1, ROWS=1, BI=32, BK=32, LAZY=0),
+        "sm_90": _c(8, 1, ROWS=1, BI=64, BK=32, LAZY=0),
+        "sm_100": _c(8, 1, ROWS=1, BI=64, BK=32, LAZY=0),
+    },
+    ("attention_64_masked", 4): {"any": _c(4, 1, ROWS=1, BI=32, BK=32, LAZY=0)},
+    ("attention_64_single", 4): {
+        "any": _c(4, 1, ROWS=1, BI=32, BK=32, LAZY=0),
+        "sm_90": _c(8, 1, ROWS=1, BI=64, BK=32, LAZY=0),
+        "sm_100": _c(8, 1, ROWS=1, BI=64, BK=32, LAZY=0),
+    },
+    ("attention_32_window", 4): {"any": _c(4, 1, ROWS=1, BI=32, BK=32, LAZY=0)},
+    ("attention_64_window", 4): {"any": _c(4, 1, ROWS=1, BI=32, BK=32, LAZY=0)},
+    ("attention_dq_32", 2): {"any": _c(4, 2, BI=64, BK=32)},
+    ("attention_dq_64", 2): {"any": _c(4, 1, BI=64, BK=64)},
+    ("attention_dkv_32", 2): {"any": _c(4, 1, BI=64, BK=64)},
+    ("attention_dkv_64", 2): {"any": _c(4, 1, BI=64, BK=64)},
+    ("attention_dbias_32", 2): {"any": _c(4, 2, BI=64, BK=32)},
+    ("attention_dbias_64", 2): {"any": _c(4, 2, BI=64, BK=32)},
+    ("attention_dq_32", 4): {"any": _c(8, 1, BI=32, BK=32)},
+    ("attention_dq_64", 4): {"any": _c(8, 1, BI=32, BK=32)},
+    ("attention_dkv_32", 4): {"any": _c(4, 1, BI=32, BK=16)},
+    ("attention_dkv_64", 4): {"any": _c(4, 1, BI=32, BK=16)},
+    ("attention_dbias_32", 4): {"any": _c(4, 1, BI=16, BK=16)},
+    ("attention_dbias_64", 4): {"any": _c(4, 1, BI=16, BK=16)},
+    ("attention_output", 2): {
+        "any": _c(4, 2, BP=64, BH=64),
+        "sm_90": _c(8, 2, BP=128, BH=32),
+        "sm_100": _c(8, 2, BP=128, BH=64),
+    },
+    ("attention_output", 4): {"any": _c(8, 1, BP=32, BH=32)},
+    ("multiplication_output", 2): {
+        "any": _c(4, 2, BP=64, BO=64),
+        "sm_90": _c(8, 2, BP=128, BO=64),
+        "sm_100": _c(8, 2, BP=128, BO=64),
+    },
+    ("multiplication_output", 4): {"any": _c(4, 1, BP=16, BO=32)},
+    ("transition", 2): {
+        "any": _c(4, 2, BP=64, BH=64),
+        "sm_90": _c(8, 2, BP=128, BH=64),
+        "sm_100": _c(8, 2, BP=128, BH=64),
+    },
+    ("transition", 4): {"any": _c(4, 1, BP=16, BH=32)},
+    # entries of outer_product_mean, heads, relative_position, adaptive_norm: below
+    ("outer_product_mean", 2): {"any": _c(8, 2, BM=64, BN=128, BK=128, BS=32)},
+    ("outer_product_mean", 4): {"any": _c(8, 1, BM=32, BN=64, BK=64, BS=32)},
+    ("expected_values", 2): {"any": _c(4, 2, BP=64, BK=32)},
+    ("expected_values", 4): {"any": _c(8, 1, BP=64, BK=32), "sm_120": _c(8, 1, BP=32, BK=32)},
+    ("expected_values_wide", 2): {
+        "any": _c(8, 2, BP=64, BK=32),
+        "sm_80": _c(4, 2, BP=32, BK=32),
+        "sm_89": _c(4, 2, BP=32, BK=32),
+    },
+    ("expected_values_wide", 4): {"any": _c(8, 1, BP=32, BK=32)},
+    # Without matrix products, so one entry for all dtypes; BE is the elements of a block.
+    ("relative_position", 2): {"any": _c(4, 1, BE=4096)},
+    ("adaptive_norm", 2): {"any": _c(4, 1, BE=4096)},
+}
+
+_FAMILY = {80: "sm_80", 86: "sm_89", 87: "sm_80", 89: "sm_89", 90: "sm_90", 100: "sm_100"}
+_FAMILY |= {103: "sm_100", 110: "sm_100", 120: "sm_120", 121: "sm_120"}
+
+
+def family(capability: int) -> str:
+    """The column of the table for a compute capability (90 for sm_90); "any" when unknown."""
+    return _FAMILY.get(capability, "any")
+
+
+def pick(kernel: str, operand_bytes: int, capability: int) -> Config:
+    """The configuration of a kernel.
+
+    Args:
+        kernel: its name in `TABLE`. operand_bytes: 2 for bf16 and fp16, 4 for float32.
+        capability: compute capability as a number; 0 for the interpreter.
+    """
+    # The interpreter has no registers to spare: the larger blocks are the faster ones.
+    chips = TABLE[kernel, operand_bytes if capability else 2]
+    chip = family(capability)
+    tuned = _tuned().get(f"{kernel}/{operand_bytes}/{chip}")
+    if tuned is not None:
+        return Config(**tuned)
+    return chips.get(chip, chips["any"])
+
+
+def cache_file() -> Path:
+    """Where `bench.tune` keeps what it measured on this machine."""
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "foldcp" / "tuned.json"
+
+
+@lru_cache
+def _tuned() -> dict[str, dict]:
+    path = cache_file()
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def override(kernel: str, operand_bytes: int, capability: int, config: Config | None) -> None:
+    """Use a configuration in this process (None: the table's again); for tuning."""
+    key = f"{kernel}/{operand_bytes}/{family(capability)}"
+    if config is None:
+        _tuned().pop(key, None)
+    else:
+        _tuned()[key] = vars(config)

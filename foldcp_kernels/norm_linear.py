@@ -1,0 +1,168 @@
+"""LayerNorm and a projection of the channels, to rows or to channel-major planes.
+
+    out = LN(x) W^T + bias
+
+Source: AlphaFold 3 supplement, Algorithms 10, 12 to 15, 20 and 24 (the first lines of each).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from foldcp_kernels.chunking import chunk_length, spans
+from foldcp_kernels.dispatch import check_dtype, choose, compute_dtype, derived
+from foldcp_kernels.recompute import recompute
+
+EPS = 1e-5
+MAX_CHANNELS = 256  # a block of rows and its LayerNorm must fit one program
+
+
+def refusal(x: Tensor, name: str, widths: tuple[int, ...]) -> str | None:
+    """Why the fused row kernels cannot take `x` [B, I, J, C]; None where they can.
+
+    Args:
+        x: the tile. name: of the argument. widths: channels that one program must hold.
+    """
+    if x.ndim != 4:
+        return f"`{name}` has {x.ndim} dimensions; expected 4, [B, I, J, C]"
+    if max(widths) > MAX_CHANNELS:
+        return f"`{name}` has {max(widths)} channels; expected at most {MAX_CHANNELS}"
+    return check_dtype(x, name)
+
+
+def choose_rows(op: str, impl: str | None, x: Tensor, name: str, widths: tuple[int, ...]) -> str:
+    """`dispatch.choose` for the fused row kernels.
+
+    `auto` leaves float32 products to torch: tensor cores take three passes and small blocks.
+    """
+    reason = refusal(x, name, widths)
+    slow = compute_dtype(x) == torch.float32
+    return choose(op, impl, x, reason, "float32 products go through cuBLAS" if slow else None)
+
+
+def cast(name: str, dtype: torch.dtype, *weights: Tensor) -> Tensor:
+    """Weights stacked along their rows, contiguous and in `dtype`; made once while they live."""
+    return derived(name, weights, lambda *w: torch.cat(w).to(dtype).contiguous(), dtype)
+
+
+def check_channels(x: Tensor, weight: Tensor, name: str = "x") -> None:
+    """Raise ValueError unless the last dimension of `x` is what `weight` [O, C] reads."""
+    if x.shape[-1] != weight.shape[-1]:
+        raise ValueError(
+            f"`{name}` has {x.shape[-1]} channels; expected {weight.shape[-1]} as in the weight"
+        )
+
+
+def padded_planes(x: Tensor, channels: int, dtype: torch.dtype) -> Tensor:
+    """Uninitialised planes of a tile whose rows are padded in memory, so that kernels load wide.
+
+    Args:
+        x: tile [B, I, J, C]. channels: of the planes. dtype: of the planes.
+
+    Returns:
+        [B, channels, I, J]; the row stride is a multiple of 16.
+    """
+    b, i, j = x.shape[:3]
+    return x.new_empty((b, channels, i, -(-j // 16) * 16), dtype=dtype)[..., :j]
+
+
+def norm_linear_rows(
+    x: Tensor,
+    gain: Tensor | None,
+    shift: Tensor | None,
+    weight: Tensor,
+    impl: str | None = None,
+) -> Tensor:
+    """LN(x) W^T.
+
+    Args:
+        x: [B, I, J, C]. gain, shift: of the LayerNorm [C] or None. weight: [O, C].
+        impl: see `dispatch`.
+
+    Returns:
+        [B, I, J, O] in the compute dtype (autocast's, else that of `x`).
+
+    Raises:
+        ValueError: channels that do not fit, or a named `impl` that cannot run.
+
+    Source: AlphaFold 3 supplement, Algorithm 14.
+    """
+    check_channels(x, weight)
+    if choose_rows("norm_linear", impl, x, "x", (x.shape[-1],)) != "triton":
+        return F.linear(F.layer_norm(x, x.shape[-1:], gain, shift, EPS), weight)
+    from foldcp_kernels.fused.norm_linear import norm_linear_fwd
+
+    dtype = compute_dtype(x)
+
+    def fused(x: Tensor, gain: Tensor | None, shift: Tensor | None, weight: Tensor) -> Tensor:
+        return norm_linear_fwd(x, gain, shift, cast("rows", dtype, weight), planes=False)
+
+    def twin(x: Tensor, gain: Tensor | None, shift: Tensor | None, weight: Tensor) -> Tensor:
+        return norm_linear_rows(x, gain, shift, weight, "torch")
+
+    return recompute(fused, twin, x, gain, shift, weight)
+
+
+def norm_linear_planes(
+    x: Tensor,
+    gain: Tensor | None,
+    shift: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    out: Tensor | None = None,
+    impl: str | None = None,
+) -> Tensor:
+    """LN(x) W^T + bias in channel-major planes: the biases of one or of many attention layers.
+
+    Args:
+        x: [B, I, J, C], any strides. gain, shift: of the LayerNorm [C] or None.
+        weight: [O, C], the heads of all layers stacked. bias: [O] or None.
+        out: where to write [B, O, I, J], last stride 1; not under autograd. impl: see `dispatch`.
+
+    Returns:
+        [B, O, I, J] in the compute dtype (or `out`); rows may be padded in memory.
+
+    Raises:
+        ValueError: channels that do not fit, or a named `impl` that cannot run.
+
+    Source: AlphaFold 3 supplement, Algorithms 14, 20 and 24.
+    """
+    check_channels(x, weight)
+    if choose_rows("norm_linear_planes", impl, x, "x", (x.shape[-1],)) != "triton":
+        return _planes(x, gain, shift, weight, bias, out)
+    from foldcp_kernels.fused.norm_linear import norm_linear_fwd
+
+    dtype = compute_dtype(x)
+
+    def fused(
+        x: Tensor, gain: Tensor | None, shift: Tensor | None, weight: Tensor, bias: Tensor | None
+    ) -> Tensor:
+        w = cast("planes", dtype, weight)
+        return norm_linear_fwd(x, gain, shift, w, planes=True, bias=bias, out=out)
+
+    return recompute(fused, _planes, x, gain, shift, weight, bias)
+
+
+def _planes(
+    x: Tensor,
+    gain: Tensor | None,
+    shift: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    out: Tensor | None = None,
+) -> Tensor:
+    b, rows, cols, c = x.shape
+    step = chunk_length(rows, b * cols * (c + weight.shape[0]) * x.element_size() * 2, x.device)
+    parts = []
+    for lo, hi in spans(rows, step):
+        y = F.linear(F.layer_norm(x[:, lo:hi], (c,), gain, shift, EPS), weight, bias)
+        y = y.permute(0, 3, 1, 2)
+        if torch.is_grad_enabled():
+            parts.append(y)
+            continue
+        if out is None:
+            out = y.new_empty((b, weight.shape[0], rows, cols))
+        out[:, :, lo:hi] = y
+    return torch.cat(parts, 2) if parts else out

@@ -1,0 +1,60 @@
+"""Gradients of fused forwards: the backward differentiates the torch twin, computed again.
+
+The fused forward keeps none of its intermediates; its twin runs in the backward on the inputs, as
+in gradient checkpointing. Attention has backward kernels of its own and does not come here.
+
+Source: Chen et al. 2016 (arXiv 1604.06174).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class _Recompute(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, fused: Callable[..., Tensor], twin: Callable[..., Tensor], *tensors: Tensor | None
+    ) -> Tensor:
+        ctx.twin = twin
+        device = next(x for x in tensors if x is not None).device.type
+        enabled, dtype = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+        ctx.autocast = {"device_type": device, "dtype": dtype, "enabled": enabled}
+        ctx.save_for_backward(*tensors)
+        return fused(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, dout: Tensor) -> tuple[Any, ...]:
+        needed = ctx.needs_input_grad[2:]
+        leaves = [
+            x.detach().requires_grad_(need) if x is not None else None
+            for x, need in zip(ctx.saved_tensors, needed, strict=True)
+        ]
+        with torch.enable_grad(), torch.autocast(**ctx.autocast):
+            out = ctx.twin(*leaves)
+        wanted = [x for x, need in zip(leaves, needed, strict=True) if need]
+        grads = iter(torch.autograd.grad(out, wanted, dout.to(out.dtype), allow_unused=True))
+        return None, None, *(next(grads) if need else None for need in needed)
+
+
+def recompute(
+    fused: Callable[..., Tensor], twin: Callable[..., Tensor], *tensors: Tensor | None
+) -> Tensor:
+    """`fused(*tensors)`, differentiable through `twin`.
+
+    Args:
+        fused: the forward; it runs without gradients and must not change its inputs.
+        twin: a differentiable function of the same tensors with the same result.
+        tensors: floating-point tensors or None.
+
+    Returns:
+        The result of `fused`.
+    """
+    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
+        return _Recompute.apply(fused, twin, *tensors)
+    with torch.no_grad():
+        return fused(*tensors)

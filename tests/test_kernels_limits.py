@@ -1,0 +1,242 @@
+"""What holds for every kernel: offsets beyond 2^31, configurations, and what chips compile them to.
+
+The compiled kernels are inspected without a GPU (bench.aot); here what Boltz runs, the whole table
+by `python -m bench.aot`.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from kernel_checks import DEVICE, error
+from torch import Tensor
+
+from bench import aot, tune
+from bench.timing import Times
+from foldcp_kernels.attention import attend
+from foldcp_kernels.fused import configs
+from foldcp_kernels.fused.adaptive_norm import adaptive_norm_fwd
+from foldcp_kernels.fused.gated_output import attention_output_fwd, multiplication_output_fwd
+from foldcp_kernels.fused.heads import expected_values_fwd
+from foldcp_kernels.fused.norm_linear import norm_linear_fwd
+from foldcp_kernels.fused.transition import transition_fwd
+
+ROOT = Path(__file__).parent.parent
+# Elements between neighbours: the stride fits int32, the offset of the third entry does not.
+FAR = (1 << 30) + 64
+
+
+@pytest.fixture(scope="module")
+def far() -> Tensor:
+    """12 GiB of float16 of which only what is written takes memory (on a GPU: all of it).
+
+    Tensors lie in the second half, so that an offset that wraps reads zeros and does not crash.
+    """
+    if DEVICE.type == "cuda":
+        return torch.empty(6 * FAR, dtype=torch.float16, device=DEVICE)
+    return torch.from_numpy(np.zeros(6 * FAR, dtype=np.float16))
+
+
+def spread(far: Tensor, x: Tensor, dim: int, at: int = 0) -> Tensor:
+    """A copy of `x` whose entries along `dim` lie FAR elements apart."""
+    strides = list(x.contiguous().stride())
+    strides[dim] = FAR
+    view = far.as_strided(x.shape, strides, 3 * FAR + at)
+    return view.copy_(x)
+
+
+def test_offsets_beyond_int32(far: Tensor) -> None:
+    """N = 8192 at C = 128 has 2^33 elements: each kernel, with lines or planes far apart."""
+    g = torch.Generator().manual_seed(0)
+
+    def rand(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=g).half().to(DEVICE)
+
+    c, n = 32, 5
+    x, w, gate = rand(1, 3, n, c), rand(c, c), rand(c, c)
+    gain, shift = rand(c), rand(c)
+    lines = spread(far, x, 1)
+    for planes in (True, False):
+        args = dict(planes=planes, gate=gate if planes else None)
+        want = norm_linear_fwd(x, gain, shift, w, **args)
+        assert torch.equal(norm_linear_fwd(lines, gain, shift, w, **args), want)
+        if planes:
+            empty = far.as_strided((1, 3, 3, n), [0, FAR, 16, 1], 3 * FAR + 4096)
+            want, w3, g3 = want[:, :3], w[:3].contiguous(), gate[:3].contiguous()
+            norm_linear_fwd(x, gain, shift, w3, planes=True, gate=g3, out=empty)
+        else:
+            empty = far.as_strided(want.shape, [0, FAR, c, 1], 3 * FAR + 4096)
+            norm_linear_fwd(x, gain, shift, w, planes=False, out=empty)
+        assert torch.equal(empty, want)
+    want = transition_fwd(x, gain, shift, w, gate, w)
+    assert torch.equal(transition_fwd(lines, gain, shift, w, gate, w), want)
+    assert torch.equal(transition_fwd(lines, gain, shift, w, gate, w, out=lines), want)
+    lines = spread(far, x, 1)
+    o = rand(1, 3, n, c)
+    want = attention_output_fwd(x, gain, shift, gate, o, w)
+    got = attention_output_fwd(lines, gain, shift, gate, spread(far, o, 1, 8192), w)
+    assert torch.equal(got, want)
+    y = rand(1, 3, 3, n)
+    w3 = w[:, :3].contiguous()
+    want = multiplication_output_fwd(x, gain, shift, gate, y, gain[:3], shift[:3], w3)
+    got = multiplication_output_fwd(
+        lines, gain, shift, gate, spread(far, y, 1, 8192), gain[:3], shift[:3], w3
+    )
+    assert torch.equal(got, want)
+    values = torch.rand((2, c), generator=g).to(DEVICE)
+    want = expected_values_fwd(x, w, values, other=o)
+    assert torch.equal(expected_values_fwd(lines, w, values, other=spread(far, o, 1, 8192)), want)
+    a = rand(3, n, c)
+    want = adaptive_norm_fwd(a, x[:, 0], x[:, 1], torch.float16, True, 1e-5)
+    apart = spread(far, a, 0)
+    assert torch.equal(adaptive_norm_fwd(apart, x[:, 0], x[:, 1], torch.float16, True, 1e-5), want)
+
+
+@pytest.mark.parametrize("dim", [1, 2, 3])
+def test_attention_offsets_beyond_int32(far: Tensor, dim: int) -> None:
+    """Rows, heads or keys far apart, gradients too."""
+    g = torch.Generator().manual_seed(dim)
+    q, k, v = (torch.randn(1, 3, 3, 3, 16, generator=g).half().to(DEVICE) for _ in range(3))
+    bias = torch.randn(1, 1, 3, 3, 3, generator=g).half().to(DEVICE)
+    dout = torch.randn(1, 3, 3, 3, 16, generator=g).half().to(DEVICE)
+
+    def run(*tensors: Tensor) -> list[Tensor]:
+        leaves = [x.detach().requires_grad_() for x in tensors]
+        out = attend(*leaves, 0.2, impl="triton")[0]
+        return [out.detach(), *torch.autograd.grad(out, leaves, dout)]
+
+    want = run(q, k, v, bias)
+    apart = [spread(far, x, dim, 65536 * i) for i, x in enumerate((q, k, v))]
+    apart.append(spread(far, bias, max(dim, 2), 65536 * 4))
+    for got, x in zip(run(*apart), want, strict=True):
+        assert torch.equal(got, x)
+
+
+def test_every_kernel_has_a_configuration_for_every_chip() -> None:
+    for (kernel, operand), chips in configs.TABLE.items():
+        for chip in (0, *aot.CHIPS, 86, 103, 121, 999):
+            found = configs.pick(kernel, operand, chip)
+            assert found.blocks.keys() == chips["any"].blocks.keys(), kernel
+            assert found.warps in (1, 2, 4, 8) and 1 <= found.stages <= 4
+            measured = found.source == configs.UNTUNED or (ROOT / found.source).is_file()
+            assert measured, f"{kernel}: {found.source} is no file of this repository"
+
+
+def test_tuned_cache_takes_precedence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    configs._tuned.cache_clear()
+    shipped = configs.pick("transition", 2, 90)
+    path = configs.cache_file()
+    path.parent.mkdir(parents=True)
+    blocks = {"BP": 32, "BH": 16}
+    entry = {"blocks": blocks, "warps": 2, "stages": 1, "source": "a test"}
+    path.write_text(json.dumps({"transition/2/sm_90": entry}))
+    configs._tuned.cache_clear()
+    assert configs.pick("transition", 2, 90) == configs.Config(blocks, 2, 1, "a test")
+    assert configs.pick("transition", 2, 80) == configs.TABLE["transition", 2]["any"]
+    path.unlink()
+    configs._tuned.cache_clear()
+    assert configs.pick("transition", 2, 90) == shipped
+
+
+def test_tuning_takes_the_fastest_right_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fastest candidate is wrong, the next fails to compile, the third is kept."""
+    ms = {None: 4.0, 1: 1.0, 2: 2.0, 3: 3.0, 4: 3.9}
+    current: list[int | None] = [None]
+    search = tune.Search("any", {"B": (1, 2, 3, 4)}, warps=(4,), stages=(1,))
+
+    def apply(config: configs.Config | None) -> None:
+        current[0] = None if config is None else config.blocks["B"]
+
+    def call() -> Tensor:
+        if current[0] == 2:
+            raise RuntimeError("out of resources")
+        return torch.ones(3) * (2 if current[0] == 1 else 1)
+
+    def timed(clock, calls, seconds):
+        return {name: Times(ms[current[0]], 0, 0, 1) for name in calls}
+
+    monkeypatch.setattr(tune, "interleaved", timed)
+    found, best, shipped = tune.fastest(search, apply, call, clock=None)
+    assert (found.blocks["B"], best, shipped) == (3, 3.0, 4.0) and current == [None]
+
+
+def test_tuning_without_a_gpu_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    if DEVICE.type == "cpu":
+        assert tune.main(["--dry-run"]) == 2
+        assert "GPU" in capsys.readouterr().err
+
+
+def test_the_gate_sees_what_is_wrong() -> None:
+    """Spills, too much shared memory, a missing tensor-core instruction, ignored warp splits."""
+    good = {
+        "kernel": "transition_kernel", "chip": "sm_90", "constants": "BP=128, num_warps=8",
+        "registers": 255, "shared_kib": 128.0, "warps": 8, "stages": 2, "spills": 0,
+        "tensor_core": "HGMMA",
+    }  # fmt: skip
+    assert aot.problems(good, 2, False, False) == []
+    for change, word in (
+        ({"spills": 8}, "spills"),
+        ({"shared_kib": 228.0}, "KiB"),
+        ({"tensor_core": "none"}, "no tensor-core"),
+        ({"tensor_core": "HMMA"}, "HMMA instead of HGMMA"),
+    ):
+        (found,) = aot.problems(good | change, 2, False, False)
+        assert word in found
+    assert aot.problems(good, 2, False, True) == ["warp specialisation was asked for and ignored"]
+    assert aot.problems(good | {"tensor_core": "HMMA"}, 4, False, False) == []
+    assert (
+        aot.problems(
+            good | {"kernel": "adaptive_norm_kernel", "tensor_core": "none"}, 2, False, False
+        )
+        == []
+    )  # noqa: E501
+
+
+def test_kernels_compile_for_every_chip(tmp_path: Path) -> None:
+    """No spills, shared memory within the chip, tensor cores; the published table is current."""
+    out = tmp_path / "aot.csv"
+    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    command = [
+        sys.executable,
+        "-m",
+        "bench.aot",
+        "--quick",
+        "--chips",
+        "80,90,100,120",
+        "--out",
+        out,
+    ]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+
+    def rows(path: Path) -> dict[tuple[str, ...], tuple[str, ...]]:
+        key = ("kernel", "chip", "constants", "mode", "n")
+        with path.open() as file:
+            return {
+                tuple(r[k] for k in key): (r["registers"], r["shared_kib"], r["triton"])
+                for r in csv.DictReader(file)
+            }
+
+    published, found = rows(aot.RESULT), rows(out)
+    assert len(found) > 100
+    other = {k: (v, published.get(k)) for k, v in found.items() if published.get(k) != v}
+    assert not other, (
+        f"bench/results/aot.csv is old, run python -m bench.aot: {list(other.items())[:5]}"
+    )
+
+
+def test_float32_products_are_not_tf32() -> None:
+    """A float32 kernel must be as exact as float32: on a GPU this sees a single tf32 pass."""
+    g = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, 1, 1, 64, 32, generator=g).to(DEVICE) for _ in range(3))
+    want = attend(*(x.double() for x in (q, k, v)), None, 1.0, impl="reference")[0]
+    assert error(attend(q, k, v, None, 1.0, impl="triton")[0], want) < 2e-5
