@@ -18,10 +18,10 @@ from foldcp.report import UserError
 USAGE = """usage: foldcp run [--nproc N|auto] [--mesh RxQ] predict INPUT [options of boltz predict]
        foldcp boltz predict INPUT [options]    Boltz in this process, switched over
        foldcp doctor                           what this machine can do
-       foldcp bench kernels|block|predict ...  time this machine against stock (in a clone)
+       foldcp bench kernels|block|predict|tune ...  time this machine (in a clone)
        foldcp --version
 """
-BENCHES = ("kernels", "block", "predict")
+BENCHES = ("kernels", "block", "predict", "tune")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -138,6 +138,7 @@ def _doctor(arguments: list[str]) -> int:
         lines += [(f"GPU {index}", f"{gpu.name}, {size}")]
     if not gpus:
         lines += [("GPU", "none visible: pass --accelerator cpu to boltz predict")]
+    lines += [("kernels", _kernels(gpus))]
     lines += [("meshes", _meshes(gpus or os.cpu_count() or 1, "GPUs" if gpus else "CPU cores"))]
     state = "FOLDCP is not 1: Boltz is stock"
     if Config.from_env(os.environ).enabled:
@@ -146,6 +147,28 @@ def _doctor(arguments: list[str]) -> int:
     for name, text in lines:
         print(f"{name:12} {text}")
     return 0 if usable else 1
+
+
+def _kernels(gpus: int) -> str:
+    """What the local ops run on, and whether their configurations were measured on this chip."""
+    import torch
+
+    from foldcp_kernels.dispatch import described
+
+    if not gpus:
+        return "torch (the fused Triton kernels need a GPU)"
+    if described(torch.device("cuda")) != "triton":
+        return "torch (Triton is missing, or the GPU is older than sm_80)"
+    from foldcp_kernels.fused import configs
+    from foldcp_kernels.fused.launch import capability
+
+    chip = capability(torch.device("cuda"))
+    found = [configs.pick(kernel, 2, chip).source for kernel, size in configs.TABLE if size == 2]
+    untuned = found.count(configs.UNTUNED)
+    return (
+        f"triton {metadata.version('triton')}; {len(found) - untuned} of {len(found)} kernels "
+        f"measured on {configs.family(chip)} (foldcp bench tune measures on this GPU)"
+    )
 
 
 def _meshes(count: int, what: str) -> str:

@@ -172,5 +172,7 @@ def derived(
     if found is None or found[0] != versions:
         with torch.no_grad(), torch.autocast(_autocast_device(first), enabled=False):
             found = (versions, build(*tensors))
+        if found[1] is first:  # an entry that holds its own key would never be freed
+            return first
         held[(name, *key)] = found
     return found[1]

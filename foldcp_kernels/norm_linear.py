@@ -16,6 +16,7 @@ from foldcp_kernels.dispatch import check_dtype, choose, compute_dtype, derived
 from foldcp_kernels.recompute import recompute
 
 EPS = 1e-5
+_FEW = 64
 MAX_CHANNELS = 256  # a block of rows and its LayerNorm must fit one program
 
 
@@ -32,13 +33,16 @@ def refusal(x: Tensor, name: str, widths: tuple[int, ...]) -> str | None:
     return check_dtype(x, name)
 
 
-def choose_rows(op: str, impl: str | None, x: Tensor, name: str, widths: tuple[int, ...]) -> str:
+def choose_rows(
+    op: str, impl: str | None, x: Tensor, name: str, widths: tuple[int, ...], outs: int = 0
+) -> str:
     """`dispatch.choose` for the fused row kernels.
 
-    `auto` leaves float32 products to torch: tensor cores take three passes and small blocks.
+    `auto` leaves wide float32 products to torch: tensor cores take three passes and small blocks.
+    Up to `_FEW` output channels (`outs`) reading x is what costs, and one pass over it is less.
     """
     reason = refusal(x, name, widths)
-    slow = compute_dtype(x) == torch.float32
+    slow = compute_dtype(x) == torch.float32 and not 0 < outs <= _FEW
     return choose(op, impl, x, reason, "float32 products go through cuBLAS" if slow else None)
 
 
@@ -90,7 +94,7 @@ def norm_linear_rows(
     Source: AlphaFold 3 supplement, Algorithm 14.
     """
     check_channels(x, weight)
-    if choose_rows("norm_linear", impl, x, "x", (x.shape[-1],)) != "triton":
+    if choose_rows("norm_linear", impl, x, "x", (x.shape[-1],), len(weight)) != "triton":
         return F.linear(F.layer_norm(x, x.shape[-1:], gain, shift, EPS), weight)
     from foldcp_kernels.fused.norm_linear import norm_linear_fwd
 
@@ -130,7 +134,7 @@ def norm_linear_planes(
     Source: AlphaFold 3 supplement, Algorithms 14, 20 and 24.
     """
     check_channels(x, weight)
-    if choose_rows("norm_linear_planes", impl, x, "x", (x.shape[-1],)) != "triton":
+    if choose_rows("norm_linear_planes", impl, x, "x", (x.shape[-1],), len(weight)) != "triton":
         return _planes(x, gain, shift, weight, bias, out)
     from foldcp_kernels.fused.norm_linear import norm_linear_fwd
 

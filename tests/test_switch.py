@@ -107,6 +107,7 @@ def test_doctor_tells_what_this_machine_can_do() -> None:
     told = dict(re.split(r"\s{2,}", line, maxsplit=1) for line in ended.stdout.splitlines())
     assert told["switch"] == "on" and told["import hook"].startswith("installed, ")
     assert told["boltz"].startswith("2.2.") and "1x1" in told["meshes"]
+    assert told["kernels"].startswith(("torch", "triton"))
 
 
 @pytest.mark.parametrize("options", [["-e"], []])

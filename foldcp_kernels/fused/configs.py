@@ -41,7 +41,10 @@ def _c(warps: int, stages: int, source: str = UNTUNED, **blocks: int) -> Config:
 
 # (kernel, bytes of an operand of its dots) -> chip -> configuration. "any" is for chips not named.
 TABLE: dict[tuple[str, int], dict[str, Config]] = {
-    ("norm_linear", 2): {"any": _c(8, 2, BP=128, BO=64)},
+    ("norm_linear", 2): {
+        "any": _c(8, 2, BP=128, BO=64),
+        "sm_100": _c(4, 2, BP=64, BO=64),
+    },
     ("norm_linear", 4): {"any": _c(8, 1, BP=64, BO=32)},
     ("norm_linear_gated", 2): {"any": _c(8, 2, BP=128, BO=64), "sm_89": _c(4, 2, BP=64, BO=64)},
     ("norm_linear_gated", 4): {"any": _c(8, 1, BP=64, BO=32)},
@@ -51,8 +54,12 @@ TABLE: dict[tuple[str, int], dict[str, Config]] = {
         "sm_80": _c(4, 3, ROWS=2, BI=64, BK=32, LAZY=1),
         "sm_90": _c(4, 3, ROWS=2, BI=128, BK=32, LAZY=1),
         "sm_100": _c(4, 2, ROWS=2, BI=128, BK=32, LAZY=1),
+        "sm_120": _c(8, 2, ROWS=2, BI=128, BK=32, LAZY=1),
     },
-    ("attention_32_masked", 2): {"any": _c(4, 2, ROWS=2, BI=64, BK=32, LAZY=1)},
+    ("attention_32_masked", 2): {
+        "any": _c(4, 2, ROWS=2, BI=64, BK=32, LAZY=1),
+        "sm_100": _c(4, 1, ROWS=2, BI=64, BK=32, LAZY=1),
+    },
     ("attention_32_single", 2): {"any": _c(4, 2, ROWS=1, BI=64, BK=64, LAZY=1)},
     ("attention_64", 2): {
         "any": _c(4, 2, ROWS=1, BI=64, BK=32, LAZY=1),
@@ -84,8 +91,15 @@ TABLE: dict[tuple[str, int], dict[str, Config]] = {
     ("attention_dq_32", 2): {"any": _c(4, 2, BI=64, BK=32)},
     ("attention_dq_64", 2): {"any": _c(4, 1, BI=64, BK=64)},
     ("attention_dkv_32", 2): {"any": _c(4, 1, BI=64, BK=64)},
-    ("attention_dkv_64", 2): {"any": _c(4, 1, BI=64, BK=64)},
-    ("attention_dbias_32", 2): {"any": _c(4, 2, BI=64, BK=32)},
+    ("attention_dkv_64", 2): {
+        "any": _c(4, 1, BI=64, BK=64),
+        "sm_80": _c(4, 2, BI=64, BK=32),
+        "sm_89": _c(4, 2, BI=64, BK=32),
+    },
+    ("attention_dbias_32", 2): {
+        "any": _c(4, 2, BI=64, BK=32),
+        "sm_100": _c(8, 2, BI=64, BK=32),
+    },
     ("attention_dbias_64", 2): {"any": _c(4, 2, BI=64, BK=32)},
     ("attention_dq_32", 4): {"any": _c(8, 1, BI=32, BK=32)},
     ("attention_dq_64", 4): {"any": _c(8, 1, BI=32, BK=32)},
@@ -95,10 +109,12 @@ TABLE: dict[tuple[str, int], dict[str, Config]] = {
     ("attention_dbias_64", 4): {"any": _c(4, 1, BI=16, BK=16)},
     ("attention_output", 2): {
         "any": _c(4, 2, BP=64, BH=64),
+        "sm_80": _c(4, 2, BP=64, BH=32),
+        "sm_89": _c(4, 2, BP=64, BH=32),
         "sm_90": _c(8, 2, BP=128, BH=32),
         "sm_100": _c(8, 2, BP=128, BH=64),
     },
-    ("attention_output", 4): {"any": _c(8, 1, BP=32, BH=32)},
+    ("attention_output", 4): {"any": _c(8, 1, BP=32, BH=32), "sm_89": _c(4, 1, BP=16, BH=32)},
     ("multiplication_output", 2): {
         "any": _c(4, 2, BP=64, BO=64),
         "sm_90": _c(8, 2, BP=128, BO=64),
@@ -109,6 +125,7 @@ TABLE: dict[tuple[str, int], dict[str, Config]] = {
         "any": _c(4, 2, BP=64, BH=64),
         "sm_90": _c(8, 2, BP=128, BH=64),
         "sm_100": _c(8, 2, BP=128, BH=64),
+        "sm_120": _c(4, 2, BP=64, BH=32),
     },
     ("transition", 4): {"any": _c(4, 1, BP=16, BH=32)},
     # entries of outer_product_mean, heads, relative_position, adaptive_norm: below
