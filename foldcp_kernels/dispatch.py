@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from importlib import util
+from functools import lru_cache
+from importlib import metadata, util
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 IMPLS = ("auto", "reference", "torch", "triton", "cuequivariance")
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+OLDEST_TRITON = (3, 6)  # the kernels were compiled with 3.6 and 3.7
 LOG = logging.getLogger("foldcp.kernels")
 
 _default = ["auto"]
@@ -108,18 +110,30 @@ def choose(
     return name
 
 
+@lru_cache
+def _no_triton() -> str | None:
+    """Why Triton cannot be used whatever the input is, None where it can."""
+    if util.find_spec("triton") is None:
+        return "the package triton is not installed: pip install triton"
+    found = metadata.version("triton")
+    if tuple(int(x) for x in found.split(".")[:2]) < OLDEST_TRITON:
+        oldest = ".".join(map(str, OLDEST_TRITON))
+        return f"triton is {found}; expected {oldest} or newer: install a newer torch"
+    return None
+
+
 def _triton_runs(device: torch.device) -> bool:
     return (
         device.type == "cuda"
         and torch.cuda.is_available()
         and torch.cuda.get_device_capability(device) >= (8, 0)
-        and util.find_spec("triton") is not None
+        and _no_triton() is None
     )
 
 
 def _triton_missing(x: Tensor) -> str | None:
-    if util.find_spec("triton") is None:
-        return "the package triton is not installed: pip install triton"
+    if _no_triton():
+        return _no_triton()
     if x.device.type in ("cuda", "meta") or isinstance(x, FakeTensor):
         return None
     from foldcp_kernels.fused.launch import INTERPRETED

@@ -25,6 +25,8 @@ EXPECTED = {
     "arguments": ("argument --step_scale is 2.0 on rank 1 and None on rank 0", "same command"),
     "content": ("content of other.yaml", "same command, input files"),
     "settings": ("setting chunk_mb is 7 on rank 1 and None on rank 0",),
+    "kernels": ("FOLDCP_KERNELS=triton needs a GPU, but this run is on cpu",),
+    "other kernels": ("setting kernels is torch on rank 1 and auto on rank 0",),
     "lonely": ("could not meet rank 0", "check that all ranks were started"),
     "missing input": ("does not exist", "boltz predict --help"),
     "missing checkpoint": ("'--checkpoint'", "does not exist"),
@@ -70,6 +72,8 @@ def _cases(folder: Path, cache: Path) -> dict[str, Case]:
         "content": Case(["predict", "other.yaml", *one[2:]], 2, rank_folder={
             0: str(folder), 1: str(folder / "elsewhere")}),
         "settings": Case(one, 2, rank_environ={1: {"FOLDCP_CHUNK_MB": "7"}}),
+        "kernels": Case(one, 2, {"FOLDCP_KERNELS": "triton"}),
+        "other kernels": Case(one, 2, rank_environ={1: {"FOLDCP_KERNELS": "torch"}}),
         "lonely": Case(one, 1, {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
                                 "MASTER_PORT": "9", "FOLDCP_TIMEOUT": "2"}),
         "missing input": Case(predict("nowhere.yaml"), 2),

@@ -46,7 +46,11 @@ TABLE: dict[tuple[str, int], dict[str, Config]] = {
         "sm_100": _c(4, 2, BP=64, BO=64),
     },
     ("norm_linear", 4): {"any": _c(8, 1, BP=64, BO=32)},
-    ("norm_linear_gated", 2): {"any": _c(8, 2, BP=128, BO=64), "sm_89": _c(4, 2, BP=64, BO=64)},
+    ("norm_linear_gated", 2): {
+        "any": _c(8, 2, BP=128, BO=64),
+        "sm_89": _c(4, 2, BP=64, BO=64),
+        "sm_100": _c(4, 2, BP=64, BO=64),
+    },
     ("norm_linear_gated", 4): {"any": _c(8, 1, BP=64, BO=32)},
     # Attention core. ROWS batch rows share a bias tile; LAZY rescales only when needed.
     ("attention_32", 2): {
@@ -70,7 +74,7 @@ TABLE: dict[tuple[str, int], dict[str, Config]] = {
     ("attention_64_masked", 2): {"any": _c(4, 2, ROWS=1, BI=64, BK=32, LAZY=1)},
     ("attention_64_single", 2): {"any": _c(4, 2, ROWS=1, BI=64, BK=32, LAZY=1)},
     # 32 queries of a window to 128 keys.
-    ("attention_32_window", 2): {"any": _c(2, 1, ROWS=2, BI=32, BK=32, LAZY=0)},
+    ("attention_32_window", 2): {"any": _c(4, 1, ROWS=2, BI=32, BK=32, LAZY=0)},
     ("attention_64_window", 2): {"any": _c(2, 1, ROWS=1, BI=32, BK=32, LAZY=0)},
     ("attention_32", 4): {"any": _c(8, 1, ROWS=1, BI=64, BK=32, LAZY=0)},
     ("attention_32_masked", 4): {"any": _c(8, 1, ROWS=1, BI=64, BK=32, LAZY=0)},
