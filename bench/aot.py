@@ -35,6 +35,7 @@ TENSOR_CORE = {80: "HMMA", 89: "HMMA", 90: "HGMMA", 100: "UTCHMMA", 120: "HMMA"}
 SIZES = (1003, 1024)  # one that no block or vector divides, one that all do
 RESULT = ROOT / "bench/results/aot.csv"
 _NO_DOT = ("adaptive_norm", "gated_residual", "relative_position", "rearranged")
+_SIXTEEN = ("bf16", "f16", "bf16+f16")
 _SMALL = ("window",)  # blocks of 32 queries: below the 64 rows of the larger instructions
 
 
@@ -181,8 +182,10 @@ def inspect(compiled: Any, chip: int) -> dict[str, Any]:
     used = {name: int(n) for name, n in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", usage)}
     spills = len(re.findall(r"\b(?:LDL|STL)\b", sass)) + used["STACK"] + used["LOCAL"]
     found = [x for x in ("HGMMA", "UTCHMMA", "HMMA") if re.search(rf"\b{x}\b", sass)]
+    dots = re.findall(r"tt\.dot .*?: tensor<[\dx]+x(\w+)>", kernel.asm["ttir"])
     return {
         "kernel": compiled.name,
+        "operands": "+".join(sorted(set(dots))) or "none",
         "chip": f"sm_{chip}",
         "constants": compiled.options,
         "registers": used["REG"],
@@ -191,20 +194,27 @@ def inspect(compiled: Any, chip: int) -> dict[str, Any]:
         "stages": kernel.metadata.num_stages,
         "spills": spills,
         "tensor_core": found[0] if found else "none",
+        "triton": triton.__version__,
     }
 
 
-def problems(row: dict[str, Any], operand_bytes: int, small: bool, specialised: bool) -> list[str]:
-    """What is wrong with a compiled kernel; empty when nothing is."""
+def problems(row: dict[str, Any], small: bool, specialised: bool) -> list[str]:
+    """What is wrong with a compiled kernel; empty when nothing is.
+
+    Args:
+        row: from `inspect`. small: its blocks are below what the larger instructions take.
+        specialised: it asks for warp specialisation.
+    """
     chip, wrong = int(row["chip"][3:]), []
     if row["spills"]:
         wrong.append(f"spills ({row['spills']} bytes and instructions)")
     if row["shared_kib"] > SHARED_KIB[chip]:
         wrong.append(f"{row['shared_kib']} KiB of shared memory, the chip has {SHARED_KIB[chip]}")
-    has_dot = not row["kernel"].startswith(_NO_DOT)
-    if has_dot and row["tensor_core"] == "none":
+    if (row["operands"] == "none") != row["kernel"].startswith(_NO_DOT):
+        wrong.append(f"dots of {row['operands']}")
+    elif row["operands"] != "none" and row["tensor_core"] == "none":
         wrong.append("no tensor-core instruction")
-    elif has_dot and operand_bytes == 2 and not small and row["tensor_core"] != TENSOR_CORE[chip]:
+    elif row["operands"] in _SIXTEEN and not small and row["tensor_core"] != TENSOR_CORE[chip]:
         wrong.append(f"{row['tensor_core']} instead of {TENSOR_CORE[chip]}")
     asked = re.search(r"num_warps=(\d+)", row["constants"])
     if specialised and asked and row["warps"] <= int(asked[1]):
@@ -226,7 +236,7 @@ def measure(chip: int, quick: bool = False) -> list[dict[str, Any]]:
     rows: dict[tuple[Any, ...], dict[str, Any]] = {}
     for mode, n, groups in QUICK if quick else FULL:
         dtype, cast = MODES[mode]
-        draw, operand = Meta(dtype), (cast or dtype).itemsize
+        draw = Meta(dtype)
         with torch.no_grad(), _autocast(cast):
             for name, call in (case for group in groups for case in group(draw, n)):
                 with compile_for(chip) as found:
@@ -235,17 +245,15 @@ def measure(chip: int, quick: bool = False) -> list[dict[str, Any]]:
                 for compiled in found:
                     key = (compiled.name, compiled.options, compiled.kernel.hash)
                     if key not in rows:
-                        rows[key] = _row(compiled, chip, mode, n, name, operand)
+                        rows[key] = _row(compiled, chip, mode, n, name)
     return list(rows.values())
 
 
-def _row(compiled: Any, chip: int, mode: str, n: int, case: str, operand: int) -> dict[str, Any]:
+def _row(compiled: Any, chip: int, mode: str, n: int, case: str) -> dict[str, Any]:
     row = inspect(compiled, chip)
-    # Attention takes what it is given: under autocast its operands stay float32.
-    widest = 4 if "attention_kernel" in compiled.name and mode == "bf16 autocast" else operand
     blocks = [int(x) for x in re.findall(r"\b(?:BI|BP|BO|BK|BJ)=(\d+)", compiled.options)]
     small = case.startswith(_SMALL) or max(blocks, default=64) < 64
-    wrong = problems(row, widest, small, "warp_specialize" in compiled.kernel.asm["ttir"])
+    wrong = problems(row, small, "warp_specialize" in compiled.kernel.asm["ttir"])
     return {"mode": mode, "n": n, **row, "problems": "; ".join(wrong)}
 
 
@@ -253,10 +261,11 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     """Markdown: most registers and shared memory of each kernel on each chip."""
     chips = [f"sm_{c}" for c in CHIPS]
     lines = ["| kernel | operands | " + " | ".join(chips) + " |", "|" + "---|" * (2 + len(chips))]
-    kinds = {"bf16": "16 bit", "bf16 autocast": "16 bit", "fp16": "16 bit", "fp32": "32 bit"}
     groups: dict[tuple[str, str], dict[str, list[dict[str, Any]]]] = {}
     for row in rows:
-        group = groups.setdefault((row["kernel"], kinds[row["mode"]]), {})
+        kind = "16 bit" if row["operands"] in _SIXTEEN else "float32"
+        name = row["kernel"].removesuffix("_kernel")
+        group = groups.setdefault((name, "" if row["operands"] == "none" else kind), {})
         group.setdefault(row["chip"], []).append(row)
     for (kernel, kind), by_chip in sorted(groups.items()):
         cells = []

@@ -180,25 +180,22 @@ def test_the_gate_sees_what_is_wrong() -> None:
     good = {
         "kernel": "transition_kernel", "chip": "sm_90", "constants": "BP=128, num_warps=8",
         "registers": 255, "shared_kib": 128.0, "warps": 8, "stages": 2, "spills": 0,
-        "tensor_core": "HGMMA",
+        "tensor_core": "HGMMA", "operands": "bf16",
     }  # fmt: skip
-    assert aot.problems(good, 2, False, False) == []
+    assert aot.problems(good, False, False) == []
     for change, word in (
         ({"spills": 8}, "spills"),
         ({"shared_kib": 228.0}, "KiB"),
         ({"tensor_core": "none"}, "no tensor-core"),
         ({"tensor_core": "HMMA"}, "HMMA instead of HGMMA"),
+        ({"operands": "none"}, "dots of none"),
     ):
-        (found,) = aot.problems(good | change, 2, False, False)
+        (found,) = aot.problems(good | change, False, False)
         assert word in found
-    assert aot.problems(good, 2, False, True) == ["warp specialisation was asked for and ignored"]
-    assert aot.problems(good | {"tensor_core": "HMMA"}, 4, False, False) == []
-    assert (
-        aot.problems(
-            good | {"kernel": "adaptive_norm_kernel", "tensor_core": "none"}, 2, False, False
-        )
-        == []
-    )  # noqa: E501
+    assert aot.problems(good, False, True) == ["warp specialisation was asked for and ignored"]
+    assert aot.problems(good | {"tensor_core": "HMMA", "operands": "f32"}, False, False) == []
+    plain = {"kernel": "adaptive_norm_kernel", "tensor_core": "none", "operands": "none"}
+    assert aot.problems(good | plain, False, False) == []
 
 
 def test_kernels_compile_for_every_chip(tmp_path: Path) -> None:

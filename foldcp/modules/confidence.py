@@ -15,7 +15,7 @@ from foldcp.layout import PairLayout
 from foldcp.mesh import Mesh
 from foldcp.modules.base import TiledModule, wide
 from foldcp.modules.confidence_heads import PDE_SUMS, ConfidenceHeads, gather_errors
-from foldcp.modules.pair_embedding import PairEmbedding, add_rows_of_table_
+from foldcp.modules.pair_embedding import PairEmbedding
 from foldcp.modules.pairformer import PairformerModule
 from foldcp.modules.scores import (
     CONTACT,
@@ -33,6 +33,7 @@ from foldcp.modules.scores import (
 )
 from foldcp.plans import token_plan
 from foldcp_kernels.chunking import chunk_length, spans
+from foldcp_kernels.relative_position import add_rows_of_table_
 
 Feats = Mapping[str, Tensor]
 

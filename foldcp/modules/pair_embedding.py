@@ -25,7 +25,6 @@ from foldcp_kernels.relative_position import (
     add_relative_position,
     relative_position,
 )
-from foldcp_kernels.relative_position import add_rows_of_table_ as add_rows_of_table_
 
 Feats = Mapping[str, Tensor]
 

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from foldcp.layout import PairLayout, Span
 from foldcp.mesh import Mesh
 from foldcp.modules.base import TiledModule, draw_pair_dropout
-from foldcp.modules.pair_embedding import add_rows_of_table_
 from foldcp.modules.pairformer import PairformerNoSeqModule
 from foldcp.modules.scores import distances
 from foldcp_kernels.chunking import chunk_length, spans
+from foldcp_kernels.relative_position import add_rows_of_table_
 
 Feats = Mapping[str, Tensor]
 
