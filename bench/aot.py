@@ -258,7 +258,7 @@ def _row(compiled: Any, chip: int, mode: str, n: int, case: str) -> dict[str, An
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Markdown: most registers and shared memory of each kernel on each chip."""
+    """Markdown: most registers, shared memory and stages of each kernel on each chip."""
     chips = [f"sm_{c}" for c in CHIPS]
     lines = ["| kernel | operands | " + " | ".join(chips) + " |", "|" + "---|" * (2 + len(chips))]
     groups: dict[tuple[str, str], dict[str, list[dict[str, Any]]]] = {}
@@ -272,12 +272,12 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         for chip in chips:
             found = by_chip.get(chip, [])
             most = [max((float(r[x]) for r in found), default=0) for x in _SHOWN]
-            cells.append(f"{most[0]:.0f} / {most[1]:g}" if found else "")
+            cells.append(f"{most[0]:.0f} / {most[1]:g} / {most[2]:.0f}" if found else "")
         lines.append(f"| {kernel} | {kind} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-_SHOWN = ("registers", "shared_kib")
+_SHOWN = ("registers", "shared_kib", "stages")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
