@@ -1,9 +1,10 @@
-"""One pairformer block and the token transformer of one diffusion step, against stock Boltz-2.
+"""One pairformer block, one diffusion step and its token transformer, against stock Boltz-2.
 
-Real dimensions (C = 128, C_s = 384; 24 layers of 16 heads x 48 over 5 samples), the same random
-weights on both sides, and foldcp on a 1x1 mesh. Pair ops run under bf16 autocast on a GPU as in
-`boltz predict`, the diffusion step in float32 as there. Outputs are compared with stock in float32
-at a small N first.
+Real dimensions (C = 128, C_s = 384; 24 layers of 16 heads x 48 over 5 samples, 8 atoms a token),
+the same random weights on both sides, and foldcp on a 1x1 mesh. Pair ops run under bf16 autocast on
+a GPU as in `boltz predict`, the diffusion step in float32 as there. Outputs are compared with stock
+in float32 at a small N first. What no step changes is made before the clock starts, on both sides
+where stock allows it.
 
     python -m bench.block                    # the GPU at hand, or a CPU at small sizes
     python -m bench.block --n 512,1024 --part pairformer
@@ -26,13 +27,14 @@ from torch import Tensor, nn
 
 from bench.kernels import CHECK_N, Outcome, attempt, relative_error
 from bench.machine import results_folder, write_csv
-from bench.shapes import LAYERS, PAIR, SAMPLES, SINGLE, TOKEN, TOKEN_HEADS
+from bench.shapes import ATOMS_PER_TOKEN, LAYERS, PAIR, SAMPLES, SINGLE, TOKEN, TOKEN_HEADS
 from bench.timing import Clock, interleaved
 
 SIZES = {"cuda": "256,512,1024,2048", "cpu": "64"}
-PARTS = ("pairformer", "token_transformer")
+PARTS = ("pairformer", "diffusion_step", "token_transformer")
 SIDES = {
     "pairformer": ("stock", "stock-kernels", "foldcp"),
+    "diffusion_step": ("stock", "foldcp"),
     "token_transformer": ("stock", "foldcp"),
 }
 CHUNK, LONG, SHORT_CHUNK = 128, 384, 512  # how Boltz's pairformer chunks triangle attention
@@ -134,7 +136,78 @@ class TokenTransformer:
         return lambda: (self.stock(a, every, last, mask, multiplicity=SAMPLES),)
 
 
-BUILD = {"pairformer": Pairformer, "token_transformer": TokenTransformer}
+class DiffusionStep:
+    """One call of the score model for 5 samples: atoms to tokens, 24 layers, and back."""
+
+    dtype = None  # float32, as for the token transformer
+
+    def __init__(self, device: torch.device, layers: int = LAYERS) -> None:
+        from boltz.model.modules.diffusion_conditioning import DiffusionConditioning
+        from boltz.model.modules.diffusionv2 import DiffusionModule
+
+        depth = dict(
+            atom_encoder_depth=3, atom_encoder_heads=4, token_transformer_depth=layers,
+            token_transformer_heads=TOKEN_HEADS, atom_decoder_depth=3, atom_decoder_heads=4,
+        )  # fmt: skip
+        windows = dict(atoms_per_window_queries=32, atoms_per_window_keys=128)
+        sizes = dict(token_s=SINGLE, token_z=PAIR, atom_s=128, atom_z=16, atom_feature_dim=388)
+        self.device = device
+        self.conditioning = randomised(DiffusionConditioning(**sizes, **windows, **depth)).to(
+            device
+        )
+        self.stock = randomised(DiffusionModule(SINGLE, 128, **windows, **depth)).to(device)
+
+    def inputs(self, n: int) -> Outputs:
+        """s_inputs, s [1, n, C_s], z, relative positions [1, n, n, C] and noisy atoms [5, A, 3]."""
+        generator = torch.Generator(self.device).manual_seed(n)
+        atoms = -(-n * ATOMS_PER_TOKEN // 32) * 32
+        single, pair = (1, n, SINGLE), (1, n, n, PAIR)
+        shapes = (single, single, pair, pair, (SAMPLES, atoms, 3))
+        return tuple(torch.randn(x, device=self.device, generator=generator) for x in shapes)
+
+    def step(self, side: str, inputs: Outputs) -> Step:
+        """A callable that runs the score model on prepared conditioning."""
+        from bench.live_memory import features
+        from foldcp.boltz.dense import dense_view
+
+        s_inputs, s, z, relpos, noisy = inputs
+        n = s.shape[1]
+        torch.manual_seed(n)  # of the reference conformers: both sides get the same
+        feats = {name: x.to(self.device) for name, x in features(n).items()}
+        times = torch.full((SAMPLES,), 0.3, device=self.device)
+        if side == "foldcp":
+            return self._foldcp(feats, inputs, times)
+        view = dense_view(feats)
+        feats = {name: view[name] for name in view}
+        with torch.no_grad():
+            made = self.conditioning(s, z, relpos, feats)
+        names = ("q", "c", "to_keys", "atom_enc_bias", "atom_dec_bias", "token_trans_bias")
+        made = dict(zip(names, made, strict=True))
+        return lambda: (self.stock(s_inputs, s, noisy, times, feats, made, SAMPLES),)
+
+    def _foldcp(self, feats: dict[str, Tensor], inputs: Outputs, times: Tensor) -> Step:
+        from foldcp.layout import AtomLayout, PairLayout
+        from foldcp.mesh import Mesh
+        from foldcp.modules.diffusion import DiffusionModule
+        from foldcp.modules.diffusion_conditioning import DiffusionConditioning
+
+        s_inputs, s, z, relpos, noisy = inputs
+        mesh = Mesh.create(1, 1, self.device)
+        layout, atoms = PairLayout(s.shape[1], 1, 1, 0), AtomLayout(noisy.shape[1] // 32, 1, 0)
+        score = DiffusionModule(copy.copy(self.stock), mesh)
+        conditioning = DiffusionConditioning(copy.copy(self.conditioning), mesh)
+        with torch.no_grad():
+            made = conditioning(s, z, lambda lo, hi: relpos[:, lo:hi], feats, layout, atoms)
+            prepared = score.prepare(made, s_inputs, s, feats, layout, atoms)
+            time = score.embed_times(times[:1])[0]
+        return lambda: (score(prepared, noisy, score.condition(prepared, time)),)
+
+
+BUILD = {
+    "pairformer": Pairformer,
+    "diffusion_step": DiffusionStep,
+    "token_transformer": TokenTransformer,
+}
 
 
 def _cuequivariance() -> None:
@@ -233,7 +306,7 @@ def main(argv: list[str] | None = None) -> int:
     for name in options.part.split(","):
         if name not in PARTS:
             raise SystemExit(f"--part must be among {', '.join(PARTS)}, got {name!r}")
-        extra = {"layers": options.layers} if name == "token_transformer" else {}
+        extra = {} if name == "pairformer" else {"layers": options.layers}
         part = BUILD[name](device, **extra)
         for n in (int(x) for x in options.n.split(",")):
             if options.within and time.monotonic() - start > options.within:

@@ -26,7 +26,7 @@ EXPECTED = {
     "content": ("content of other.yaml", "same command, input files"),
     "settings": ("setting chunk_mb is 7 on rank 1 and None on rank 0",),
     "kernels": ("FOLDCP_KERNELS=triton needs a GPU, but this run is on cpu",),
-    "other kernels": ("setting kernels is torch on rank 1 and auto on rank 0",),
+    "other kernels": ("setting kernels is 'torch' on rank 1 and 'auto' on rank 0",),
     "lonely": ("could not meet rank 0", "check that all ranks were started"),
     "missing input": ("does not exist", "boltz predict --help"),
     "missing checkpoint": ("'--checkpoint'", "does not exist"),

@@ -10,7 +10,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench import eager, kernels, machine, plots, predict, providers, roofline, shapes, timing
+from bench import (
+    block,
+    eager,
+    kernels,
+    machine,
+    plots,
+    predict,
+    providers,
+    roofline,
+    shapes,
+    timing,
+)
 from foldcp import cli
 
 CPU = torch.device("cpu")
@@ -255,7 +266,7 @@ def test_bench_command_says_where_it_works(
     with pytest.raises(SystemExit) as ended:
         cli.main(["bench", "kernels", *chosen, "--out", str(out)])
     assert ended.value.code == 0 and len(read(out)) == 1
-    with pytest.raises(SystemExit, match="expects kernels, block, predict, got 'all'"):
+    with pytest.raises(SystemExit, match="expects kernels, block, predict, tune, got 'all'"):
         cli.main(["bench", "all"])
     monkeypatch.setattr(cli, "__file__", str(tmp_path / "foldcp" / "cli.py"))
     with pytest.raises(SystemExit, match="only in a clone"):
@@ -286,3 +297,16 @@ def test_a_machine_without_boltz_is_described(monkeypatch: pytest.MonkeyPatch) -
         assert machine.describe()["boltz"] == machine.describe()["torch"] == "none"
     finally:
         machine.describe.cache_clear()
+
+
+def test_block_agrees_with_stock_before_it_is_timed(tmp_path: Path) -> None:
+    """The pairformer block, a whole diffusion step and the token transformer, one layer deep."""
+    out = tmp_path / "block.csv"
+    assert block.main(["--n", "16", "--layers", "1", "--budget", "0.01", "--out", str(out)]) == 0
+    with out.open() as file:
+        rows = {(r["part"], r["side"]): r for r in csv.DictReader(file)}
+    for part in block.PARTS:
+        row = rows[part, "foldcp"]
+        assert row["status"] == "ok" and float(row["ms"]) > 0
+        # Not the very same code, and not another function.
+        assert 0 < float(row["error"]) < 1e-4
