@@ -20,6 +20,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 IMPLS = ("auto", "reference", "torch", "triton", "cuequivariance")
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+OLDEST_GPU = (8, 0)
 OLDEST_TRITON = (3, 6)  # the kernels were compiled with 3.6 and 3.7
 LOG = logging.getLogger("foldcp.kernels")
 
@@ -122,11 +123,12 @@ def _no_triton() -> str | None:
     return None
 
 
+@lru_cache
 def _triton_runs(device: torch.device) -> bool:
     return (
         device.type == "cuda"
         and torch.cuda.is_available()
-        and torch.cuda.get_device_capability(device) >= (8, 0)
+        and torch.cuda.get_device_capability(device) >= OLDEST_GPU
         and _no_triton() is None
     )
 
@@ -134,8 +136,12 @@ def _triton_runs(device: torch.device) -> bool:
 def _triton_missing(x: Tensor) -> str | None:
     if _no_triton():
         return _no_triton()
-    if x.device.type in ("cuda", "meta") or isinstance(x, FakeTensor):
+    if x.device.type == "meta" or isinstance(x, FakeTensor):
         return None
+    if x.device.type == "cuda":
+        found = torch.cuda.get_device_capability(x.device)
+        old = f"the GPU is sm_{found[0]}{found[1]}; expected sm_80 or newer: use impl='torch'"
+        return None if found >= OLDEST_GPU else old
     from foldcp_kernels.fused.launch import INTERPRETED
 
     if INTERPRETED:
@@ -177,7 +183,7 @@ def derived(
         name: what is built. tensors: parameters. build: called with them, without gradient.
         key: what else the result depends on (the dtype, for example).
     """
-    first, *others = tensors
+    first = tensors[0]
     versions = tuple((id(x), 0 if x.is_inference() else x._version) for x in tensors)
     held = _derived.get(first)
     if held is None:
