@@ -4,7 +4,8 @@
 
 What is compiled is what the launchers launch: ops run on "meta" tensors in Boltz-2's shapes. A
 kernel passes when nothing spills, its shared memory fits the chip, its dots run on the tensor-core
-instruction of the chip, and asked-for warp specialisation really added warps.
+instruction of the chip, and asked-for warp specialisation really added warps. For attention the
+table also says how many issue slots its loop takes per slot of its exponentials (bench/sass.py).
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from torch import Tensor
 
 from bench import shapes
 from bench.machine import ROOT, write_csv
+from bench.sass import issue_ratio
 
 CHIPS = (80, 89, 90, 100, 120)
 SHARED_KIB = {80: 163, 89: 99, 90: 227, 100: 227, 120: 99}
@@ -182,6 +184,7 @@ def inspect(compiled: Any, chip: int) -> dict[str, Any]:
     used = {name: int(n) for name, n in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", usage)}
     spills = len(re.findall(r"\b(?:LDL|STL)\b", sass)) + used["STACK"] + used["LOCAL"]
     found = [x for x in ("HGMMA", "UTCHMMA", "HMMA") if re.search(rf"\b{x}\b", sass)]
+    ratio = issue_ratio(sass) if compiled.name == "attention_kernel" else None
     dots = re.findall(r"tt\.dot .*?: tensor<[\dx]+x(\w+)>", kernel.asm["ttir"])
     return {
         "kernel": compiled.name,
@@ -194,6 +197,7 @@ def inspect(compiled: Any, chip: int) -> dict[str, Any]:
         "stages": kernel.metadata.num_stages,
         "spills": spills,
         "tensor_core": found[0] if found else "none",
+        "issue_ratio": "" if ratio is None else round(ratio, 3),
         "triton": triton.__version__,
     }
 

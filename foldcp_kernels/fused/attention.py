@@ -6,9 +6,9 @@
 
 Batch rows come as [G0, G1]: the G1 rows of one G0 share their bias (lines of a triangle
 attention, samples of a diffusion step), and one program handles ROWS of them per bias tile it
-loads. The dot's accumulator starts from the bias; m moves only when a block exceeds it by more
-than 2^8, so that most blocks rescale nothing; key blocks that a mask removes for all ROWS are not
-visited. exp2 throughout.
+loads. The dot's accumulator starts from the bias (less m); m moves only when weights grow past a
+limit, so that most blocks take no maximum and rescale nothing; key blocks that a mask removes for
+all ROWS are not visited. exp2 throughout.
 
 Source: FlashAttention-2 (Dao 2023), Algorithm 1; lazy rescaling as in FlashAttention-4; AlphaFold 3
 supplement, Algorithms 14, 15 and 24.
@@ -31,32 +31,102 @@ from foldcp_kernels.fused.norm_linear import exactness
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 NOTHING = tl.constexpr(-1e30)  # m of a query that has seen no key: finite, so that no NaN arises
-SLACK = tl.constexpr(8.0)  # powers of two that a block may exceed m by
 
 
 @triton.jit
-def _accumulate(b_q, b_k, b_v, b_s, b_acc, b_m, b_l, LAZY: tl.constexpr, EXACT: tl.constexpr):
-    """One key block for one batch row; b_s holds the bias in log2 units."""
-    b_s = tl.dot(b_q, tl.trans(b_k), b_s, input_precision=EXACT)  # [BI, BD] @ [BD, BK] -> [BI, BK]
-    b_top = tl.max(b_s, 1)
-    if LAZY:
-        b_new = tl.where(b_top > b_m + SLACK, b_top, b_m)
-        if tl.max((b_new > b_m).to(tl.int32)) > 0:
-            b_scale = tl.exp2(b_m - b_new)
-            b_acc *= b_scale[:, None]
-            b_l *= b_scale
-            b_m = b_new
+def _exact_step(b_q, b_k, b_v, b_b, b_acc, b_m, b_l, EXACT: tl.constexpr):
+    """One key block for one batch row, m the maximum so far; b_b is the bias in log2 units."""
+    b_s = tl.dot(b_q, tl.trans(b_k), b_b, input_precision=EXACT)  # [BI, BD] @ [BD, BK] -> [BI, BK]
+    b_new = tl.maximum(tl.max(b_s, 1), b_m)
+    b_scale = tl.exp2(b_m - b_new)
+    b_p = tl.exp2(b_s - b_new[:, None])
+    b_l = b_l * b_scale + tl.sum(b_p, 1)
+    b_acc *= b_scale[:, None]
+    b_acc = tl.dot(b_p.to(b_v.dtype), b_v, b_acc, input_precision=EXACT)
+    # [BI, BK] @ [BK, BD] -> [BI, BD]
+    return b_acc, b_new, b_l
+
+
+@triton.jit
+def _lazy_step(
+    qs, ks, vs, bs, accs, ms, ls, EXACT: tl.constexpr, LIMIT: tl.constexpr, ROWS: tl.constexpr
+):
+    """One key block for ROWS batch rows, m left where it is while sums of weights stay in LIMIT.
+
+    The dot starts from bias - m, so that its result is the exponent: no maximum is taken and
+    nothing is subtracted. Sums tell when m is too low (at the first block always, which starts from
+    m = NOTHING); the block is then done again with its own maximum.
+    """
+    ps, sums, b_worst = (), (), 0.0
+    for r in tl.static_range(ROWS):
+        b_s = bs[r] - ms[r][:, None]
+        b_s = tl.dot(qs[r], tl.trans(ks[r]), b_s, input_precision=EXACT)
+        # [BI, BD] @ [BD, BK] -> [BI, BK]
+        b_p = tl.exp2(b_s)
+        b_sum = tl.sum(b_p, 1)
+        ps, sums = ps + (b_p,), sums + (b_sum,)
+        b_worst = tl.maximum(b_worst, tl.max(b_sum), propagate_nan=tl.PropagateNan.ALL)
+    if not (b_worst <= LIMIT):
+        old_accs, old_ms, old_ls = accs, ms, ls
+        accs, ms, ls, ps, sums = (), (), (), (), ()
+        for r in tl.static_range(ROWS):
+            b_s = tl.dot(qs[r], tl.trans(ks[r]), bs[r], input_precision=EXACT)
+            # [BI, BD] @ [BD, BK] -> [BI, BK]
+            b_new = tl.maximum(tl.max(b_s, 1), old_ms[r])
+            b_scale = tl.exp2(old_ms[r] - b_new)
+            b_p = tl.exp2(b_s - b_new[:, None])
+            accs, ls = accs + (old_accs[r] * b_scale[:, None],), ls + (old_ls[r] * b_scale,)
+            ms, ps, sums = ms + (b_new,), ps + (b_p,), sums + (tl.sum(b_p, 1),)
+    new_accs, new_ls = (), ()
+    for r in tl.static_range(ROWS):
+        b_p = ps[r].to(vs[r].dtype)
+        b_acc = tl.dot(b_p, vs[r], accs[r], input_precision=EXACT)  # [BI, BK] @ [BK, BD]
+        new_accs, new_ls = new_accs + (b_acc,), new_ls + (ls[r] + sums[r],)
+    return new_accs, ms, new_ls
+
+
+@triton.jit
+def _visit(
+    i_k, qs, accs, ms, ls, pks, pvs, pkeeps, p_bias, s_key, m_i, keys, bound,
+    D: tl.constexpr, BD: tl.constexpr, EXACT: tl.constexpr, LIMIT: tl.constexpr,
+    LAZY: tl.constexpr, ROWS: tl.constexpr, BI: tl.constexpr, BK: tl.constexpr,
+    TAIL: tl.constexpr, KEEP: tl.constexpr,
+):  # fmt: skip
+    """Load one key block for ROWS batch rows and take its step; TAIL: it may pass the last key."""
+    o_k, o_d = i_k * BK + tl.arange(0, BK), tl.arange(0, BD)
+    o_k64, m_k = o_k.to(tl.int64), o_k < keys
+    if p_bias is not None:
+        m_b = m_i[:, None]
+        if TAIL:
+            m_b = m_b & (o_k < bound)[None, :]
+        b_b = tl.load(p_bias + o_k64[None, :] * s_key[2], mask=m_b, other=0.0)
+        b_b = b_b.to(tl.float32) * LOG2E
     else:
-        b_new = tl.maximum(b_top, b_m)
-        b_scale = tl.exp2(b_m - b_new)
-        b_acc *= b_scale[:, None]
-        b_l *= b_scale
-        b_m = b_new
-    b_p = tl.exp2(b_s - b_m[:, None])
-    b_l += tl.sum(b_p, 1)
-    b_p = b_p.to(b_v.dtype)
-    b_acc = tl.dot(b_p, b_v, b_acc, input_precision=EXACT)  # [BI, BK] @ [BK, BD] -> [BI, BD]
-    return b_acc, b_m, b_l
+        b_b = tl.zeros([BI, BK], tl.float32)
+    m_kd = (o_d < D)[None, :]
+    if TAIL:
+        b_b = tl.where(m_k[None, :], b_b, float("-inf"))
+        m_kd = m_kd & m_k[:, None]
+    ks, vs, bs = (), (), ()
+    for r in tl.static_range(ROWS):
+        b_s = b_b
+        if KEEP:
+            b_keep = tl.load(pkeeps[r] + o_k, mask=m_k, other=0)
+            b_s = tl.where((b_keep != 0)[None, :], b_s, float("-inf"))
+        b_k = tl.load(pks[r] + o_k64[:, None] * s_key[0] + o_d[None, :], mask=m_kd, other=0.0)
+        b_v = tl.load(pvs[r] + o_k64[:, None] * s_key[1] + o_d[None, :], mask=m_kd, other=0.0)
+        ks, vs, bs = ks + (b_k,), vs + (b_v,), bs + (b_s,)
+    if LAZY:
+        accs, ms, ls = _lazy_step(qs, ks, vs, bs, accs, ms, ls, EXACT, LIMIT, ROWS)
+    else:
+        old_accs, old_ms, old_ls = accs, ms, ls
+        accs, ms, ls = (), (), ()
+        for r in tl.static_range(ROWS):
+            b_acc, b_m, b_l = _exact_step(
+                qs[r], ks[r], vs[r], bs[r], old_accs[r], old_ms[r], old_ls[r], EXACT
+            )
+            accs, ms, ls = accs + (b_acc,), ms + (b_m,), ls + (b_l,)
+    return accs, ms, ls
 
 
 @triton.jit
@@ -64,7 +134,7 @@ def _attention_kernel(
     p_q, p_k, p_v, p_bias, p_keep, p_live, p_count, p_o, p_m, p_l, p_out,
     s_q, s_k, s_v, s_bias, s_out, sizes, scale,
     D: tl.constexpr, BD: tl.constexpr, PRESCALED: tl.constexpr, FIRST: tl.constexpr,
-    EVEN: tl.constexpr, EXACT: tl.constexpr, LAZY: tl.constexpr,
+    EVEN: tl.constexpr, EXACT: tl.constexpr, LIMIT: tl.constexpr, LAZY: tl.constexpr,
     ROWS: tl.constexpr, BI: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     rows, heads, queries, keys, bound = sizes
@@ -103,46 +173,33 @@ def _attention_kernel(
             ls = ls + (tl.load(p_l + o_c, mask=m_i, other=0.0),)
     if p_bias is not None:
         p_bias += i_b * s_bias[0] + i_h * s_bias[1] + o_i64[:, None] * s_bias[2]
-    k_blocks = tl.cdiv(keys, BK)
-    visits = k_blocks
-    if p_live is not None:
-        visits = tl.load(p_count + i_g)
-    for t in tl.range(0, visits):
-        i_k = t
-        if p_live is not None:
-            i_k = tl.load(p_live + i_g.to(tl.int64) * k_blocks + t)
-        o_k = i_k * BK + tl.arange(0, BK)
-        o_k64 = o_k.to(tl.int64)
-        m_k = o_k < keys
-        if p_bias is not None:
-            p_tile = p_bias + o_k64[None, :] * s_bias[3]
-            if EVEN:
-                b_b = tl.load(p_tile, mask=m_i[:, None], other=0.0)
-            else:
-                b_b = tl.load(p_tile, mask=m_i[:, None] & (o_k < bound)[None, :], other=0.0)
-            b_b = b_b.to(tl.float32) * LOG2E
-        else:
-            b_b = tl.zeros([BI, BK], tl.float32)
-        if not EVEN:
-            b_b = tl.where(m_k[None, :], b_b, float("-inf"))
-        next_accs, next_ms, next_ls = (), (), ()
-        for r in tl.static_range(ROWS):
-            b_s = b_b
-            if p_keep is not None:
-                b_keep = tl.load(p_keep + (i_b * rows + lines[r]) * keys + o_k, mask=m_k, other=0)
-                b_s = tl.where((b_keep != 0)[None, :], b_s, float("-inf"))
-            m_kd = m_k[:, None] & (o_d < D)[None, :]
-            p_keys = p_k + lines[r] * s_k[1] + o_k64[:, None] * s_k[3] + o_d[None, :]
-            b_k = tl.load(p_keys, mask=m_kd, other=0.0)
-            p_values = p_v + lines[r] * s_v[1] + o_k64[:, None] * s_v[3] + o_d[None, :]
-            b_v = tl.load(p_values, mask=m_kd, other=0.0)
-            b_acc, b_m, b_l = _accumulate(
-                qs[r], b_k, b_v, b_s, accs[r], ms[r], ls[r], LAZY, EXACT
+    pks, pvs, pkeeps = (), (), ()
+    for r in tl.static_range(ROWS):
+        pks, pvs = pks + (p_k + lines[r] * s_k[1],), pvs + (p_v + lines[r] * s_v[1],)
+        if p_keep is not None:
+            pkeeps = pkeeps + (p_keep + (i_b * rows + lines[r]) * keys,)
+    s_key = (s_k[3], s_v[3], 0 if p_bias is None else s_bias[3])
+    if p_live is None:
+        # Only the last block has ends to mind: masks in the loop would cost a fifth of its time.
+        for t in tl.range(0, keys // BK):
+            accs, ms, ls = _visit(
+                t, qs, accs, ms, ls, pks, pvs, pkeeps, p_bias, s_key, m_i, keys, bound,
+                D, BD, EXACT, LIMIT, LAZY, ROWS, BI, BK, False, False,
             )  # fmt: skip
-            next_accs = next_accs + (b_acc,)
-            next_ms = next_ms + (b_m,)
-            next_ls = next_ls + (b_l,)
-        accs, ms, ls = next_accs, next_ms, next_ls
+        if not EVEN:
+            # A loop of one turn keeps its registers apart from those of the loop before.
+            for t in tl.range(keys // BK, tl.cdiv(keys, BK), num_stages=1):
+                accs, ms, ls = _visit(
+                    t, qs, accs, ms, ls, pks, pvs, pkeeps, p_bias, s_key, m_i, keys, bound,
+                    D, BD, EXACT, LIMIT, LAZY, ROWS, BI, BK, True, False,
+                )  # fmt: skip
+    else:
+        p_order = p_live + i_g.to(tl.int64) * tl.cdiv(keys, BK)
+        for t in tl.range(0, tl.load(p_count + i_g)):
+            accs, ms, ls = _visit(
+                tl.load(p_order + t), qs, accs, ms, ls, pks, pvs, pkeeps, p_bias, s_key, m_i, keys,
+                bound, D, BD, EXACT, LIMIT, LAZY, ROWS, BI, BK, not EVEN, True,
+            )  # fmt: skip
     for r in tl.static_range(ROWS):
         m_r = m_i & (i_r + r < rows)
         o_c = ((i_b * rows + lines[r]) * heads + i_h) * queries + o_i64
@@ -157,6 +214,10 @@ def _attention_kernel(
             p_row = p_row + o_i64[:, None] * s_out[3] + o_d[None, :]
             tl.store(p_row, b_out, mask=m_q & m_r[:, None])
             tl.store(p_m + o_c, (ms[r] + tl.log2(ls[r])) * LN2, mask=m_r)
+
+
+# Sums of weights below which m stays: what float16 weights can hold; else far from any overflow.
+_LIMIT = {torch.float16: 2.0**14, torch.bfloat16: 2.0**40, torch.float32: 2.0**40}
 
 
 def config_for(q: Tensor, masked: bool) -> Config:
@@ -257,7 +318,8 @@ def attention_fwd(
         out.stride()[:4] if last else None, (g1, h, i, keys, bound), float(scale),
         D=d, BD=max(16, triton.next_power_of_2(d)), FIRST=carry is None,
         PRESCALED=math.isclose(scale, math.log(2), rel_tol=1e-12),
-        EVEN=keys % block == 0, EXACT=exactness(q.dtype), **config.options(),
+        EVEN=keys % block == 0, EXACT=exactness(q.dtype), LIMIT=_LIMIT[q.dtype],
+        **config.options(),
     )  # fmt: skip
     return Carry(out, m, None) if last else Carry(o, m, length)
 

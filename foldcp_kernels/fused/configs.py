@@ -56,18 +56,22 @@ TABLE: dict[tuple[str, int], dict[str, Config]] = {
     ("attention_32", 2): {
         "any": _c(4, 2, ROWS=2, BI=64, BK=32, LAZY=1),
         "sm_80": _c(4, 3, ROWS=2, BI=64, BK=32, LAZY=1),
-        "sm_90": _c(4, 3, ROWS=2, BI=128, BK=32, LAZY=1),
-        "sm_100": _c(4, 2, ROWS=2, BI=128, BK=32, LAZY=1),
+        "sm_90": _c(8, 2, ROWS=2, BI=128, BK=64, LAZY=1),
+        "sm_100": _c(8, 2, ROWS=2, BI=128, BK=32, LAZY=1),
         "sm_120": _c(8, 2, ROWS=2, BI=128, BK=32, LAZY=1),
     },
     ("attention_32_masked", 2): {
         "any": _c(4, 2, ROWS=2, BI=64, BK=32, LAZY=1),
-        "sm_100": _c(4, 1, ROWS=2, BI=64, BK=32, LAZY=1),
+        "sm_89": _c(4, 2, ROWS=1, BI=64, BK=32, LAZY=1),
+        "sm_100": _c(4, 1, ROWS=2, BI=64, BK=32, LAZY=0),
     },
-    ("attention_32_single", 2): {"any": _c(4, 2, ROWS=1, BI=64, BK=64, LAZY=1)},
+    ("attention_32_single", 2): {
+        "any": _c(4, 2, ROWS=1, BI=64, BK=32, LAZY=1),
+        "sm_90": _c(4, 2, ROWS=1, BI=64, BK=64, LAZY=1),
+        "sm_100": _c(4, 2, ROWS=1, BI=64, BK=64, LAZY=1),
+    },
     ("attention_64", 2): {
         "any": _c(4, 2, ROWS=1, BI=64, BK=32, LAZY=1),
-        "sm_80": _c(4, 2, ROWS=2, BI=64, BK=32, LAZY=1),
         "sm_90": _c(4, 2, ROWS=2, BI=64, BK=32, LAZY=1),
         "sm_100": _c(4, 2, ROWS=2, BI=64, BK=32, LAZY=1),
     },
