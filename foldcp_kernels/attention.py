@@ -163,12 +163,13 @@ def _unit_stride(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 def _torch(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, keep: Tensor | None
-) -> Carry:
+) -> tuple[Tensor, Tensor]:
     """One batched attention per G0, or per G1 where there are fewer: no bias is copied."""
     g0, g1 = q.shape[:2]
-    logits = 0.0 if keep is None else torch.zeros_like(keep, dtype=q.dtype)
+    dropped = None
     if keep is not None:
-        logits = logits.masked_fill(~keep, -torch.inf)[:, :, None, None]
+        dropped = torch.zeros_like(keep, dtype=q.dtype).masked_fill(~keep, -torch.inf)
+        dropped = dropped[:, :, None, None]
     if bias is None:
         bias = q.new_zeros((1, 1, 1, 1, 1)).expand(g0, 1, q.shape[2], 1, k.shape[3])
     parts = []
@@ -176,8 +177,8 @@ def _torch(
     for n in range(min(g0, g1)):
         take = (n,) if dim == 0 else (slice(None), n)
         b = bias[n] if dim == 0 else bias[:, 0]
-        if keep is not None:
-            b = b + logits[take]
+        if dropped is not None:
+            b = b + dropped[take]
         parts.append(_attend(q[take], k[take], v[take], b, scale))
     if len(parts) == 1:
         return tuple(x.unsqueeze(dim) for x in parts[0])

@@ -207,7 +207,7 @@ def triangle_attention(
         full = z.new_ones(z.shape[:3]) if mask is None else mask
         return reference.triangle_attention(z, full, w, starting)
     parts = "torch" if impl == "cuequivariance" else impl
-    x, keep = (z, mask) if starting else (z.transpose(1, 2), _swapped(mask))
+    x, keep = (z, mask) if starting else (z.transpose(1, 2), swapped(mask))
     lines = project_lines(x, keep, w, parts)
     bias = project_bias(x, w, parts)
     carry = attend_lines(lines, lines.kv, bias, mask is not None, None, True, impl)
@@ -215,7 +215,8 @@ def triangle_attention(
     return out if starting else out.transpose(1, 2)
 
 
-def _swapped(mask: Tensor | None) -> Tensor | None:
+def swapped(mask: Tensor | None) -> Tensor | None:
+    """The mask of the transposed tile; None stays None."""
     return None if mask is None else mask.transpose(1, 2)
 
 

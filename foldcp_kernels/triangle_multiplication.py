@@ -21,7 +21,7 @@ from foldcp_kernels.chunking import add_chunks, chunk_length, spans
 from foldcp_kernels.dispatch import compute_dtype, derived
 from foldcp_kernels.norm_linear import EPS, cast, choose_rows
 from foldcp_kernels.recompute import recompute
-from foldcp_kernels.triangle_attention import check_pair
+from foldcp_kernels.triangle_attention import check_pair, swapped
 
 
 @dataclass(frozen=True)
@@ -249,11 +249,7 @@ def triangle_multiplication(
 
         return cuequivariance.triangle_multiplication(z, mask, w, outgoing)
     # The incoming update contracts over rows: with transposed planes it is the same product.
-    x, keep = (z, mask) if outgoing else (z.transpose(1, 2), _swapped(mask))
+    x, keep = (z, mask) if outgoing else (z.transpose(1, 2), swapped(mask))
     planes = project_planes(x, keep, w, impl=impl)
     d = planes.shape[1] // 2
     return gated_update(z, contract(None, planes[:, :d], planes[:, d:], True), w, impl=impl)
-
-
-def _swapped(mask: Tensor | None) -> Tensor | None:
-    return None if mask is None else mask.transpose(1, 2)

@@ -136,7 +136,7 @@ TABLE: dict[tuple[str, int], dict[str, Config]] = {
         "sm_120": _c(4, 2, BP=64, BH=32),
     },
     ("transition", 4): {"any": _c(4, 1, BP=16, BH=32)},
-    # entries of outer_product_mean, heads, relative_position, adaptive_norm: below
+    # BM, BN, BK: sizes of the outer product's dots.
     ("outer_product_mean", 2): {"any": _c(8, 2, BM=64, BN=128, BK=128, BS=32)},
     ("outer_product_mean", 4): {"any": _c(8, 1, BM=32, BN=64, BK=64, BS=32)},
     ("expected_values", 2): {"any": _c(4, 2, BP=64, BK=32)},
