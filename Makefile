@@ -31,8 +31,8 @@ $(PY):
 		echo "python venv failed; on Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
 
 # torch first: builds of other packages look for it.
-.venv/.ready: $(PY) constraints.txt pyproject.toml setup.py
-	@echo "installing torch, Boltz and foldcp into .venv"
+.venv/.ready: $(PY) constraints.txt pyproject.toml setup.py $(wildcard csrc/*)
+	@echo "installing torch, Boltz and foldcp into .venv, and compiling its extension"
 	@$(PIP) $(TORCH) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 	@$(PIP) -c constraints.txt setuptools wheel
 	@$(PIP) -c constraints.txt boltz==2.2.1 pytest ruff triton matplotlib

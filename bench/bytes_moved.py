@@ -2,7 +2,8 @@
 
 Every rank of a mesh runs the operation on shapes alone, without the others (`bench.fake_mesh`), so
 what it posts is what it would send and receive. A tile is one 128-channel plane of a or b over the
-pairs of one rank. The lower bound counts every element that a rank needs and does not own, once.
+pairs of one rank. The lower bound is that of ranks which compute their own tile: every element that
+one needs and does not own, once; strategies that compute elsewhere go below it.
 
     python -m bench.bytes_moved                  # bench/results/traffic/triangle.csv
 """
@@ -13,22 +14,24 @@ import argparse
 import statistics
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch
 
-import foldcp.exchange
-from bench.fake_mesh import fake_mesh, no_peers
+from bench.fake_mesh import fake_mesh
 from bench.machine import ROOT, write_csv
 from foldcp.exchange import Exchange
 from foldcp.layout import PairLayout
+from foldcp.mesh import STRATEGIES
 from foldcp.rings.triangle_attention import triangle_attention
 from foldcp.rings.triangle_multiplication import triangle_multiplication
-from foldcp.schedule import Plan, intersect, volume
+from foldcp.schedule import Piece, intersect, volume
+from foldcp.wire import part_bytes
 from foldcp_kernels.carry import Carry
 from foldcp_kernels.triangle_attention import Lines, TriangleAttentionWeights
 from foldcp_kernels.triangle_multiplication import TriangleMultiplicationWeights
@@ -44,17 +47,24 @@ OUT = ROOT / "bench" / "results" / "traffic" / "triangle.csv"
 
 @dataclass
 class Planned:
-    """What the plans of all exchanges of one operation add up to, in bytes."""
+    """What the plans of all exchanges of one operation add up to, in bytes without gaps."""
 
+    exchanges: int = 0
     sent: int = 0
     received: int = 0
 
-    def add(self, plan: Plan, exchange: Exchange) -> None:
+    def add(self, exchange: Exchange) -> None:
         """Add one exchange."""
-        units = [_bytes_of_one(x, d) for x, d in zip(exchange.sources, exchange.dims, strict=True)]
-        for step in plan.steps:
-            self.sent += sum(volume(p.box) * units[p.source] for p in step.sends)
-            self.received += sum(volume(p.box) * units[p.source] for p in step.recvs)
+
+        def bytes_of(p: Piece) -> int:
+            x, dims = exchange.sources[p.source], exchange.dims[p.source]
+            elements = volume(p.box) * prod(n for d, n in enumerate(x.shape) if d not in dims)
+            return part_bytes(elements, x.element_size(), exchange.wires[p.source] == "fp8")
+
+        self.exchanges += 1
+        for step in exchange.plan.steps:
+            self.sent += sum(bytes_of(p) for p in step.sends)
+            self.received += sum(bytes_of(p) for p in step.recvs)
 
 
 def bound_tiles(op: str, layout: PairLayout) -> float:
@@ -75,24 +85,16 @@ def bound_tiles(op: str, layout: PairLayout) -> float:
     return total / volume(own)
 
 
-def _bytes_of_one(x: torch.Tensor, dims: tuple[int, ...]) -> int:
-    count = x.element_size()
-    for d, length in enumerate(x.shape):
-        count *= 1 if d in dims else length
-    return count
-
-
 @contextmanager
 def planned() -> Iterator[Planned]:
     """Add up the plans of all exchanges that are made inside."""
-    total = Planned()
+    total, make = Planned(), Exchange.__init__
 
-    class Recorded(Exchange):
-        def __init__(self, mesh: Any, plan: Plan, *rest: Any) -> None:
-            super().__init__(mesh, plan, *rest)
-            total.add(plan, self)
+    def recorded(exchange: Exchange, *args: Any, **options: Any) -> None:
+        make(exchange, *args, **options)
+        total.add(exchange)
 
-    with mock.patch.object(foldcp.exchange, "Exchange", Recorded):
+    with mock.patch.object(Exchange, "__init__", recorded):
         yield total
 
 
@@ -116,25 +118,36 @@ def _no_attention(lines: Lines, *_: Any) -> Carry:
     return Carry(o, o[..., 0], None)
 
 
-_NO_ATTENTION = mock.patch("foldcp.rings.triangle_attention.attend_lines", _no_attention)
+_RINGS = ("foldcp.rings.triangle_attention", "foldcp.rings.row_attention")
+
+
+def strategies(op: str) -> tuple[str, ...]:
+    """The strategies of one of `OPS`."""
+    return STRATEGIES[op.rpartition("_")[0]][1:]
 
 
 @torch.no_grad()
-def one_rank(op: str, n: int, rows: int, cols: int, rank: int, route: str) -> dict[str, Any]:
+def one_rank(
+    op: str, n: int, rows: int, cols: int, rank: int, strategy: str, wire: str = "raw"
+) -> dict[str, Any]:
     """Run one operation on one rank.
 
     Args:
-        op: one of `OPS`. n: tokens. rows, cols, rank: place in the mesh. route: of the mesh.
+        op: one of `OPS`. n: tokens. rows, cols, rank: place in the mesh. strategy: of the op.
+        wire: of the mesh.
 
     Returns:
-        Bytes counted by the executor, bytes of the plans, and tiles received.
+        Bytes counted by the executor, bytes and number of its plans, and tiles received.
     """
-    mesh = fake_mesh(rows, cols, rank, "meta", route)
+    field = "multiplication" if op.startswith("triangle_multiplication") else "attention"
+    mesh = fake_mesh(rows, cols, rank, "meta", **{field: strategy}, wire=wire)
     layout = PairLayout(n, rows, cols, rank)
     z = torch.empty(1, layout.tile_rows, layout.tile_cols, CHANNELS, device="meta")
     mask = z.new_ones(z.shape[:3])
-    with no_peers(), planned() as plan, _NO_ATTENTION:
-        if op.startswith("triangle_multiplication"):
+    with planned() as plan, ExitStack() as stack:
+        for ring in _RINGS:
+            stack.enter_context(mock.patch(f"{ring}.attend_lines", _no_attention))
+        if field == "multiplication":
             triangle_multiplication(
                 z, mask, multiplication_weights(), op.endswith("outgoing"), layout, mesh
             )
@@ -143,21 +156,23 @@ def one_rank(op: str, n: int, rows: int, cols: int, rank: int, route: str) -> di
     tile = z.numel() * z.element_size()
     received = sum(mesh.received.values())
     return {
-        "op": op, "mesh": f"{rows}x{cols}", "route": route, "tokens": n, "rank": rank,
+        "op": op, "mesh": f"{rows}x{cols}", "strategy": strategy, "wire": wire,
+        "tokens": n, "rank": rank,
         "sent": sum(mesh.sent.values()), "received": received,
         "planned_sent": plan.sent, "planned_received": plan.received,
+        "exchanges": plan.exchanges,
         "received_tiles": round(received / tile, 4),
         "bound_tiles": round(bound_tiles(op, layout), 4),
     }  # fmt: skip
 
 
 def table(n: int) -> list[dict[str, Any]]:
-    """One row per operation, mesh, route and rank."""
+    """One row per operation, mesh, strategy and rank."""
     return [
-        one_rank(op, n, r, c, rank, route)
+        one_rank(op, n, r, c, rank, strategy)
         for op in OPS
         for r, c in MESHES
-        for route in ("direct", "ring")
+        for strategy in strategies(op)
         for rank in range(r * c)
     ]
 
@@ -172,12 +187,12 @@ def main(argv: list[str] | None = None) -> int:
     write_csv(options.out, rows)
     groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for row in rows:
-        groups.setdefault((row["op"], row["mesh"], row["route"]), []).append(row)
-    for (op, mesh, route), ranks in groups.items():
+        groups.setdefault((row["op"], row["mesh"], row["strategy"]), []).append(row)
+    for (op, mesh, strategy), ranks in groups.items():
         got = [r["received_tiles"] for r in ranks]
         bound = statistics.mean(r["bound_tiles"] for r in ranks)
         print(
-            f"{op:33} {mesh} {route:7} tiles received: mean {statistics.mean(got):.2f}, most "
+            f"{op:33} {mesh} {strategy:12} tiles received: mean {statistics.mean(got):.2f}, most "
             f"{max(got):.2f}; lower bound, mean {bound:.2f}"
         )
     different = [

@@ -6,20 +6,51 @@ a network are needed to measure them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import SimpleNamespace
+from collections.abc import Sequence
 from typing import Any
-from unittest import mock
 
 import torch
+from torch import Tensor
 
-import foldcp.exchange
 from foldcp.mesh import Mesh
+from foldcp.wire import Message
+
+
+class Nobody:
+    """A transport whose messages go nowhere; it takes buffers as the compiled engine does."""
+
+    name = "nobody"
+    staged = True
+
+    def flight(self) -> Nobody:
+        """Begin an exchange."""
+        return self
+
+    def post(
+        self,
+        slot: int,
+        sends: Sequence[Message],
+        recvs: Sequence[Message],
+        tag: int,
+        staging: Tensor,
+    ) -> None:
+        """Nothing."""
+
+    def arrive(self, slot: int) -> None:
+        """Nothing."""
+
+    def land(self) -> None:
+        """Nothing."""
+
+    def abort(self, message: str) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
 
 
 class FakeMesh(Mesh):
-    """A rank whose peers do not exist; use it inside `no_peers`."""
+    """A rank whose peers do not exist."""
 
     def global_rank(self, rank: int) -> int:
         """Ranks of a fake mesh are their own."""
@@ -35,21 +66,9 @@ class FakeMesh(Mesh):
 
 
 def fake_mesh(
-    rows: int, cols: int, rank: int = 0, device: str = "cpu", route: str = "direct"
+    rows: int, cols: int, rank: int = 0, device: str = "cpu", route: str = "direct", **policy: str
 ) -> FakeMesh:
-    """Rank `rank` of a `rows` x `cols` mesh on a device."""
-    group = object() if rows * cols > 1 else None
-    return FakeMesh(rows, cols, rank, torch.device(device), group, route)
-
-
-@contextmanager
-def no_peers() -> Iterator[None]:
-    """Let exchanges post their messages to nobody, with the buffers they would have."""
-    nobody = SimpleNamespace(
-        isend=None,
-        irecv=None,
-        P2POp=lambda kind, buffer, peer, group: buffer,
-        batch_isend_irecv=lambda buffers: [],
-    )
-    with mock.patch.object(foldcp.exchange, "dist", nobody):
-        yield
+    """Rank `rank` of a `rows` x `cols` mesh on a device; `policy` as of `Mesh.create`."""
+    many = rows * cols > 1
+    group, link = (object(), Nobody()) if many else (None, None)
+    return FakeMesh(rows, cols, rank, torch.device(device), group, route, link=link, **policy)

@@ -30,7 +30,7 @@ from boltz.model.models.boltz2 import Boltz2
 from torch import Tensor, nn
 
 from bench.fake_device import FakeDevice, fake_cuda
-from bench.fake_mesh import fake_mesh, no_peers
+from bench.fake_mesh import fake_mesh
 from bench.machine import ROOT, write_csv
 from bench.synthetic.checkpoint import hyperparameters
 from foldcp.boltz.swap import apply
@@ -175,7 +175,7 @@ def measure(
     """
     model, real = deepcopy(shapes_of_model()), features(n, sequences)
     loops = few_chunks() if few else nullcontext()
-    with fake_cuda() as device, no_peers(), loops, _setting(chunk, kernels):
+    with fake_cuda() as device, loops, _setting(chunk, kernels):
         onto(model, device)
         apply(model, fake_mesh(rows, cols, rank, "cuda"))
         weights = device.live.now

@@ -14,14 +14,15 @@ from foldcp import __version__
 from foldcp.boltz import launch
 from foldcp.config import Config
 from foldcp.report import UserError
+from foldcp_kernels.extension import load
 
 USAGE = """usage: foldcp run [--nproc N|auto] [--mesh RxQ] predict INPUT [options of boltz predict]
        foldcp boltz predict INPUT [options]    Boltz in this process, switched over
        foldcp doctor                           what this machine can do
-       foldcp bench kernels|block|predict|tune ...  time this machine (in a clone)
+       foldcp bench kernels|block|predict|rings|tune ...  time this machine (in a clone)
        foldcp --version
 """
-BENCHES = ("kernels", "block", "predict", "tune")
+BENCHES = ("kernels", "block", "predict", "rings", "tune")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -138,7 +139,8 @@ def _doctor(arguments: list[str]) -> int:
         lines += [(f"GPU {index}", f"{gpu.name}, {size}")]
     if not gpus:
         lines += [("GPU", "none visible: pass --accelerator cpu to boltz predict")]
-    lines += [("kernels", _kernels(gpus))]
+    lines += [("kernels", _kernels(gpus)), ("extension", load().described())]
+    lines += [("transport", _transport(gpus))]
     lines += [("meshes", _meshes(gpus or os.cpu_count() or 1, "GPUs" if gpus else "CPU cores"))]
     state = "FOLDCP is not 1: Boltz is stock"
     if Config.from_env(os.environ).enabled:
@@ -169,6 +171,21 @@ def _kernels(gpus: int) -> str:
         f"triton {metadata.version('triton')}; {len(found) - untuned} of {len(found)} kernels "
         f"measured on {configs.family(chip)} (foldcp bench tune measures on this GPU)"
     )
+
+
+def _transport(gpus: int) -> str:
+    """What would carry tiles between several ranks of this machine."""
+    extension = load()
+    if extension.ops is None or (gpus and not extension.cuda):
+        return "torch-nccl (torch.distributed)" if gpus else "gloo (torch.distributed)"
+    if not gpus:
+        return "host (shared memory)"
+    library = Config.from_env(os.environ).nccl_library
+    try:
+        version = extension.ops.nccl_version(library)
+    except RuntimeError as error:
+        return f"copy-engine or torch-nccl; {str(error).splitlines()[0]}"
+    return f"nccl {version // 10000}.{version // 100 % 100}.{version % 100}, copy-engine"
 
 
 def _meshes(count: int, what: str) -> str:

@@ -8,6 +8,10 @@ from dataclasses import dataclass
 
 ROUTES = ("direct", "ring")
 PRECISIONS = ("auto", "fp32", "bf16")
+TRANSPORTS = ("auto", "gloo", "host", "nccl", "copy-engine", "torch-nccl")
+WIRES = ("raw", "fp8")
+MULTIPLICATION = ("auto", "panel-direct", "panel-ring", "channel")
+ATTENTION = ("auto", "panel-direct", "panel-ring", "rows")
 KERNELS = ("auto", "torch", "triton", "cuequivariance")
 
 
@@ -20,7 +24,16 @@ class Config:
         nproc: FOLDCP_NPROC, processes to start on this machine; "auto" is one per visible GPU;
             None starts none (the launcher did, or it is one process).
         mesh: FOLDCP_MESH, "auto" or "RxQ".
-        route: FOLDCP_ROUTE, fetch tiles from their owner ("direct") or from a neighbour ("ring").
+        transport: FOLDCP_TRANSPORT, what carries tiles between ranks; "auto" is host on the CPUs of
+            one machine and nccl on GPUs, torch.distributed where these cannot run.
+        wire: FOLDCP_WIRE, panels travel as they are ("raw") or as FP8 ("fp8").
+        multiplication: FOLDCP_MULTIPLICATION, strategy of triangle multiplication; "auto" is the
+            cheapest by the cost model.
+        attention: FOLDCP_ATTENTION, strategy of triangle attention, likewise.
+        route: FOLDCP_ROUTE, the panel strategy that "auto" considers: fetch panels from their owner
+            ("direct") or from the last user ("ring").
+        nccl_library: FOLDCP_NCCL_LIB, path of the NCCL library; "" is torch's, else the system's.
+        nccl_ctas: FOLDCP_NCCL_CTAS, most thread blocks of NCCL per communicator; 0: its default.
         precision: FOLDCP_PRECISION, "auto" is bf16 on CUDA and fp32 on CPU.
         kernels: FOLDCP_KERNELS, implementation of the local ops; "auto" is Triton on CUDA where a
             kernel covers the input, else torch.
@@ -34,6 +47,12 @@ class Config:
     nproc: int | str | None = None
     mesh: str = "auto"
     route: str = "direct"
+    transport: str = "auto"
+    wire: str = "raw"
+    multiplication: str = "auto"
+    attention: str = "auto"
+    nccl_library: str = ""
+    nccl_ctas: int = 0
     precision: str = "auto"
     kernels: str = "auto"
     chunk_mb: int | None = None
@@ -60,6 +79,12 @@ class Config:
             nproc=nproc if nproc in (None, "auto") else get.count("FOLDCP_NPROC", 1, "auto or "),
             mesh=get.mesh("FOLDCP_MESH", cls.mesh),
             route=get.choice("FOLDCP_ROUTE", ROUTES, cls.route),
+            transport=get.choice("FOLDCP_TRANSPORT", TRANSPORTS, cls.transport),
+            wire=get.choice("FOLDCP_WIRE", WIRES, cls.wire),
+            multiplication=get.choice("FOLDCP_MULTIPLICATION", MULTIPLICATION, cls.multiplication),
+            attention=get.choice("FOLDCP_ATTENTION", ATTENTION, cls.attention),
+            nccl_library=environ.get("FOLDCP_NCCL_LIB") or cls.nccl_library,
+            nccl_ctas=get.count("FOLDCP_NCCL_CTAS", 1) if environ.get("FOLDCP_NCCL_CTAS") else 0,
             precision=get.choice("FOLDCP_PRECISION", PRECISIONS, cls.precision),
             kernels=get.choice("FOLDCP_KERNELS", KERNELS, cls.kernels),
             chunk_mb=get.count("FOLDCP_CHUNK_MB", 1) if environ.get("FOLDCP_CHUNK_MB") else None,

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
+
+from foldcp.config import ATTENTION, MULTIPLICATION, WIRES
+from foldcp.layout import PairLayout, Shaped
+from foldcp.native import Options, connect
+from foldcp.pool import Pool
+from foldcp.transport import TorchTransport, Transport
+
+# Of each triangle op, "auto" first.
+STRATEGIES = {"triangle_multiplication": MULTIPLICATION, "triangle_attention": ATTENTION}
+_POLICY = {"wire": WIRES, "multiplication": MULTIPLICATION, "attention": ATTENTION}
 
 
 def choose(world: int, spec: str = "auto") -> tuple[int, int]:
@@ -46,6 +56,9 @@ class Mesh:
         rows: R. cols: Q. rank: this rank. device: where its tensors live.
         group: torch.distributed group, None for a single process.
         route: "direct" or "ring", where tiles are fetched from.
+        wire: "raw" or "fp8", how panels travel.
+        multiplication, attention: strategy of the triangle ops, "auto" or a name of `STRATEGIES`.
+        link: what carries tiles; None is torch.distributed.
     """
 
     rows: int
@@ -54,28 +67,79 @@ class Mesh:
     device: torch.device
     group: Any = None
     route: str = "direct"
+    wire: str = "raw"
+    multiplication: str = "auto"
+    attention: str = "auto"
+    link: Transport | None = field(default=None, compare=False)
+    pool: Pool = field(default=None, compare=False)  # type: ignore[assignment]
     sent: Counter = field(default_factory=Counter, compare=False)
     received: Counter = field(default_factory=Counter, compare=False)
 
+    def __post_init__(self) -> None:
+        if self.pool is None:
+            object.__setattr__(self, "pool", Pool(self.device))
+        if self.link is None and self.group is not None:
+            object.__setattr__(self, "link", TorchTransport(self))
+
     @classmethod
     def create(
-        cls, rows: int, cols: int, device: torch.device | str = "cpu", route: str = "direct"
+        cls,
+        rows: int,
+        cols: int,
+        device: torch.device | str = "cpu",
+        route: str = "direct",
+        transport: str | None = "auto",
+        options: Options | None = None,
+        **policy: str,
     ) -> Mesh:
         """Build the mesh over the default process group (none is needed for 1x1).
 
+        Args:
+            rows, cols, device, route: see the class.
+            transport: one of `foldcp.transport.TRANSPORTS`; None leaves it to `connected`.
+            options: of the transport.
+            policy: `wire`, `multiplication` and `attention`, see the class.
+
         Raises:
-            ValueError: rows * cols differs from the number of ranks.
+            ValueError: rows * cols differs from the number of ranks, or an unknown name.
+            TransportError: the transport cannot run here; every rank raises it.
         """
         world = dist.get_world_size() if dist.is_initialized() else 1
         if rows * cols != world:
             choose(world, f"{rows}x{cols}")
-        group = dist.group.WORLD if world > 1 else None
-        rank = dist.get_rank() if world > 1 else 0
+        for name, value in policy.items():
+            if value not in _POLICY[name]:
+                raise ValueError(f"{name} must be one of {_POLICY[name]}, got {value!r}")
         device = torch.device(device)
-        if group is not None and device.type == "cuda":
-            # NCCL wants every rank in the first call of a group; point-to-point calls come later.
-            dist.all_reduce(torch.zeros(1, device=device), group=group)
-        return cls(rows, cols, rank, device, group, route)
+        if world == 1:
+            return cls(rows, cols, 0, device, None, route, **policy)
+        bare = cls(rows, cols, dist.get_rank(), device, dist.group.WORLD, route, **policy)
+        return bare if transport is None else bare.connected(transport, options)
+
+    def connected(self, transport: str, options: Options | None = None) -> Mesh:
+        """This mesh with a transport, see `create`; every rank must call it."""
+        if self.group is None:
+            return self
+        return replace(self, link=connect(self, transport, options or Options()))
+
+    def close(self) -> None:
+        """End the transport; every rank must call it, with no exchange under way."""
+        if self.link is not None:
+            self.barrier()
+            self.link.close()
+
+    def refuse(self, problem: str) -> NoReturn:
+        """Raise ValueError; the exchanges of the other ranks fail where they can be told."""
+        if self.link is not None:
+            self.link.abort(f"rank {self.rank}: {problem}")
+        raise ValueError(problem)
+
+    def check(self, z: Shaped, layout: PairLayout, name: str = "z", **options: bool) -> None:
+        """`layout.check`, heard by all ranks."""
+        try:
+            layout.check(z, name, **options)
+        except ValueError as error:
+            self.refuse(str(error))
 
     @property
     def size(self) -> int:
@@ -99,10 +163,8 @@ class Mesh:
 
     @property
     def transport(self) -> str:
-        """Name of what carries tiles: "none", "gloo" or "nccl"."""
-        if self.group is None:
-            return "none"
-        return "nccl" if self.device.type == "cuda" else "gloo"
+        """Name of what carries tiles; "none" on one rank."""
+        return "none" if self.link is None else self.link.name
 
     def global_rank(self, rank: int) -> int:
         """Rank in the default process group."""

@@ -29,12 +29,20 @@ def start_line(mesh: Mesh, precision: str, swapped: str, kernels: str = "torch")
     ranks = f"{mesh.size} rank{'s' if mesh.size > 1 else ''} on {mesh.device.type}"
     parts = [
         f"mesh {mesh.rows}x{mesh.cols} ({ranks})",
-        f"transport {mesh.transport}" + (f" ({mesh.route})" if mesh.size > 1 else ""),
+        _transport(mesh),
         f"kernels {kernels}",
         f"precision {precision}",
         " ".join(swapped.split()),
     ]
     return "foldcp: " + ", ".join(parts)
+
+
+def _transport(mesh: Mesh) -> str:
+    if mesh.size == 1:
+        return f"transport {mesh.transport}"
+    chosen = {"multiplication": mesh.multiplication, "attention": mesh.attention}
+    asked = [f"{op} {name}" for op, name in chosen.items() if name != "auto"]
+    return f"transport {mesh.transport} ({', '.join((mesh.route, mesh.wire, *asked))})"
 
 
 def costs(mesh: Mesh, seconds: float) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 from foldcp.layout import Box
 
@@ -62,6 +63,30 @@ class Step:
     recvs: tuple[Piece, ...]
     sends: tuple[Piece, ...]
 
+    @cached_property
+    def outgoing(self) -> tuple[tuple[int, tuple[int, ...]], ...]:
+        """Messages to send: (peer, indices of its pieces in `sends`)."""
+        return _by_peer(self.sends)
+
+    @cached_property
+    def incoming(self) -> tuple[tuple[int, tuple[int, ...]], ...]:
+        """Messages to receive: (peer, indices of its pieces in `recvs`)."""
+        return _by_peer(self.recvs)
+
+    @cached_property
+    def whole(self) -> frozenset[int]:
+        """Slots whose region is a part of one of this rank's own sources: nothing moves."""
+        return frozenset(
+            p.slot for p in self.local if p.held < 0 and p.box == self.wants[p.slot].box
+        )
+
+
+def _by_peer(pieces: tuple[Piece, ...]) -> tuple[tuple[int, tuple[int, ...]], ...]:
+    found: dict[int, list[int]] = {}
+    for i, p in enumerate(pieces):
+        found.setdefault(p.peer, []).append(i)
+    return tuple((peer, tuple(indices)) for peer, indices in sorted(found.items()))
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -82,7 +107,7 @@ class Schedule:
     route: str = "direct"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Plan:
     """One rank's part of a schedule; `owned` is this rank's box of each source."""
 

@@ -55,7 +55,7 @@ class Lines:
     """Queries, keys and values of a chunk of lines.
 
     Args:
-        q: [B, I, J, H, D]. kv: [B, I, J, 2HD (+ 1 for the mask's logit)], what travels.
+        q: [B, I, J, H, D]. kv: [B, I, J, 2HD], k first, what travels.
         scale: factor on q . k that is left; log 2 where q carries it already, in powers of two.
     """
 
@@ -87,14 +87,11 @@ def project_bias(z: Tensor, w: TriangleAttentionWeights, impl: str | None = None
     return norm_linear_planes(z, w.norm_weight, w.norm_bias, w.bias, impl=impl)
 
 
-def project_lines(
-    x: Tensor, mask: Tensor | None, w: TriangleAttentionWeights, impl: str | None = None
-) -> Lines:
+def project_lines(x: Tensor, w: TriangleAttentionWeights, impl: str | None = None) -> Lines:
     """Queries, and the keys and values that travel.
 
     Args:
-        x: lines of z [B, I, J, C], any strides. mask: [B, I, J], 1 = keep, None keeps all.
-        w: weights. impl: see `dispatch`.
+        x: lines of z [B, I, J, C], any strides. w: weights. impl: see `dispatch`.
     """
     hd = w.q.shape[0]
     scale = (hd // w.heads) ** -0.5
@@ -118,8 +115,6 @@ def project_lines(
     else:
         x = w.norm(x)
         q, kv = F.linear(x, w.q), torch.cat((F.linear(x, w.k), F.linear(x, w.v)), -1)
-    if mask is not None:
-        kv = torch.cat((kv, ((mask[..., None] - 1) * MASKED).to(kv.dtype)), -1)
     return Lines(q.unflatten(-1, (w.heads, -1)), kv, scale)
 
 
@@ -127,7 +122,7 @@ def attend_lines(
     lines: Lines,
     kv: Tensor,
     bias: Tensor,
-    masked: bool,
+    keep: Tensor | None,
     carry: Carry | None,
     last: bool,
     impl: str | None = None,
@@ -135,8 +130,8 @@ def attend_lines(
     """Attend all positions of the lines to one panel of keys.
 
     Args:
-        lines: from `project_lines`. kv: of the panel [B, I, K, 2HD (+ 1)]. bias: [B, H, J, K].
-        masked: kv carries the mask's logit in its last channel.
+        lines: from `project_lines`. kv: of the panel [B, I, K, 2HD]. bias: [B, H, J, K].
+        keep: keys of the panel, bool [B, I, K], True = keep; None keeps all.
         carry: over the panels so far (o [B, I, H, J, D]), None at the first panel.
         last: there is no further panel. impl: see `dispatch`; cuEquivariance takes all keys only.
 
@@ -146,8 +141,7 @@ def attend_lines(
     h, d = lines.q.shape[3:]
     hd = h * d
     q = lines.q.transpose(2, 3)
-    k, v = (x.unflatten(-1, (h, d)).transpose(2, 3) for x in (kv[..., :hd], kv[..., hd : 2 * hd]))
-    keep = kv[..., 2 * hd] > -MASKED / 2 if masked else None  # [B, I, K]
+    k, v = (x.unflatten(-1, (h, d)).transpose(2, 3) for x in (kv[..., :hd], kv[..., hd:]))
     alone = carry is None and last
     if alone and choose("triangle_attention", impl, q, peer=True) == "cuequivariance":
         from foldcp_kernels.cuequivariance import attention
@@ -164,19 +158,28 @@ def attend_lines(
 
 
 def line_output(
-    x: Tensor, carry: Carry, w: TriangleAttentionWeights, impl: str | None = None
+    x: Tensor,
+    carry: Carry,
+    w: TriangleAttentionWeights,
+    impl: str | None = None,
+    residual: bool = True,
 ) -> Tensor:
-    """The lines of z with their update; in place when gradients are off.
+    """The lines of z with their update, or the update alone; see `gated_output`.
 
     Args:
         x: lines of z [B, I, J, C], any strides. carry: over all keys. w: weights.
-        impl: see `dispatch`.
+        impl: see `dispatch`. residual: add x.
 
     Returns:
-        [B, I, J, C], `x` itself when gradients are off.
+        [B, I, J, C].
     """
     o = carry.finish()[0].transpose(2, 3).flatten(-2)  # [B, I, J, HD]
-    return gated_output(x, w.norm_weight, w.norm_bias, w.g, o, w.o, impl)
+    return gated_output(x, w.norm_weight, w.norm_bias, w.g, o, w.o, impl, residual)
+
+
+def kept(mask: Tensor | None) -> Tensor | None:
+    """Which keys a mask keeps, bool: all but those whose logit `MASKED` would be taken from."""
+    return None if mask is None else mask > 0.5
 
 
 def triangle_attention(
@@ -208,9 +211,9 @@ def triangle_attention(
         return reference.triangle_attention(z, full, w, starting)
     parts = "torch" if impl == "cuequivariance" else impl
     x, keep = (z, mask) if starting else (z.transpose(1, 2), swapped(mask))
-    lines = project_lines(x, keep, w, parts)
+    lines = project_lines(x, w, parts)
     bias = project_bias(x, w, parts)
-    carry = attend_lines(lines, lines.kv, bias, mask is not None, None, True, impl)
+    carry = attend_lines(lines, lines.kv, bias, kept(keep), None, True, impl)
     out = line_output(x, carry, w, parts)
     return out if starting else out.transpose(1, 2)
 

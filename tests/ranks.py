@@ -19,8 +19,11 @@ from strict import strict
 from foldcp.mesh import Mesh
 
 
-def run(rows: int, cols: int, fn: Callable[..., Any], *args: Any, route: str = "direct") -> list:
+def run(rows: int, cols: int, fn: Callable[..., Any], *args: Any, **options: Any) -> list:
     """Call `fn(mesh, *args)` on every rank; `fn` must be importable (top level of a module).
+
+    Args:
+        rows, cols: of the mesh. options: of `Mesh.create`, such as route or transport.
 
     Returns:
         The results in rank order.
@@ -30,12 +33,12 @@ def run(rows: int, cols: int, fn: Callable[..., Any], *args: Any, route: str = "
     """
     size = rows * cols
     if size == 1:
-        return [fn(Mesh.create(1, 1, "cpu", route), *args)]
+        return [fn(Mesh.create(1, 1, "cpu", **options), *args)]
     with tempfile.TemporaryDirectory() as folder:
         port = _free_port()
         context = mp.get_context("spawn")
         procs = [
-            context.Process(target=_main, args=(r, rows, cols, port, folder, route, fn, args))
+            context.Process(target=_main, args=(r, rows, cols, port, folder, options, fn, args))
             for r in range(size)
         ]
         for p in procs:
@@ -59,7 +62,7 @@ def _free_port() -> int:
         return s.getsockname()[1]
 
 
-def _main(rank, rows, cols, port, folder, route, fn, args) -> None:
+def _main(rank, rows, cols, port, folder, options, fn, args) -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     strict()
     dist.init_process_group(
@@ -70,7 +73,7 @@ def _main(rank, rows, cols, port, folder, route, fn, args) -> None:
         timeout=timedelta(seconds=120),
     )
     try:
-        result = (True, fn(Mesh.create(rows, cols, "cpu", route), *args))
+        result = (True, fn(Mesh.create(rows, cols, "cpu", **options), *args))
     except Exception:
         result = (False, traceback.format_exc())
     torch.save(result, Path(folder) / f"{rank}.pt")

@@ -8,8 +8,15 @@ import pytest
 
 from foldcp.layout import Box, PairLayout
 from foldcp.plans import (
+    channel_back_plan,
+    channel_plan,
+    key_panels,
+    line_chunks,
     partials_plan,
     root_plan,
+    rows_back_plan,
+    rows_bias_plan,
+    rows_plan,
     slots_plan,
     token_plan,
     transpose_plan,
@@ -20,6 +27,7 @@ from foldcp.schedule import Plan, intersect, volume
 
 SMALL = [(1, 1), (1, 2), (2, 1), (2, 2), (2, 3), (3, 2), (3, 3), (2, 4), (4, 2)]
 LARGE = [(4, 4), (4, 8), (8, 8), (16, 16)]
+CHANNELS, HEADS = 128, 4
 
 
 def plans(rows: int, cols: int, build) -> list[Plan]:
@@ -55,18 +63,114 @@ BUILDERS = {
     "att start": lambda x: triangle_attention_plan(x, True, (0, 2), "direct"),
     "att end": lambda x: triangle_attention_plan(x, False, (1, 3), "direct"),
     "att ring": lambda x: triangle_attention_plan(x, True, (0, 2), "ring"),
+    "att mask": lambda x: triangle_attention_plan(x, False, (0, 2), "ring", True),
     "tokens": lambda x: token_plan(x, ("rows", "cols", "all")),
     "partials": lambda x: partials_plan(x, 2),
     "transpose": lambda x: transpose_plan(x, 3),
     "root": lambda x: root_plan(x, 2),
     "slots": lambda x: slots_plan(x.size, x.rank),
 }
+RELAYOUTS = {
+    "channel": lambda x: channel_plan(x, 13),
+    "channel few": lambda x: channel_plan(x, 2),
+    "channel back": lambda x: channel_back_plan(x, 13),
+    "channel back few": lambda x: channel_back_plan(x, 2),
+    "rows start": lambda x: rows_plan(x, True, line_chunks(x, True, 2)[0], 2),
+    "rows end": lambda x: rows_plan(x, False, line_chunks(x, False, 2)[1], 1),
+    "rows back start": lambda x: rows_back_plan(x, True, line_chunks(x, True, 2)[1]),
+    "rows back end": lambda x: rows_back_plan(x, False, line_chunks(x, False, 2)[0]),
+    "rows bias start": lambda x: rows_bias_plan(x, True),
+    "rows bias end": lambda x: rows_bias_plan(x, False),
+}
 
 
 @pytest.mark.parametrize("rows,cols", SMALL)
 def test_every_piece_arrives_once(rows: int, cols: int) -> None:
-    for build in BUILDERS.values():
+    for build in (BUILDERS | RELAYOUTS).values():
         check(plans(rows, cols, build))
+
+
+@pytest.mark.parametrize("rows,cols", [(4, 4), (4, 8), (8, 8)])
+def test_every_piece_of_a_relayout_arrives_once(rows: int, cols: int) -> None:
+    for build in RELAYOUTS.values():
+        check(plans(rows, cols, build))
+
+
+@pytest.mark.parametrize("rows,cols", SMALL + LARGE[:3])
+def test_relayouts_hold_everything_once(rows: int, cols: int) -> None:
+    """The shares of all ranks are all channels of all pairs, and all lines of all positions."""
+    layouts = [PairLayout(3 * rows * cols, rows, cols, r) for r in range(rows * cols)]
+    pairs = layouts[0].padded ** 2
+    for channels in (2, 13, CHANNELS):
+        boxes = [channel_plan(x, channels).steps[0].wants[0].box for x in layouts]
+        assert sum(map(volume, boxes)) == channels * pairs
+        share = -(-channels // len(boxes))
+        assert all(hi - lo in (share - 1, share) for (lo, hi), *_ in boxes)
+        assert all(a[0][1] == b[0][0] for a, b in zip(boxes, boxes[1:], strict=False))
+    for starting in (True, False):
+        tile, total = layouts[0].tile_rows if starting else layouts[0].tile_cols, 0
+        for chunk in line_chunks(layouts[0], starting, 2):
+            boxes = [rows_plan(x, starting, chunk, 1).steps[0].wants[0].box for x in layouts]
+            total += sum(map(volume, boxes))
+            assert len({volume(b) for b in boxes}) == 1 and volume(boxes[0]) > 0
+            for i, a in enumerate(boxes):
+                assert all(intersect(a, b) is None for b in boxes[i + 1 :])
+        assert total == pairs and chunk[1] == tile
+
+
+def received(layout: PairLayout, made: list[Plan], each: float = 1.0) -> float:
+    """Tiles that plans bring to a rank; `each` is how much of a tile one plane weighs."""
+    tile = volume(layout.tile_box())
+    return sum(p.elements()[1] for p in made) / tile * each
+
+
+@pytest.mark.parametrize("rows,cols", [(1, 2), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8)])
+def test_channel_receives_three_tiles(rows: int, cols: int) -> None:
+    size = rows * cols
+    for chunk in (size, CHANNELS):  # P divides both
+        for rank in range(size):
+            x = PairLayout(2 * size, rows, cols, rank)
+            made = [channel_plan(x, chunk), channel_back_plan(x, chunk)] * (CHANNELS // chunk)
+            assert received(x, made, 1 / CHANNELS) == pytest.approx(3 * (1 - 1 / size), rel=1e-12)
+
+
+def test_channel_against_panels_on_4x4() -> None:
+    ways: dict[str, list[float]] = {"panels": [], "channel": []}
+    for rank in range(16):
+        x = PairLayout(64, 4, 4, rank)
+        panels = triangle_multiplication_plan(x, CHANNELS, True, 4, "direct")
+        ways["panels"].append(received(x, [panels], 1 / CHANNELS))
+        there, back = channel_plan(x, CHANNELS), channel_back_plan(x, CHANNELS)
+        ways["channel"].append(received(x, [there, back], 1 / CHANNELS))
+    assert sum(ways["channel"]) <= 0.45 * sum(ways["panels"])
+    assert max(ways["channel"]) <= 0.45 * max(ways["panels"])
+
+
+@pytest.mark.parametrize("rows,cols", [(2, 2), (2, 3), (4, 4), (8, 8)])
+@pytest.mark.parametrize("starting", [True, False])
+def test_rows_receive_lines_updates_and_bias(rows: int, cols: int, starting: bool) -> None:
+    size, group = rows * cols, cols if starting else rows
+    for rank in range(size):
+        x = PairLayout(4 * size, rows, cols, rank)
+        chunks = line_chunks(x, starting, 4)
+        assert len(chunks) == 4
+        moved = [rows_plan(x, starting, c, 1) for c in chunks]
+        moved += [rows_back_plan(x, starting, c) for c in chunks]
+        assert received(x, moved) == pytest.approx(2 * (1 - 1 / group), rel=1e-12)
+        bias = received(x, [rows_bias_plan(x, starting)], HEADS / CHANNELS)
+        assert bias == pytest.approx(HEADS / CHANNELS * (size - 1), rel=1e-12)
+
+
+def test_panels_of_keys_are_the_real_tokens() -> None:
+    for rank in range(6):
+        x = PairLayout(13, 2, 3, rank)  # panels of 3; the last but one has 1 real token, the last 0
+        keys = [range(lo, hi) for lo, hi in key_panels(x)]
+        assert sorted(k for span in keys for k in span) == list(range(13))
+        assert keys == [range(lo, min(hi, 13)) for lo, hi in _panels_of(x)]
+
+
+def _panels_of(x: PairLayout) -> list[tuple[int, int]]:
+    return [x.panel_span(x.panel_at(x.rank, t)) for t in range(x.panels)]
 
 
 @pytest.mark.parametrize("rows,cols", SMALL + LARGE)

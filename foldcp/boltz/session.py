@@ -16,6 +16,7 @@ import time
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from foldcp.boltz.launch import Place
+from foldcp.config import Config
 from foldcp.report import UserError
 
 if TYPE_CHECKING:
@@ -127,14 +128,13 @@ class Session:
         """True on rank 0."""
         return self.place.rank == 0
 
-    def form(self, rows: int, cols: int, device: torch.device, route: str, timeout: int) -> Mesh:
-        """Start torch.distributed and lay the ranks out as a mesh.
+    def form(self, rows: int, cols: int, device: torch.device, config: Config) -> Mesh:
+        """Start torch.distributed and lay the ranks out as a mesh, without a transport for tiles.
 
         Args:
             rows, cols: R and Q.
             device: of this rank.
-            route: "direct" or "ring".
-            timeout: seconds that a collective may take.
+            config: route, strategies, and seconds that a collective may take.
         """
         import torch
         import torch.distributed as dist
@@ -149,9 +149,28 @@ class Session:
                 store=dist.PrefixStore("group", self._store),
                 rank=self.place.rank,
                 world_size=self.place.world,
-                timeout=datetime.timedelta(seconds=timeout),
+                timeout=datetime.timedelta(seconds=config.timeout),
             )
-        self.mesh = Mesh.create(rows, cols, device, route)
+        self.mesh = Mesh.create(
+            rows, cols, device, config.route, transport=None, wire=config.wire,
+            multiplication=config.multiplication, attention=config.attention,
+        )  # fmt: skip
+        return self.mesh
+
+    def connect(self, config: Config) -> Mesh:
+        """Set up what carries tiles between the ranks; they must have been started alike.
+
+        Args:
+            config: the transport and its options.
+
+        Raises:
+            TransportError: on every rank: it cannot run here.
+        """
+        from foldcp.native import Options
+
+        assert self.mesh is not None
+        options = Options(config.timeout, config.nccl_library, config.nccl_ctas)
+        self.mesh = self.mesh.connected(config.transport, options)
         return self.mesh
 
     def wait_for_root(self) -> None:
@@ -173,7 +192,7 @@ class Session:
 
             self._stop_watching()
             if self.mesh is not None:
-                self.mesh.barrier()
+                self.mesh.close()
             if dist.is_initialized():
                 dist.destroy_process_group()
         _current = None

@@ -98,8 +98,8 @@ def begin(options: dict[str, Any]) -> Run:
     device = preflight.choose_device(options, place)
     set_chunk_bytes(config.chunk_mb and config.chunk_mb * 10**6)
     preflight.choose_kernels(options, config, device)
-    mesh = ranks.form(rows, cols, device, config.route, config.timeout)
-    preflight.check_same_everywhere(options, config, mesh)
+    preflight.check_same_everywhere(options, config, ranks.form(rows, cols, device, config))
+    mesh = ranks.connect(config)
     if mesh.is_root:
         preflight.check_writable(options)
     else:

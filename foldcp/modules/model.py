@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from foldcp.agreement import agree
 from foldcp.exchange import fetch, stream
 from foldcp.layout import WINDOW, AtomLayout, PairLayout
 from foldcp.mesh import Mesh
@@ -78,6 +79,7 @@ class FoldOnMesh:
         """
         model = self.model
         layout, atoms = self.layouts(feats)
+        agree(layout, atoms, self.mesh)
         report = progress or (lambda *_: None)
         s_inputs = model.input_embedder(feats, layout, atoms)
         s, z = self.trunk(feats, s_inputs, layout, settings.recycling_steps, report)

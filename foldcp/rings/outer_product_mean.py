@@ -43,7 +43,7 @@ def outer_product_mean(
 
     Source: AlphaFold 3 supplement, Algorithm 9.
     """
-    layout.check(z)
+    mesh.check(z, layout)
     mask = mask.to(a.dtype)
     plan = token_plan(layout, ("rows", "cols", "rows", "cols"))
     a, b, mask_r, mask_c = fetch(mesh, plan, (a, b, mask, mask), ((2,),) * 4, "outer_product_mean")

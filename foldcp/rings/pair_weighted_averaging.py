@@ -34,7 +34,7 @@ def column_weights(logits: Tensor, layout: PairLayout, mesh: Mesh) -> Tensor:
     Raises:
         ValueError: `logits` is not this rank's tile.
     """
-    layout.check(logits, "logits", channels_last=False)
+    mesh.check(logits, layout, "logits", channels_last=False)
     keys = layout.valid(layout.col_span())
     logits = logits[..., :keys]
     lse = logits.logsumexp(-1) if keys else logits.sum(-1) - torch.inf

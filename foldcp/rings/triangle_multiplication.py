@@ -12,15 +12,19 @@ Backward: the gradients of the panels of a and b are added up at their owners.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
+from foldcp.cost import strategy
 from foldcp.exchange import stream
 from foldcp.layout import PairLayout, Span
 from foldcp.mesh import Mesh
 from foldcp.plans import chunks, triangle_multiplication_plan
+from foldcp.rings.channel_multiplication import channel_products
 from foldcp_kernels import triangle_multiplication as op
-from foldcp_kernels.dispatch import default_impl
+from foldcp_kernels.dispatch import compute_dtype, default_impl
 from foldcp_kernels.triangle_multiplication import (
     TriangleMultiplicationWeights,
     contract,
@@ -87,45 +91,71 @@ def contraction(
     layout: PairLayout,
     mesh: Mesh,
 ) -> Tensor:
-    """sum_k a b over all panels, group of channels by group of channels: [B, D, T_r, T_c]."""
+    """sum_k a b over all k, by the strategy that `foldcp.cost` names: [B, D, T_r, T_c]."""
+    channels = w.p_in.shape[0] // 2
+    sizes = z.element_size(), compute_dtype(z).itemsize
+    name = strategy("triangle_multiplication", layout, mesh, *sizes, channels=channels)
+    if name == "channel":
+        return _joined(channel_products(z, mask, w, outgoing, layout, mesh), channels)
+    route = name.removeprefix("panel-")
+    return _joined(_panel_products(z, mask, w, outgoing, layout, mesh, route), channels)
+
+
+def _joined(parts: Iterator[Tensor], channels: int) -> Tensor:
+    """Chunks of channels [B, d, T_r, T_c] in one tensor."""
+    if torch.is_grad_enabled():
+        found = list(parts)
+        return found[0] if len(found) == 1 else torch.cat(found, 1)
+    whole: Tensor | None = None
+    at = 0
+    # Parts move into one tensor as they are done: joining them later would hold both.
+    for part in parts:
+        if whole is None:
+            alone = part.shape[1] == channels
+            whole = part if alone else part.new_empty((len(part), channels, *part.shape[2:]))
+        if whole is not part:
+            whole[:, at : at + part.shape[1]] = part
+        at += part.shape[1]
+        del part
+    assert whole is not None
+    return whole
+
+
+def _panel_products(
+    z: Tensor,
+    mask: Tensor | None,
+    w: TriangleMultiplicationWeights,
+    outgoing: bool,
+    layout: PairLayout,
+    mesh: Mesh,
+    route: str,
+) -> Iterator[Tensor]:
+    """The contraction over all panels, in chunks of channels."""
     channels = w.p_in.shape[0] // 2
     plane_bytes = z.element_size() * layout.tile_rows * layout.tile_cols
-    groups = channel_groups(layout, channels, plane_bytes)
     if layout.size == 1 and not outgoing:
         # Alone, transposed planes make the incoming update the same product as the outgoing one.
         z, mask, outgoing = z.transpose(1, 2), None if mask is None else mask.transpose(1, 2), True
-    whole: Tensor | None = None
-    parts: list[Tensor] = []
-    at = 0
-    for group in groups:
-        pieces = contract_group(project_planes(z, mask, w, group), outgoing, layout, mesh)
-        if torch.is_grad_enabled() or len(groups) == len(pieces) == 1:
-            parts += pieces
-            continue
-        # Pieces move into one tensor as they are done: joining them later would hold both.
-        for piece in pieces:
-            if whole is None:
-                whole = piece.new_empty((piece.shape[0], channels, *piece.shape[2:]))
-            whole[:, at : at + piece.shape[1]] = piece
-            at += piece.shape[1]
-        del pieces, piece
-    if whole is not None:
-        return whole
-    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+    for group in channel_groups(layout, channels, plane_bytes):
+        planes = project_planes(z, mask, w, group)
+        yield from _group_products(planes, outgoing, layout, mesh, route)
+        del planes
 
 
-def contract_group(planes: Tensor, outgoing: bool, layout: PairLayout, mesh: Mesh) -> list[Tensor]:
+def _group_products(
+    planes: Tensor, outgoing: bool, layout: PairLayout, mesh: Mesh, route: str
+) -> Iterator[Tensor]:
     """The contraction of one group of channels [B, 2d, T_r, T_c], in channel pieces."""
     d = planes.shape[1] // 2
     plane_bytes = planes.element_size() * layout.tile_rows * layout.tile_cols
     pieces = channel_pieces(layout, d, plane_bytes)
-    plan = triangle_multiplication_plan(layout, d, outgoing, pieces, mesh.route)
-    sources, dims = (planes[:, :d], planes[:, d:]), ((1, 2, 3),) * 2
-    out: list[Tensor] = []
+    plan = triangle_multiplication_plan(layout, d, outgoing, pieces, route)
+    sources, dims, wires = (planes[:, :d], planes[:, d:]), ((1, 2, 3),) * 2, (mesh.wire,) * 2
     acc: Tensor | None = None
-    for step, (a, b) in enumerate(stream(mesh, plan, sources, dims, "triangle_multiplication")):
+    panels = stream(mesh, plan, sources, dims, "triangle_multiplication", wires)
+    for step, (a, b) in enumerate(panels):
         acc = contract(acc, a, b, outgoing, layout.panels)
         if (step + 1) % layout.panels == 0:
-            out.append(acc.to(planes.dtype))
-            acc = None
-    return out
+            out, acc = acc.to(planes.dtype), None
+            yield out
+            del out

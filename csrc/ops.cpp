@@ -1,0 +1,297 @@
+// The operators of torch.ops.foldcp: engines, flights, packing. Strings that are bytes are in hex.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <sstream>
+
+#include "endpoint.h"
+#include "host_backend.h"
+#include "nccl.h"
+#include "registry.h"
+#include "shared_memory.h"
+#ifdef FOLDCP_WITH_CUDA
+#include "cuda_backend.h"
+#include "cuda_carriers.h"
+#include "pack.h"
+#endif
+
+namespace foldcp {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using HostEngine = EngineEndpoint<HostBackend<SharedMemory>>;
+using Engines = Registry<Endpoint>;
+
+namespace {
+
+std::vector<std::string> split(const std::string& text) {
+  std::vector<std::string> out;
+  std::istringstream in(text);
+  for (std::string part; std::getline(in, part, ',');) out.push_back(part);
+  return out;
+}
+
+Type type_of(const Tensor& t) {
+  switch (t.scalar_type()) {
+    case ScalarType::Double: return Type::f64;
+    case ScalarType::Float: return Type::f32;
+    case ScalarType::Half: return Type::f16;
+    case ScalarType::BFloat16: return Type::bf16;
+    default: return Type::other;
+  }
+}
+
+View view_of(const Tensor& t) {
+  View v;
+  v.data = static_cast<char*>(t.mutable_data_ptr());
+  v.item = static_cast<int>(t.element_size());
+  v.type = type_of(t);
+  auto sizes = t.sizes();
+  auto strides = t.strides();
+  if (sizes.size() > kDims) throw std::runtime_error("an exchange takes at most 8 dimensions");
+  v.ndim = static_cast<int>(sizes.size());
+  for (int i = 0; i < v.ndim; ++i) {
+    v.size[i] = sizes[i];
+    v.stride[i] = strides[i];
+  }
+  return merged(v);
+}
+
+Part part_of(const Tensor& t, bool fp8, size_t offset) {
+  Part p{view_of(t), fp8, offset};
+  if (fp8 && p.view.type == Type::other) {
+    throw std::runtime_error("the FP8 wire takes float64, float32, float16 and bfloat16");
+  }
+  return p;
+}
+
+// Neighbours with the same peer make up one message.
+std::vector<Message> messages(const std::vector<Tensor>& views, const std::vector<int64_t>& peers,
+                              const std::vector<int64_t>& fp8, char*& staging, const char* end) {
+  std::vector<Message> out;
+  for (size_t i = 0; i < views.size(); ++i) {
+    int peer = static_cast<int>(peers[i]);
+    if (out.empty() || out.back().peer != peer) out.push_back({peer, {}, nullptr});
+    Message& m = out.back();
+    m.parts.push_back(part_of(views[i], fp8[i] != 0, aligned(m.bytes())));
+  }
+  for (auto& m : out) {
+    if (m.direct()) continue;
+    m.staging = staging;
+    staging += aligned(m.bytes(), 256);
+    if (staging > end) throw std::runtime_error("the staging buffer of an exchange is too small");
+  }
+  return out;
+}
+
+}  // namespace
+
+std::string build_info() {
+  std::string s = "foldcp " FOLDCP_VERSION;
+#ifdef FOLDCP_WITH_CUDA
+  s += " cuda " + std::to_string(CUDART_VERSION) + " for " FOLDCP_ARCHS;
+#else
+  s += " without cuda";
+#endif
+  return s;
+}
+
+int64_t host_open(int64_t rank, int64_t size, int64_t cols, int64_t slot_bytes, std::string path,
+                  double deadline) {
+  auto memory = std::make_unique<SharedMemory>(rank, size, slot_bytes, path, deadline);
+  auto backend = std::make_unique<HostBackend<SharedMemory>>(std::move(memory));
+  return Engines::instance().add(std::make_shared<HostEngine>(std::move(backend), rank, cols));
+}
+
+int64_t host_descriptor(int64_t engine) {
+  auto host = std::dynamic_pointer_cast<HostEngine>(Engines::instance().get(engine));
+  return host ? host->backend().carrier().descriptor() : -1;
+}
+
+int64_t nccl_version(std::string path) { return nccl::load(path).version; }
+
+std::string nccl_unique_id(std::string path) {
+  nccl::UniqueId id;
+  if (nccl::load(path).GetUniqueId(&id) != nccl::kSuccess) {
+    throw std::runtime_error("NCCL: no unique identifier");
+  }
+  return to_hex(std::string(id.bytes, sizeof(id.bytes)));
+}
+
+// `ids`: of the lanes row, column and mesh, empty where the lane has no peers. `device`: -1 is the
+// CPU, for a stand-in of the library.
+int64_t nccl_open(std::string path, int64_t device, int64_t rank, int64_t size, int64_t cols,
+                  std::string row_id, std::string col_id, std::string mesh_id, int64_t max_ctas,
+                  double deadline) {
+  int rows = static_cast<int>(size / cols), row = rank / cols, col = rank % cols;
+  std::vector<Nccl::Lane> lanes = {{from_hex(row_id), static_cast<int>(cols), col},
+                                   {from_hex(col_id), rows, row},
+                                   {from_hex(mesh_id), static_cast<int>(size), static_cast<int>(rank)}};
+  std::vector<std::vector<int>> ranks_of(kLanes);
+  for (int peer = 0; peer < size; ++peer) {
+    ranks_of[0].push_back(peer % cols);
+    ranks_of[1].push_back(peer / cols);
+    ranks_of[2].push_back(peer);
+  }
+  const auto& api = nccl::load(path);
+#ifdef FOLDCP_WITH_CUDA
+  if (device >= 0) {
+    OnDevice on(device);
+    auto nccl = std::make_unique<Nccl>(api, lanes, ranks_of, max_ctas, deadline);
+    auto backend = std::make_unique<CudaBackend>(device, nccl_carrier(std::move(nccl)), deadline);
+    return Engines::instance().add(
+        std::make_shared<EngineEndpoint<CudaBackend>>(std::move(backend), rank, cols));
+  }
+#endif
+  if (device >= 0) throw std::runtime_error("foldcp was built without CUDA");
+  auto nccl = std::make_unique<Nccl>(api, lanes, ranks_of, max_ctas, deadline);
+  auto backend = std::make_unique<HostBackend<Nccl>>(std::move(nccl));
+  return Engines::instance().add(
+      std::make_shared<EngineEndpoint<HostBackend<Nccl>>>(std::move(backend), rank, cols));
+}
+
+#ifdef FOLDCP_WITH_CUDA
+using Windows = Registry<std::unique_ptr<CopyWindows>>;
+#endif
+
+int64_t copy_window(int64_t device, int64_t rank, int64_t size, int64_t slot_bytes) {
+#ifdef FOLDCP_WITH_CUDA
+  auto windows = std::make_unique<CopyWindows>(device, rank, size, slot_bytes);
+  return Windows::instance().add(std::make_shared<std::unique_ptr<CopyWindows>>(std::move(windows)));
+#else
+  throw std::runtime_error("foldcp was built without CUDA");
+#endif
+}
+
+std::string copy_handle(int64_t window) {
+#ifdef FOLDCP_WITH_CUDA
+  return to_hex((*Windows::instance().get(window))->handle());
+#else
+  throw std::runtime_error("foldcp was built without CUDA");
+#endif
+}
+
+int64_t copy_open(int64_t window, std::string handles, int64_t cols, double deadline) {
+#ifdef FOLDCP_WITH_CUDA
+  auto windows = std::move(*Windows::instance().remove(window));
+  std::vector<std::string> raw;
+  for (auto& h : split(handles)) raw.push_back(from_hex(h));
+  windows->open(raw);
+  int device = windows->device(), rank = windows->rank();
+  auto backend =
+      std::make_unique<CudaBackend>(device, copy_carrier(std::move(windows)), deadline);
+  return Engines::instance().add(
+      std::make_shared<EngineEndpoint<CudaBackend>>(std::move(backend), rank, cols));
+#else
+  throw std::runtime_error("foldcp was built without CUDA");
+#endif
+}
+
+void engine_close(int64_t engine) { Engines::instance().remove(engine); }
+void engine_abort(int64_t engine, std::string message) { Engines::instance().get(engine)->abort(message); }
+std::string engine_error(int64_t engine) { return Engines::instance().get(engine)->error(); }
+void engine_trace(int64_t engine, bool on) { Engines::instance().get(engine)->trace(on); }
+std::vector<int64_t> engine_take_trace(int64_t engine) { return Engines::instance().get(engine)->take_trace(); }
+int64_t flight_open(int64_t engine) { return Engines::instance().get(engine)->open(); }
+
+void flight_post(int64_t engine, int64_t flight, int64_t slot, std::vector<Tensor> sends,
+                 std::vector<int64_t> send_peers, std::vector<int64_t> send_fp8,
+                 std::vector<Tensor> recvs, std::vector<int64_t> recv_peers,
+                 std::vector<int64_t> recv_fp8, Tensor staging, int64_t tag, bool forwards) {
+  char* at = static_cast<char*>(staging.mutable_data_ptr());
+  const char* end = at + staging.numel();
+  auto out = messages(sends, send_peers, send_fp8, at, end);
+  auto in = messages(recvs, recv_peers, recv_fp8, at, end);
+  Engines::instance().get(engine)->post(flight, slot, std::move(out), std::move(in), tag,
+                                         forwards);
+}
+
+bool flight_reached(int64_t engine, int64_t flight, int64_t slot, double seconds) {
+  return Engines::instance().get(engine)->reached(flight, slot, seconds);
+}
+void flight_arrive(int64_t engine, int64_t flight, int64_t slot) {
+  Engines::instance().get(engine)->arrive(flight, slot);
+}
+void flight_land(int64_t engine, int64_t flight) { Engines::instance().get(engine)->land(flight); }
+
+// A piece to and from its form on the wire; what the engine does, for tests and benches.
+void pack_piece(Tensor view, bool fp8, Tensor message) {
+  char* to = static_cast<char*>(message.mutable_data_ptr());
+  if (view.is_cuda()) {
+#ifdef FOLDCP_WITH_CUDA
+    OnDevice on(view.get_device_index());
+    return pack(part_of(view, fp8, 0), to, CudaBackend::current(view.get_device_index()));
+#endif
+  }
+  pack(part_of(view, fp8, 0), to);
+}
+
+void unpack_piece(Tensor message, bool fp8, Tensor view) {
+  const char* from = static_cast<const char*>(message.mutable_data_ptr());
+  if (view.is_cuda()) {
+#ifdef FOLDCP_WITH_CUDA
+    OnDevice on(view.get_device_index());
+    return unpack(part_of(view, fp8, 0), from, CudaBackend::current(view.get_device_index()));
+#endif
+  }
+  unpack(part_of(view, fp8, 0), from);
+}
+
+}  // namespace foldcp
+
+STABLE_TORCH_LIBRARY(foldcp, m) {
+  m.def("build_info() -> str");
+  m.def("host_open(int rank, int size, int cols, int slot_bytes, str path, float deadline) -> int");
+  m.def("host_descriptor(int engine) -> int");
+  m.def("nccl_version(str path) -> int");
+  m.def("nccl_unique_id(str path) -> str");
+  m.def(
+      "nccl_open(str path, int device, int rank, int size, int cols, str row_id, str col_id, "
+      "str mesh_id, int max_ctas, float deadline) -> int");
+  m.def("copy_window(int device, int rank, int size, int slot_bytes) -> int");
+  m.def("copy_handle(int window) -> str");
+  m.def("copy_open(int window, str handles, int cols, float deadline) -> int");
+  m.def("engine_close(int engine) -> ()");
+  m.def("engine_abort(int engine, str message) -> ()");
+  m.def("engine_error(int engine) -> str");
+  m.def("engine_trace(int engine, bool on) -> ()");
+  m.def("engine_take_trace(int engine) -> int[]");
+  m.def("flight_open(int engine) -> int");
+  m.def(
+      "flight_post(int engine, int flight, int slot, Tensor[] sends, int[] send_peers, "
+      "int[] send_fp8, Tensor[] recvs, int[] recv_peers, int[] recv_fp8, Tensor staging, int tag, "
+      "bool forwards=False) "
+      "-> ()");
+  m.def("flight_reached(int engine, int flight, int slot, float seconds) -> bool");
+  m.def("flight_arrive(int engine, int flight, int slot) -> ()");
+  m.def("flight_land(int engine, int flight) -> ()");
+  m.def("pack_piece(Tensor view, bool fp8, Tensor(a!) message) -> ()");
+  m.def("unpack_piece(Tensor message, bool fp8, Tensor(a!) view) -> ()");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(foldcp, CompositeExplicitAutograd, m) {
+  using namespace foldcp;
+  m.impl("build_info", TORCH_BOX(&build_info));
+  m.impl("host_open", TORCH_BOX(&host_open));
+  m.impl("host_descriptor", TORCH_BOX(&host_descriptor));
+  m.impl("nccl_version", TORCH_BOX(&nccl_version));
+  m.impl("nccl_unique_id", TORCH_BOX(&nccl_unique_id));
+  m.impl("nccl_open", TORCH_BOX(&nccl_open));
+  m.impl("copy_window", TORCH_BOX(&copy_window));
+  m.impl("copy_handle", TORCH_BOX(&copy_handle));
+  m.impl("copy_open", TORCH_BOX(&copy_open));
+  m.impl("engine_close", TORCH_BOX(&engine_close));
+  m.impl("engine_abort", TORCH_BOX(&engine_abort));
+  m.impl("engine_error", TORCH_BOX(&engine_error));
+  m.impl("engine_trace", TORCH_BOX(&engine_trace));
+  m.impl("engine_take_trace", TORCH_BOX(&engine_take_trace));
+  m.impl("flight_open", TORCH_BOX(&flight_open));
+  m.impl("flight_post", TORCH_BOX(&flight_post));
+  m.impl("flight_reached", TORCH_BOX(&flight_reached));
+  m.impl("flight_arrive", TORCH_BOX(&flight_arrive));
+  m.impl("flight_land", TORCH_BOX(&flight_land));
+  m.impl("pack_piece", TORCH_BOX(&pack_piece));
+  m.impl("unpack_piece", TORCH_BOX(&unpack_piece));
+}

@@ -1,0 +1,170 @@
+// How bytes travel between simulated ranks: mailboxes, which do what NCCL may do, and the protocol
+// of the copy engine on simulated flags.
+#pragma once
+#include <atomic>
+#include <condition_variable>
+#include <deque>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "../copy_protocol.h"
+#include "../streams.h"
+#include "pace.h"
+
+namespace foldcp::simulator {
+
+// Sends and receives of a lane, in the order of its stream.
+class Carrier {
+ public:
+  virtual ~Carrier() = default;
+  virtual void run(std::vector<Transfer> transfers, ThreadStream* stream) = 0;
+};
+
+// What waits between ranks look at. Once stopped, nothing waits and nothing arrives any more.
+struct Gate {
+  std::atomic<bool> stopped{false};
+  std::atomic<uint64_t> progress{0};
+
+  bool open() const { return !stopped.load(std::memory_order_relaxed); }
+  void step() { progress.fetch_add(1, std::memory_order_relaxed); }
+};
+
+// Messages from one rank to another.
+class Mailbox {
+ public:
+  struct Offer {
+    const char* data = nullptr;
+    size_t bytes = 0;
+    std::vector<char> kept;
+    bool taken = false;
+  };
+
+  void put(std::shared_ptr<Offer> offer) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    offers_.push_back(std::move(offer));
+    changed_.notify_all();
+  }
+  // Null when the simulation was stopped.
+  std::shared_ptr<Offer> first(const Gate& gate) {
+    std::unique_lock<std::mutex> lock(mutex_);
+    changed_.wait(lock, [&] { return !offers_.empty() || !gate.open(); });
+    return offers_.empty() ? nullptr : offers_.front();
+  }
+  void take() {
+    std::lock_guard<std::mutex> lock(mutex_);
+    offers_.front()->taken = true;
+    offers_.pop_front();
+    changed_.notify_all();
+  }
+  void await(const Offer& offer, const Gate& gate) {
+    std::unique_lock<std::mutex> lock(mutex_);
+    changed_.wait(lock, [&] { return offer.taken || !gate.open(); });
+  }
+  void wake() {
+    std::lock_guard<std::mutex> lock(mutex_);
+    changed_.notify_all();
+  }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::deque<std::shared_ptr<Offer>> offers_;
+};
+
+// A send reads its source when it runs: early, into a buffer of the carrier, or late, when the
+// receiver is there. All sends of a group are under way before its first receive.
+class MailboxCarrier : public Carrier {
+ public:
+  MailboxCarrier(std::vector<Mailbox>& boxes, Gate& gate, int rank, int size)
+      : boxes_(boxes), gate_(gate), rank_(rank), size_(size) {}
+
+  void run(std::vector<Transfer> transfers, ThreadStream* stream) override {
+    stream->push([this, t = std::move(transfers)] { deliver(t); });
+  }
+
+ private:
+  void deliver(const std::vector<Transfer>& transfers) {
+    std::vector<std::pair<Mailbox*, std::shared_ptr<Mailbox::Offer>>> late;
+    for (auto& t : transfers) {
+      if (!t.send) continue;
+      auto offer = std::make_shared<Mailbox::Offer>();
+      offer->data = t.data;
+      offer->bytes = t.bytes;
+      Mailbox& box = boxes_[rank_ * size_ + t.peer];
+      if (pace.random() % 2) {
+        offer->kept.resize(t.bytes);
+        copy_slowly(offer->kept.data(), t.data, t.bytes);
+        offer->data = offer->kept.data();
+      } else {
+        late.emplace_back(&box, offer);
+      }
+      box.put(offer);
+    }
+    for (auto& t : transfers) {
+      if (t.send) continue;
+      Mailbox& box = boxes_[t.peer * size_ + rank_];
+      auto offer = box.first(gate_);
+      if (!offer) return;
+      if (offer->bytes != t.bytes) throw std::logic_error("messages of different length");
+      copy_slowly(t.data, offer->data, t.bytes);
+      box.take();
+      gate_.step();
+    }
+    for (auto& [box, offer] : late) box->await(*offer, gate_);
+  }
+
+  std::vector<Mailbox>& boxes_;
+  Gate& gate_;
+  int rank_, size_;
+};
+
+// Which flags a stream does not wait for, to see that it must.
+enum class Ignored { none, arrived, free };
+
+// Ops of CopyProtocol. A flag of the simulated memory is an atomic with what a device grants: who
+// sees it set sees what was written before it.
+struct SlowCopies {
+  Gate* gate;
+  Window mine;
+  Ignored ignored = Ignored::none;
+
+  using Flag = std::atomic_ref<uint32_t>;
+  static Flag flag_at(char* p) { return Flag(*reinterpret_cast<uint32_t*>(p)); }
+
+  void wait_set(ThreadStream* s, char* at) const {
+    bool arrived = (at - mine.base) / kFlagStride % 4 < 2;
+    if (ignored == (arrived ? Ignored::arrived : Ignored::free)) return;
+    s->push([gate = gate, at] {
+      Flag flag = flag_at(at);
+      while (gate->open() && flag.load(std::memory_order_acquire) == 0) {
+        flag.wait(0, std::memory_order_acquire);
+      }
+      gate->step();
+    });
+  }
+  void write(ThreadStream* s, char* at, uint32_t value) const {
+    s->push([at, value] {
+      flag_at(at).store(value, std::memory_order_release);
+      flag_at(at).notify_all();
+    });
+  }
+  void copy(ThreadStream* s, char* to, const char* from, size_t bytes) const {
+    s->push([to, from, bytes] { copy_slowly(to, from, bytes); });
+  }
+};
+
+class CopyCarrier : public Carrier {
+ public:
+  CopyCarrier(SlowCopies ops, int rank, std::vector<Window> windows)
+      : protocol_(ops, rank, std::move(windows)) {}
+  void run(std::vector<Transfer> transfers, ThreadStream* stream) override {
+    protocol_.run(transfers, stream);
+  }
+
+ private:
+  CopyProtocol<SlowCopies> protocol_;
+};
+
+}  // namespace foldcp::simulator

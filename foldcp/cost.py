@@ -1,0 +1,348 @@
+"""What the strategies of the triangle ops cost, and which is the cheapest.
+
+**Modelled, not measured**: bytes are exact, seconds follow from the rates of `foldcp.rates`.
+
+    transfer of a step = messages * latency + bytes / link + packing at memory bandwidth
+    stream of steps    = first transfer + sum of max(math, next transfer) + last math
+
+Math takes the longest of its operations, exponentials and bytes of memory. A rank's transfer is the
+larger of what it sends and receives; links within and between nodes work at the same time. An op
+lasts as long as its slowest rank. Left out: how ranks wait for each other in between, what
+transfers take from the math beside them, and the mask of keys. Packing is counted for every
+message, also for those that are contiguous.
+
+Source: foldcp design, sections 4 and 6.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from foldcp.layout import PairLayout
+from foldcp.plans import LINE_CHUNKS, chunks
+from foldcp.rates import CPU, H100, HOPPER, ONE_MACHINE, Chip, Links
+from foldcp.traffic import (
+    Loads,
+    bias_loads,
+    channel_loads,
+    channel_widths,
+    channels_of,
+    line_loads,
+    panel_loads,
+)
+
+if TYPE_CHECKING:
+    from foldcp.mesh import Mesh
+
+MULTIPLICATION, ATTENTION = "triangle_multiplication", "triangle_attention"
+# How the rings cut: at most so many chunks of lines under panels, groups of channels, and pieces of
+# a group, these not below so many bytes.
+PANEL_CHUNKS, GROUPS, PIECES, PIECE_BYTES = 16, 4, 8, 1 << 20
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Bytes of an element of z and of what is computed in, C = D channels, H heads, wire format."""
+
+    z_itemsize: int = 4
+    itemsize: int = 2
+    channels: int = 128
+    heads: int = 4
+    wire: str = "raw"
+
+    def travels(self, itemsize: int) -> float:
+        """Bytes of an element on the wire; FP8 has a float32 scale per 128 elements."""
+        return 1 + 4 / 128 if self.wire == "fp8" else itemsize
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Modelled cost of one op on its slowest rank.
+
+    Args:
+        compute_s: all math of the op. core_s: the part of it that transfers run under.
+        transfer_s: all transfers one after the other, hidden or not. total_s: start to end.
+        received_bytes: on the wire, mean over the ranks.
+    """
+
+    compute_s: float
+    core_s: float
+    transfer_s: float
+    total_s: float
+    received_bytes: float
+
+    @property
+    def exposed_s(self) -> float:
+        """Time without math: transfers that nothing hides."""
+        return self.total_s - self.compute_s
+
+    @property
+    def efficiency(self) -> float:
+        """Overlap efficiency: time of the math alone over time with transfers."""
+        return self.compute_s / self.total_s
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One op on one mesh; `chunks` is a number of chunks of lines, 0 what the rings take."""
+
+    layout: PairLayout
+    sizes: Sizes
+    chip: Chip
+    links: Links
+    first: bool
+    chunks: int
+
+    @property
+    def tile(self) -> int:
+        """Elements of one channel of a tile."""
+        return self.layout.tile_rows * self.layout.tile_cols
+
+    def math(self, flops: float, moved: float, exps: float = 0) -> float:
+        """Seconds of a kernel."""
+        return self.chip.seconds(self.sizes.itemsize, flops, moved, exps)
+
+    def transfers(
+        self, loads: Loads, wire: Sequence[float], raw: Sequence[float], parts: int = 1
+    ) -> list[float]:
+        """Seconds of one step on each rank, with one of `parts` equal parts of the loads.
+
+        Args:
+            wire, raw: bytes of an element of each kind, on the wire and in memory.
+        """
+        near, far, out = self.links.near, self.links.far, []
+        for load in loads:
+            moved, packed = (
+                [sum(w * e[i] for w, e in zip(by, load.elements, strict=True)) for i in range(4)]
+                for by in (wire, raw)
+            )
+            moving = max(max(moved[::2]) / near.rate(), max(moved[1::2]) / far.rate())
+            # Packing reads and writes what is sent, unpacking what is received.
+            packing = 4 * max(sum(packed[:2]), sum(packed[2:])) / self.chip.memory()
+            latency = load.messages[0] * near.latency + load.messages[1] * far.latency
+            out.append(latency + (moving + packing) / parts)
+        return out
+
+    def multiplication(self, groups: int) -> tuple[float, float]:
+        """Seconds of projecting a and b, in groups of channels, and of the output."""
+        s, c = self.sizes, self.sizes.channels
+        project = self.tile * c * (groups * s.z_itemsize + 2 * s.itemsize)
+        output = self.tile * c * (2 * s.z_itemsize + s.itemsize)
+        flops = 4 * self.tile * c * c
+        return self.math(2 * flops, project), self.math(flops, output)
+
+    def attention(self, count: int, queries: int) -> tuple[float, float, float, float]:
+        """Seconds of bias, projections, attention of lines with so many queries, and output."""
+        s, c, n = self.sizes, self.sizes.channels, self.layout.padded
+        x, bias = self.tile * c, self.tile * s.heads
+        lines = self.tile // queries
+        moved = s.itemsize * (2 * x + 2 * lines * n * c + count * s.heads * queries * n)
+        carried = 8 * x * (self.layout.panels - 1)  # float32, between panels
+        return (
+            self.math(2 * bias * c, x * s.z_itemsize + bias * s.itemsize),
+            self.math(6 * x * c, x * (s.z_itemsize + 3 * s.itemsize)),
+            self.math(4 * x * n, moved + carried, bias * n),
+            self.math(4 * x * c, x * (2 * s.z_itemsize + s.itemsize)),
+        )
+
+    def line_chunks(self, most: int) -> int:
+        """Chunks of lines of a tile: of their q, k, v and o none is too small."""
+        bytes_of_lines = 4 * self.sizes.itemsize * self.tile * self.sizes.channels
+        wanted = min(most, -(-bytes_of_lines // self.chip.line_bytes))
+        return self.chunks or len(chunks(self.layout.shard, wanted))
+
+
+def _streamed(math: float, transfers: Sequence[float]) -> float:
+    """Seconds of a stream with so much math in each step."""
+    return transfers[0] + sum(max(math, t) for t in transfers[1:]) + math
+
+
+def _panel_multiplication(job: _Job, route: str) -> list[Prediction]:
+    lay, s, c = job.layout, job.sizes, job.sizes.channels
+    groups = GROUPS if c * s.z_itemsize * job.tile >= 4 * PIECE_BYTES else 1
+    each = -(-c // groups)
+    panel = each * s.itemsize * job.tile * max(lay.mesh_rows, lay.mesh_cols) // lay.panels
+    pieces = max(1, min(each, PIECES, panel // PIECE_BYTES))
+    parts = groups * pieces
+    project, output = job.multiplication(groups)
+    moved = c * s.itemsize * (lay.tile_rows + lay.tile_cols) * lay.padded
+    accumulated = 8 * c * job.tile * lay.panels
+    core = job.math(2 * job.tile * lay.padded * c, moved + accumulated)
+    loads = panel_loads(lay.mesh_rows, lay.mesh_cols, job.first, route, job.links.node)
+    wire, raw = ([c * lay.shard**2 * w] * 2 for w in (s.travels(s.itemsize), s.itemsize))
+    steps = [job.transfers(x, wire, raw, parts) for x in loads]
+    out = []
+    for rank, mine in enumerate(zip(*steps, strict=True)):
+        stream = _streamed(core / (parts * lay.panels), mine * pieces)
+        got = sum(step[rank].received(wire) for step in loads)
+        ends = project + output
+        out.append(Prediction(ends + core, core, parts * sum(mine), ends + groups * stream, got))
+    return out
+
+
+def _panel_attention(job: _Job, route: str) -> list[Prediction]:
+    lay, s, n = job.layout, job.sizes, job.line_chunks(PANEL_CHUNKS)
+    bias, project, core, output = job.attention(n, lay.tile_cols if job.first else lay.tile_rows)
+    loads = panel_loads(lay.mesh_rows, lay.mesh_cols, job.first, route, job.links.node)
+    kv, b = 2 * s.channels * lay.shard**2, n * s.heads * s.itemsize * lay.shard**2
+    wire, raw = (kv * s.travels(s.itemsize), b), (kv * s.itemsize, b)
+    steps = [job.transfers(x, wire, raw, n) for x in loads]
+    ends = bias + project + output
+    out = []
+    for rank, mine in enumerate(zip(*steps, strict=True)):
+        stream = _streamed(core / (n * lay.panels), mine)
+        got = sum(step[rank].received(wire) for step in loads)
+        out.append(Prediction(ends + core, core, n * sum(mine), ends + n * stream, got))
+    return out
+
+
+def _rows(job: _Job) -> list[Prediction]:
+    lay, s, n = job.layout, job.sizes, job.line_chunks(LINE_CHUNKS)
+    bias, project, core, output = job.attention(n, lay.padded)
+    x = s.channels * lay.shard**2
+    ends = bias + job.math(0, job.tile * s.channels * 2 * s.z_itemsize)  # the update is added
+    mesh = lay.mesh_rows, lay.mesh_cols, job.first, job.links.node
+    lines, panels = line_loads(*mesh), bias_loads(*mesh)
+    sizes = s.z_itemsize, s.itemsize
+    there, back = (job.transfers(lines, [x * s.travels(e)], [x * e], n) for e in sizes)
+    b = [s.heads * s.itemsize * lay.shard**2]
+    steps = [job.transfers(panel, b, b) for panel in panels]
+    under = project + core + output
+    out = []
+    for rank, mine in enumerate(zip(*steps, strict=True)):
+        math = (project + output) / n + _streamed(core / (n * lay.panels), mine)
+        total = ends + there[rank] + back[rank]
+        for i in range(n):
+            beside = (there[rank] if i + 1 < n else 0) + (back[rank] if i else 0)
+            total += max(math, sum(mine) + beside)
+        got = lines[rank].received([x * sum(s.travels(e) for e in sizes)])
+        got += n * sum(panel[rank].received(b) for panel in panels)
+        moving = n * (there[rank] + back[rank] + sum(mine))
+        out.append(Prediction(ends + under, under, moving, total, got))
+    return out
+
+
+def _channel(job: _Job) -> list[Prediction]:
+    lay, s, size = job.layout, job.sizes, job.layout.size
+    widths = channel_widths(lay, s.channels, s.itemsize)
+    last, each = len(widths) - 1, -(-len(widths) // GROUPS)
+    project, output = job.multiplication(-(-len(widths) // each))
+    wire, raw = [job.tile * s.travels(s.itemsize)], [job.tile * s.itemsize]
+    loads = [channel_loads(size, d, job.links.node) for d in widths]
+    there, back = ([job.transfers(x[i], wire, raw) for x in loads] for i in (0, 1))
+    plane = lay.padded**2
+    out = []
+    for rank in range(size):
+        own = [channels_of(rank, size, d) for d in widths]
+        maths = [job.math(2 * plane * lay.padded * d, 3 * plane * s.itemsize * d) for d in own]
+        core, ends = sum(maths), project + output
+        total = ends + there[0][rank] + back[last][rank]
+        for i in range(len(widths)):
+            beside = (there[i + 1][rank] if i < last else 0) + (back[i - 1][rank] if i else 0)
+            total += max(maths[i], beside)
+        moving = sum(x[rank] for x in (*there, *back))
+        got = sum(load[rank].received(wire) for both in loads for load in both)
+        out.append(Prediction(ends + core, core, moving, total, got))
+    return out
+
+
+def _ranks(op: str, name: str, job: _Job) -> list[Prediction]:
+    """The prediction for each rank."""
+    route = name.removeprefix("panel-")
+    if op == MULTIPLICATION:
+        return _channel(job) if name == "channel" else _panel_multiplication(job, route)
+    return _rows(job) if name == "rows" else _panel_attention(job, route)
+
+
+def predict(
+    op: str,
+    name: str,
+    layout: PairLayout,
+    sizes: Sizes = Sizes(),  # noqa: B008
+    chip: Chip = H100,
+    links: Links = HOPPER,
+    first: bool = True,
+) -> Prediction:
+    """The modelled cost of one triangle op.
+
+    Args:
+        op: "triangle_multiplication" or "triangle_attention". name: a strategy of it.
+        layout: the tiling, of any rank. sizes, chip, links: what it runs with.
+        first: outgoing or starting; False is incoming or ending.
+
+    Source: foldcp design, section 6.
+    """
+    ranks = _ranks(op, name, _Job(layout, sizes, chip, links, first, 0))
+    slowest = max(ranks, key=lambda r: r.total_s)
+    return replace(slowest, received_bytes=sum(r.received_bytes for r in ranks) / len(ranks))
+
+
+def received(
+    op: str, name: str, layout: PairLayout, sizes: Sizes, first: bool = True, count: int = 0
+) -> tuple[int, ...]:
+    """Bytes that each rank receives on the wire.
+
+    Args:
+        op, name, layout, sizes, first: as of `predict`.
+        count: chunks of lines that attention takes; 0 is what GPUs take.
+    """
+    job = _Job(layout, sizes, H100, HOPPER, first, count)
+    return tuple(round(r.received_bytes) for r in _ranks(op, name, job))
+
+
+def strategy(
+    op: str,
+    layout: PairLayout,
+    mesh: Mesh,
+    z_itemsize: int,
+    itemsize: int,
+    channels: int = 128,
+    heads: int = 4,
+) -> str:
+    """The strategy that a triangle op runs with, alike on all ranks.
+
+    Args:
+        op: "triangle_multiplication" or "triangle_attention". layout: the tiling. mesh: the mesh.
+        z_itemsize, itemsize: bytes of an element of z, and of what the op computes in.
+        channels, heads: of the op.
+
+    Returns:
+        What the mesh names, or for "auto" the cheapest over both directions of the op. On GPUs that
+        is by the figures of an H100 with NVLink 4: those of a rank's own might not be its peers'.
+
+    Raises:
+        ValueError: there is no such op.
+
+    Source: foldcp design, section 6.
+    """
+    if op not in (MULTIPLICATION, ATTENTION):
+        raise ValueError(f"`op` must be {MULTIPLICATION!r} or {ATTENTION!r}, got {op!r}")
+    asked = mesh.multiplication if op == MULTIPLICATION else mesh.attention
+    if layout.size == 1 or asked != "auto":
+        return "panel-direct" if layout.size == 1 else asked
+    sizes = Sizes(z_itemsize, itemsize, channels, heads, mesh.wire)
+    shape, on_cpu = (layout.mesh_rows, layout.mesh_cols), mesh.device.type == "cpu"
+    return cheapest(op, layout.padded, shape, mesh.route, sizes, on_cpu)
+
+
+@lru_cache
+def cheapest(
+    op: str, n: int, shape: tuple[int, int], route: str, sizes: Sizes, on_cpu: bool = False
+) -> str:
+    """The strategy with the least time for both directions of an op.
+
+    Args:
+        op: as of `strategy`. n: tokens, padded. shape: of the mesh. route: of panels.
+        sizes: of the op. on_cpu: by the figures of CPUs, else of H100 GPUs.
+    """
+    layout = PairLayout(n, *shape, 0)
+    chip, links = (CPU, ONE_MACHINE) if on_cpu else (H100, HOPPER)
+
+    def seconds(name: str) -> float:
+        both = (predict(op, name, layout, sizes, chip, links, first) for first in (True, False))
+        return sum(p.total_s for p in both)
+
+    return min((f"panel-{route}", "channel" if op == MULTIPLICATION else "rows"), key=seconds)

@@ -1,0 +1,45 @@
+"""Buffers that exchanges use one after the other."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_ROUND = 1 << 16  # bytes
+_MOST_FREE = 8  # buffers that are kept; exchanges that are open at once use four each
+
+
+class Pool:
+    """Byte buffers of one device, taken and given back.
+
+    A buffer that was given back may still be in use by what the device was told before: the next
+    user must be told to the same stream. Exchanges are, see csrc/engine.h.
+
+    Args:
+        device: of the buffers.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._free: list[Tensor] = []
+
+    def take(self, count: int) -> Tensor:
+        """A buffer of at least `count` bytes: uint8, its content undefined."""
+        fitting = [i for i, x in enumerate(self._free) if x.numel() >= count]
+        if fitting:
+            return self._free.pop(min(fitting, key=lambda i: self._free[i].numel()))
+        if self._free:
+            # Its place is taken by the larger one.
+            self._free.pop(min(range(len(self._free)), key=lambda i: self._free[i].numel()))
+        size = -(-count // _ROUND) * _ROUND if count else 0
+        return torch.empty(size, dtype=torch.uint8, device=self.device)
+
+    def give(self, buffer: Tensor) -> None:
+        """Take a buffer back."""
+        self._free.append(buffer)
+        if len(self._free) > _MOST_FREE:
+            self._free.pop(min(range(len(self._free)), key=lambda i: self._free[i].numel()))
+
+    def clear(self) -> None:
+        """Forget all buffers that are not in use."""
+        self._free.clear()

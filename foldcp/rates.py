@@ -1,0 +1,95 @@
+"""Stated rates of processors and links, and the fractions of them that the cost model expects.
+
+Assumptions, not results: memory, tensor and exponentials as in bench/roofline.py, which has the
+reasoning, a link as large messages usually reach. There are no measured rates of kernels or links
+yet; when there are, they replace these.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+MEMORY, TENSOR, EXP, LINK = 0.80, 0.80, 0.55, 0.80
+
+
+@dataclass(frozen=True)
+class Chip:
+    """The processor of one rank.
+
+    Args:
+        name: of the chip. tflops: bf16 products. float32_tflops: without tensor cores.
+        gexps: 10^9 exponentials per second. tbs: memory, TB/s. source: of what is stated.
+        line_bytes: temporaries of a chunk of lines are not cut below this many bytes.
+    """
+
+    name: str
+    tflops: float
+    float32_tflops: float
+    gexps: float
+    tbs: float
+    source: str
+    line_bytes: int = 32_000_000
+
+    def seconds(self, itemsize: int, flops: float, moved: float, exps: float = 0) -> float:
+        """Time of a kernel, bound by the slowest of the three.
+
+        Args:
+            itemsize: of the operands. flops: of products. moved: bytes. exps: exponentials.
+        """
+        # float32 products are three TF32 passes where that is faster.
+        wide = max(self.float32_tflops, self.tflops / 6)
+        tensor = flops / (TENSOR * 1e12 * (self.tflops if itemsize == 2 else wide))
+        return max(tensor, moved / self.memory(), exps / (EXP * 1e9 * self.gexps))
+
+    def memory(self) -> float:
+        """Expected bytes per second."""
+        return MEMORY * 1e12 * self.tbs
+
+
+@dataclass(frozen=True)
+class Link:
+    """What connects two ranks: stated GB/s per rank and direction, assumed seconds per message."""
+
+    name: str
+    gbs: float
+    latency: float
+
+    def rate(self) -> float:
+        """Expected bytes per second."""
+        return LINK * 1e9 * self.gbs
+
+
+@dataclass(frozen=True)
+class Links:
+    """Links between the ranks of a node, those of equal rank // node, and between nodes."""
+
+    near: Link
+    far: Link
+    node: int = 8
+
+    def name(self, size: int) -> str:
+        """The links that a mesh of so many ranks uses."""
+        return self.near.name + (f", {self.far.name}" if size > self.node else "")
+
+
+def _gpu(
+    name: str, sms: int, clock: float, tflops: float, fp32: float, tbs: float, of: str
+) -> Chip:
+    # 16 ex2.approx per SM and clock on sm_80 to sm_100 (CUDA programming guide).
+    return Chip(name, tflops, fp32, 16 * sms * clock, tbs, of)
+
+
+_ONCE = "products and copies measured once (bench/roofline.py), rest from NVIDIA's datasheet"
+H100 = _gpu("H100", 132, 1.755, 798, 67, 3.0, _ONCE)
+H200 = _gpu("H200", 132, 1.755, 790, 67, 4.3, _ONCE)
+B200 = _gpu("B200", 148, 1.965, 2250, 80, 8.0, "NVIDIA DGX B200 datasheet, per GPU")
+SM80 = _gpu("sm_80, 24 GB", 64, 1.695, 111, 27.8, 0.768, "NVIDIA RTX A5000 datasheet, dense")
+CPU = Chip("CPU core", 0.1, 0.1, 0.5, 0.01, "order of magnitude, assumed", 1_000_000)
+CHIPS = (H100, H200, B200, SM80, CPU)
+
+NVLINK4, NVLINK5 = Link("NVLink 4", 450, 5e-6), Link("NVLink 5", 900, 5e-6)
+PCIE4, PCIE5 = Link("PCIe 4 x16", 31.5, 1e-5), Link("PCIe 5 x16", 63, 1e-5)
+NDR = Link("InfiniBand NDR", 50, 1e-5)  # 400 Gb/s, an adapter for each GPU
+SHARED = Link("shared memory", 4, 5e-5)  # order of magnitude, assumed
+HOPPER, BLACKWELL = Links(NVLINK4, NDR), Links(NVLINK5, NDR)
+ONE_MACHINE = Links(SHARED, SHARED)

@@ -1,0 +1,406 @@
+"""Transports: alike to the bit, fast, quick to notice a rank that is gone or does otherwise."""
+
+from __future__ import annotations
+
+import multiprocessing as mp
+import os
+import signal
+import socket
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from ranks import run
+from torch import Tensor
+
+from foldcp import timeline
+from foldcp.exchange import Exchange, fetch, scatter_add, stream
+from foldcp.layout import PairLayout
+from foldcp.mesh import Mesh
+from foldcp.native import Options, tag
+from foldcp.plans import (
+    partials_plan,
+    token_plan,
+    transpose_plan,
+    triangle_attention_plan,
+    triangle_multiplication_plan,
+)
+from foldcp.schedule import Plan, Schedule, Want, plan
+from foldcp.transport import TorchTransport, TransportError
+from foldcp.wire import Message, decode, encode
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+SUM3 = 3 * 2 + 1  # channels of the sources
+
+
+def _ring(size: int, rank: int, numel: int) -> Plan:
+    """Every rank takes the others' rows of `numel` elements in turn, from the last user."""
+    return plan(
+        Schedule(
+            size,
+            size,
+            lambda r, _: ((r, r + 1), (0, numel)),
+            lambda r, t: (Want(0, (((r + t) % size, (r + t) % size + 1), (0, numel))),),
+            "ring",
+        ),
+        rank,
+        1,
+    )
+
+
+def _cases(layout: PairLayout) -> list[tuple[str, Plan, list[tuple[int, ...]], list[Any]]]:
+    """(name, plan, shape of each source outside its boxes, dims of the boxes)."""
+    r, c, n = layout.tile_rows, layout.tile_cols, layout.shard
+    planes = [(2, 5, r, c)] * 2, [(1, 2, 3)] * 2
+    lines = [(2, r, c, SUM3), (2, 3, r, c)], [(1, 2), (2, 3)]
+    cases = []
+    for route in ("direct", "ring"):
+        for outgoing in (True, False):
+            made = triangle_multiplication_plan(layout, 5, outgoing, 2, route)
+            cases.append((f"multiplication {route} {outgoing}", made, *planes))
+        made = triangle_attention_plan(layout, True, (0, r), route)
+        cases.append((f"attention {route}", made, *lines))
+    cases.append(("tokens", token_plan(layout, ("rows", "all")), [(2, n, 3)] * 2, [(1,)] * 2))
+    cases.append(("partials", partials_plan(layout, 1), [(1, 2, r)], [(0, 2)]))
+    cases.append(("transpose", transpose_plan(layout, 3), [(2, r, c, 3)], [(1, 2)]))
+    return cases
+
+
+def _regions(mesh: Mesh, made: Plan, sources: list[Tensor], dims: Any, wires: Any) -> list[Tensor]:
+    steps = stream(mesh, made, sources, dims, "case", wires)
+    return [x.clone() for step in steps for x in step]
+
+
+def alike(mesh: Mesh) -> str:
+    """What arrives, forward and backward, raw and as FP8, is the same to the bit."""
+    assert mesh.transport == "host"
+    gloo = replace(mesh, link=TorchTransport(mesh))
+    for n in (1, 19, 30):
+        layout = PairLayout(n, mesh.rows, mesh.cols, mesh.rank)
+        g = torch.Generator().manual_seed(mesh.rank)
+        for i, (name, made, shapes, dims) in enumerate(_cases(layout)):
+            dtype = DTYPES[i % len(DTYPES)]
+            # Views with strides of their own; sizes that no segment divides.
+            sources = [
+                torch.randn(*s[:-1], s[-1] + 1, generator=g).to(dtype)[..., :-1] for s in shapes
+            ]
+            for wire in ("raw", "fp8"):
+                wires = [wire] * len(sources)
+                a, b = (_regions(m, made, sources, dims, wires) for m in (mesh, gloo))
+                assert len(a) == len(b) > 0
+                for x, y in zip(a, b, strict=True):
+                    assert torch.equal(x, y), (name, n, wire)
+                grads = [[x * (k + 1) for x in step] for k, step in enumerate(_by_step(made, a))]
+                a, b = (
+                    Exchange(m, made, sources, dims, "case", wires).adjoint(grads)
+                    for m in (mesh, gloo)
+                )
+                for x, y in zip(a, b, strict=True):
+                    assert torch.equal(x, y), (name, n, wire, "adjoint")
+    return mesh.transport
+
+
+def _by_step(made: Plan, flat: list[Tensor]) -> list[list[Tensor]]:
+    out, at = [], 0
+    for s in made.steps:
+        out.append(flat[at : at + len(s.wants)])
+        at += len(s.wants)
+    return out
+
+
+def interleaved(mesh: Mesh) -> str:
+    """Two exchanges that are open at once do not touch each other's buffers."""
+    layout = PairLayout(24, mesh.rows, mesh.cols, mesh.rank)
+    made = triangle_multiplication_plan(layout, 4, True, 2, "direct")
+    shape = (1, 4, layout.tile_rows, layout.tile_cols)
+    dims = ((1, 2, 3),) * 2
+    g = torch.Generator().manual_seed(mesh.rank)
+    one, two = ([torch.randn(shape, generator=g) for _ in range(2)] for _ in range(2))
+    want = [_regions(mesh, made, x, dims, None) for x in (one, two)]
+    got: list[list[Tensor]] = [[], []]
+    with Exchange(mesh, made, one, dims, "one") as a, Exchange(mesh, made, two, dims, "two") as b:
+        a.start(0)
+        for step in range(len(made.steps)):
+            held = a.wait()
+            if step + 1 < len(made.steps):
+                a.start(step + 1)
+            b.start(step)
+            got[0] += [x.clone() for x in held]
+            got[1] += [x.clone() for x in b.wait()]
+            assert all(torch.equal(x, y) for x, y in zip(held, got[0][-2:], strict=True))
+    for x, y in zip(got, want, strict=True):
+        assert all(torch.equal(p, q) for p, q in zip(x, y, strict=True))
+    (back,) = scatter_add(
+        mesh, token_plan(layout, ("all",)), (torch.ones(1, 24),), ((1,),), "scatter"
+    )
+    assert bool((back == mesh.size).all())
+    return "ok"
+
+
+def counted(mesh: Mesh) -> tuple[int, int]:
+    """(bytes raw, bytes as FP8) that all ranks send for keys and values of 256 channels."""
+    layout = PairLayout(48, mesh.rows, mesh.cols, mesh.rank)
+    made = triangle_attention_plan(layout, True, (0, layout.tile_rows), "direct")
+    kv = torch.randn(1, layout.tile_rows, layout.tile_cols, 256).bfloat16()
+    bias = torch.randn(1, 4, layout.tile_rows, layout.tile_cols).bfloat16()
+    out = []
+    for wire in ("raw", "fp8"):
+        mesh.sent.clear()
+        _regions(mesh, made, [kv, bias], ((1, 2), (2, 3)), (wire, "raw"))
+        out.append(sum(mesh.all_gather_object(sum(mesh.sent.values()))))
+    return out[0], out[1]
+
+
+def timed(mesh: Mesh) -> dict[int, tuple[float, float]]:
+    """Seconds of a ring of three steps by the host transport and by gloo, per message size."""
+    out = {}
+    for numel, times in ((1024, 60), (1 << 22, 4)):
+        trials = []
+        for _ in range(5):
+            both = [
+                _three_steps(mesh, link, numel, times) for link in (mesh.link, TorchTransport(mesh))
+            ]
+            trials.append(both)
+        out[4 * numel] = tuple(statistics.median(t[i] for t in trials) for i in (0, 1))
+    return out
+
+
+def _three_steps(mesh: Mesh, link: Any, numel: int, times: int) -> float:
+    ahead, behind = (mesh.rank + 1) % mesh.size, (mesh.rank - 1) % mesh.size
+    buffers = [torch.full((numel,), float(mesh.rank)), torch.empty(numel)]
+    steps = [
+        ([Message(ahead, (buffers[i],), (False,))], [Message(behind, (buffers[1 - i],), (False,))])
+        for i in (0, 1)
+    ]
+    nothing = torch.empty(0, dtype=torch.uint8)
+    flight = link.flight()
+    mesh.barrier()
+    start = time.perf_counter()
+    for _ in range(times):
+        for step in range(3):
+            flight.post(step % 2, *steps[step % 2], tag("timed", step), nothing)
+            flight.arrive(step % 2)
+    seconds = (time.perf_counter() - start) / times
+    flight.land()
+    return seconds
+
+
+def overlapped(mesh: Mesh) -> float:
+    """Fraction of the steps whose next transfer began and ended while their math ran."""
+    numel, steps = 1 << 20, 12
+    made = plan(
+        Schedule(
+            mesh.size,
+            steps,
+            lambda r, _: ((r, r + 1), (0, numel)),
+            lambda r, t: (Want(0, (((r + 1) % mesh.size, (r + 1) % mesh.size + 1), (0, numel))),),
+        ),
+        mesh.rank,
+        1,
+    )
+    source = torch.full((1, numel), float(mesh.rank))
+    with timeline.record(mesh) as line:
+        for (x,) in stream(mesh, made, (source,), ((0, 1),), "overlap"):
+            end = time.perf_counter() + 0.04
+            while time.perf_counter() < end:
+                assert float(x[0, :4096].sum()) == 4096 * ((mesh.rank + 1) % mesh.size)
+    math = {i.step: i for i in line.intervals if i.kind == "math"}
+    moved = {i.step: i for i in line.intervals if i.kind == "transfer"}
+    assert sorted(moved) == list(range(steps)) == sorted(math)
+    inside = [math[t].start < moved[t + 1].end < math[t].end for t in range(steps - 1)]
+    return sum(inside) / len(inside)
+
+
+def refused(mesh: Mesh) -> str:
+    """Ranks that plan for different sizes, or one that has a wrong tensor, all say so at once."""
+    n = 24 if mesh.rank else 48
+    layout = PairLayout(n, mesh.rows, mesh.cols, mesh.rank)
+    made, x = token_plan(layout, ("all",)), torch.zeros(1, layout.shard)
+    start = time.monotonic()
+    try:
+        fetch(mesh, made, (x,), ((1,),), "odd")
+        said = "nothing"
+    except TransportError as error:
+        said = str(error)
+    assert time.monotonic() - start < 5, said
+    try:  # the transport stays closed
+        fetch(mesh, made, (x,), ((1,),), "odd")
+        raise AssertionError("no error")
+    except TransportError as error:
+        assert str(error) == said
+    return said
+
+
+def wrong_tensor(mesh: Mesh) -> str:
+    """Rank 1 passes a shard of the wrong shape."""
+    layout = PairLayout(24, mesh.rows, mesh.cols, mesh.rank)
+    shard = torch.zeros(1, layout.shard - (mesh.rank == 1))
+    try:
+        fetch(mesh, token_plan(layout, ("all",)), (shard,), ((1,),), "shard")
+    except (TransportError, ValueError) as error:
+        return f"{type(error).__name__}: {error}"
+    return "nothing"
+
+
+def everything(mesh: Mesh) -> dict[str, Any]:
+    """The cases of one mesh that must not break the transport, then one that does."""
+    cases: list[Callable[[Mesh], Any]] = [alike, interleaved, counted]
+    if mesh.size == 2:
+        cases.append(overlapped)
+    out = {case.__name__: case(mesh) for case in cases}
+    out["refused"] = refused(mesh)
+    return out
+
+
+@pytest.mark.parametrize("rows,cols", [(1, 2), (2, 2), (2, 3)], ids=str)
+def test_host_and_gloo_are_alike(rows: int, cols: int) -> None:
+    before = set(os.listdir("/dev/shm"))
+    found = run(rows, cols, everything)
+    assert set(os.listdir("/dev/shm")) == before
+    said = {r["refused"] for r in found}
+    assert len(said) == 1 and "the ranks run different plans" in said.pop()
+    raw, fp8 = found[0]["counted"]
+    assert 0.5 < fp8 / raw < 0.53  # one byte and 4 per 128, against two; the bias stays raw
+    if rows * cols == 2:
+        # The lane's thread may get no core for a while: most steps are enough.
+        fractions = [r["overlapped"] for r in found]
+        assert min(fractions) >= 0.7, fractions
+
+
+def test_one_rank_with_a_wrong_tensor_ends_all() -> None:
+    said = run(2, 2, wrong_tensor)
+    shape = "source 0 of the exchange 'shard' is [1, 5]; its plan expects [1, 6]"
+    assert said[1] == f"ValueError: {shape}"
+    for rank in (0, 2, 3):
+        assert said[rank] == f"TransportError: exchange of tiles (host): rank 1: {shape}"
+
+
+def test_host_is_much_faster_than_gloo() -> None:
+    found = run(2, 2, timed)
+    small, large = ([r[size] for r in found] for size in (4096, 1 << 24))
+    ratio = max(a for a, _ in small) / max(b for _, b in small)
+    print(f"4 KB: {small[0]} s; 16 MB: {large[0]} s; ratio {ratio:.3f}")
+    assert ratio <= 0.1, small
+    assert max(a for a, _ in large) <= max(b for _, b in large), large
+
+
+def test_fp8_error_is_bounded() -> None:
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(1000, 128, generator=g) * torch.logspace(-6, 6, 1000)[:, None]
+    x[:, ::7] *= 1e-3
+    scales, payload = encode(x)
+    got = decode(scales, payload).view_as(x)
+    bound = torch.maximum(x.abs() / 16, scales[:, None] / 1024)
+    assert bool(((got - x).abs() <= bound).all())
+    assert bool((scales * 448 >= x.abs().amax(1)).all())
+    assert torch.equal(decode(*encode(got)).view_as(x), got)  # a second trip loses nothing
+
+
+# Ranks that fail: processes of their own, which leave a file when they have noticed.
+
+
+def _victim(
+    rank: int, rows: int, cols: int, port: int, folder: str, what: str, deadline: float
+) -> None:
+    torch.set_num_threads(1)
+    size = rows * cols
+    dist.init_process_group(
+        "gloo", rank=rank, world_size=size, init_method=f"tcp://127.0.0.1:{port}",
+        timeout=timedelta(seconds=60),
+    )  # fmt: skip
+    mesh = Mesh.create(rows, cols, transport="host", options=Options(deadline=deadline))
+    numel = 1 << 18  # 1 MiB: several slots
+    x = torch.full((1, numel), float(rank))
+    made = _ring(size, rank, numel)
+    for _ in stream(mesh, made, (x,), ((0, 1),), "ring"):
+        pass
+    mesh.barrier()
+    start = time.monotonic()
+    if rank == 1:
+        Path(folder, "struck").write_text(str(start))
+        if what == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if what == "stop":
+            os.kill(os.getpid(), signal.SIGSTOP)
+        mesh.link.abort("rank 1: out of memory")  # type: ignore[union-attr]
+    try:
+        for _ in range(1000):
+            for _ in stream(mesh, made, (x,), ((0, 1),), "ring"):
+                pass
+        said = "nothing"
+    except TransportError as error:
+        said = str(error)
+    Path(folder, f"said{rank}").write_text(f"{time.monotonic()}\n{said}")
+    os._exit(0)
+
+
+def _strike(tmp: Path, rows: int, cols: int, what: str, deadline: float) -> tuple[list[float], set]:
+    """(seconds until each other rank has noticed, what they said)."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    context = mp.get_context("spawn")
+    procs = [
+        context.Process(target=_victim, args=(r, rows, cols, port, str(tmp), what, deadline))
+        for r in range(rows * cols)
+    ]
+    for p in procs:
+        p.start()
+    for rank, p in enumerate(procs):
+        if rank != 1:
+            p.join(90)
+            assert not p.is_alive(), f"rank {rank} hangs"
+    procs[1].kill()
+    procs[1].join()
+    struck = float((tmp / "struck").read_text())
+    noticed = [(tmp / f"said{r}").read_text().split("\n", 1) for r in range(rows * cols) if r != 1]
+    return [float(t) - struck for t, _ in noticed], {said for _, said in noticed}
+
+
+@pytest.mark.parametrize("rows,cols", [(2, 2), (2, 3)], ids=str)
+def test_a_killed_rank_is_noticed(tmp_path: Path, rows: int, cols: int) -> None:
+    before = set(os.listdir("/dev/shm"))
+    seconds, said = _strike(tmp_path, rows, cols, "kill", 300)
+    assert max(seconds) < 5, seconds
+    assert said == {"exchange of tiles (host): rank 1 is gone (its process has ended)"}
+    assert set(os.listdir("/dev/shm")) == before
+
+
+def test_an_abort_is_noticed(tmp_path: Path) -> None:
+    seconds, said = _strike(tmp_path, 2, 2, "abort", 300)
+    assert max(seconds) < 1, seconds
+    assert said == {"exchange of tiles (host): rank 1: out of memory"}
+
+
+def test_a_stopped_rank_is_noticed_at_the_deadline(tmp_path: Path) -> None:
+    seconds, said = _strike(tmp_path, 2, 2, "stop", 2)
+    assert 1.5 < max(seconds) < 5, seconds
+    assert len(said) == 1 and "s for an exchange that made no progress" in said.pop()
+
+
+def unusable(mesh: Mesh) -> dict[str, str]:
+    """What is said of transports that are for other devices, unknown, or not asked for alike."""
+    said = {}
+    for name in ("copy-engine", "torch-nccl", "mpi", "gloo" if mesh.rank else "host"):
+        try:
+            mesh.connected(name)
+        except (TransportError, ValueError) as error:
+            said["differing" if name in ("gloo", "host") else name] = str(error)
+    return said
+
+
+def test_transports_that_cannot_run_here() -> None:
+    first, second = run(1, 2, unusable, transport="gloo")
+    for name in ("copy-engine", "torch-nccl"):
+        assert first[name] == second[name]
+        assert "is for GPUs, but this mesh is on cpu: use auto" in first[name]
+    assert "transport must be one of" in first["mpi"]
+    assert "rank 0 asks for transport host" in first["differing"]
+    assert "rank 1 asks for transport gloo" in second["differing"]
