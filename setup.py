@@ -1,9 +1,9 @@
 """Build: the compiled extension, and foldcp.pth in site-packages; the rest is in pyproject.toml.
 
 The extension needs torch at build time, which an isolated build does not have (it would download
-gigabytes): `pip install --no-build-isolation` builds it, plain `pip install` makes a package without
-it and says so. FOLDCP_BUILD_CUDA=1 demands the CUDA part, 0 leaves it out, unset builds it where
-nvcc is found. TORCH_CUDA_ARCH_LIST chooses chips.
+gigabytes): `pip install --no-build-isolation` builds it, plain `pip install` makes a package
+without it and says so. FOLDCP_BUILD_CUDA=1 demands the CUDA part, 0 leaves it out, unset builds it
+where nvcc is found. TORCH_CUDA_ARCH_LIST chooses chips.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def find_cuda() -> Path | None:
 
 
 def gencode(chips: str) -> list[str]:
-    """nvcc's options for a list such as "8.0;9.0a+PTX" (torch ignores the list once there are any)."""
+    """nvcc's options for a list such as "8.0;9.0a+PTX"; with any of them torch ignores the list."""
     options = []
     for chip in re.split(r"[ ;,]+", chips.strip()):
         found = re.fullmatch(r"(\d+)\.(\d)([af]?)(\+PTX)?", chip)

@@ -22,7 +22,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from foldcp.layout import PairLayout
-from foldcp.plans import LINE_CHUNKS, chunks
+from foldcp.plans import chunks, most_line_chunks
 from foldcp.rates import CPU, H100, HOPPER, ONE_MACHINE, Chip, Links
 from foldcp.traffic import (
     Loads,
@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 
 MULTIPLICATION, ATTENTION = "triangle_multiplication", "triangle_attention"
 # How the rings cut: at most so many chunks of lines under panels, groups of channels, and pieces of
-# a group, these not below so many bytes.
-PANEL_CHUNKS, GROUPS, PIECES, PIECE_BYTES = 16, 4, 8, 1 << 20
+# a group.
+PANEL_CHUNKS, GROUPS, PIECES = 8, 4, 8
 
 
 @dataclass(frozen=True)
@@ -162,10 +162,11 @@ def _streamed(math: float, transfers: Sequence[float]) -> float:
 
 def _panel_multiplication(job: _Job, route: str) -> list[Prediction]:
     lay, s, c = job.layout, job.sizes, job.sizes.channels
-    groups = GROUPS if c * s.z_itemsize * job.tile >= 4 * PIECE_BYTES else 1
+    least = job.chip.line_bytes // 2
+    groups = GROUPS if c * s.itemsize * job.tile >= 4 * least else 1
     each = -(-c // groups)
     panel = each * s.itemsize * job.tile * max(lay.mesh_rows, lay.mesh_cols) // lay.panels
-    pieces = max(1, min(each, PIECES, panel // PIECE_BYTES))
+    pieces = max(1, min(each, PIECES, panel // least))
     parts = groups * pieces
     project, output = job.multiplication(groups)
     moved = c * s.itemsize * (lay.tile_rows + lay.tile_cols) * lay.padded
@@ -176,10 +177,10 @@ def _panel_multiplication(job: _Job, route: str) -> list[Prediction]:
     steps = [job.transfers(x, wire, raw, parts) for x in loads]
     out = []
     for rank, mine in enumerate(zip(*steps, strict=True)):
-        stream = _streamed(core / (parts * lay.panels), mine * pieces)
+        stream = _streamed(core / (parts * lay.panels), mine * parts)
         got = sum(step[rank].received(wire) for step in loads)
         ends = project + output
-        out.append(Prediction(ends + core, core, parts * sum(mine), ends + groups * stream, got))
+        out.append(Prediction(ends + core, core, parts * sum(mine), ends + stream, got))
     return out
 
 
@@ -193,14 +194,14 @@ def _panel_attention(job: _Job, route: str) -> list[Prediction]:
     ends = bias + project + output
     out = []
     for rank, mine in enumerate(zip(*steps, strict=True)):
-        stream = _streamed(core / (n * lay.panels), mine)
+        stream = _streamed(core / (n * lay.panels), mine * n)
         got = sum(step[rank].received(wire) for step in loads)
-        out.append(Prediction(ends + core, core, n * sum(mine), ends + n * stream, got))
+        out.append(Prediction(ends + core, core, n * sum(mine), ends + stream, got))
     return out
 
 
 def _rows(job: _Job) -> list[Prediction]:
-    lay, s, n = job.layout, job.sizes, job.line_chunks(LINE_CHUNKS)
+    lay, s, n = job.layout, job.sizes, job.line_chunks(most_line_chunks(job.layout.size))
     bias, project, core, output = job.attention(n, lay.padded)
     x = s.channels * lay.shard**2
     ends = bias + job.math(0, job.tile * s.channels * 2 * s.z_itemsize)  # the update is added

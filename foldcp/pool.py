@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 _ROUND = 1 << 16  # bytes
-_MOST_FREE = 8  # buffers that are kept; exchanges that are open at once use four each
+# What is kept for the next user: enough for small exchanges, of which there are many. Large buffers
+# go back to torch's allocator, so that they are not held while something else needs the memory.
+_KEPT = 16 << 20  # bytes
 
 
 class Pool:
@@ -28,17 +30,14 @@ class Pool:
         fitting = [i for i, x in enumerate(self._free) if x.numel() >= count]
         if fitting:
             return self._free.pop(min(fitting, key=lambda i: self._free[i].numel()))
-        if self._free:
-            # Its place is taken by the larger one.
-            self._free.pop(min(range(len(self._free)), key=lambda i: self._free[i].numel()))
+        self._free.clear()  # too small: the larger one takes their place
         size = -(-count // _ROUND) * _ROUND if count else 0
         return torch.empty(size, dtype=torch.uint8, device=self.device)
 
     def give(self, buffer: Tensor) -> None:
         """Take a buffer back."""
-        self._free.append(buffer)
-        if len(self._free) > _MOST_FREE:
-            self._free.pop(min(range(len(self._free)), key=lambda i: self._free[i].numel()))
+        if buffer.numel() + sum(x.numel() for x in self._free) <= _KEPT:
+            self._free.append(buffer)
 
     def clear(self) -> None:
         """Forget all buffers that are not in use."""

@@ -19,7 +19,7 @@ class Chip:
     Args:
         name: of the chip. tflops: bf16 products. float32_tflops: without tensor cores.
         gexps: 10^9 exponentials per second. tbs: memory, TB/s. source: of what is stated.
-        line_bytes: temporaries of a chunk of lines are not cut below this many bytes.
+        line_bytes: chunks of lines and pieces of panels are not cut below this many bytes.
     """
 
     name: str

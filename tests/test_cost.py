@@ -195,7 +195,7 @@ def test_named_strategies_are_taken() -> None:
 def test_what_is_faster_never_takes_longer(op: str, name: str) -> None:
     def totals(change: Callable[[float], Links]) -> list[float]:
         layout = PairLayout(4096, 4, 4, 0)
-        return [predict(op, name, layout, links=change(x)).total_s for x in (1, 2, 4, 1e9)]
+        return [predict(op, name, layout, links=change(x)).total_s for x in (0.25, 1, 4, 1e9)]
 
     near = totals(lambda x: Links(replace(NVLINK4, gbs=NVLINK4.gbs * x), NDR))
     far = totals(lambda x: Links(NVLINK4, replace(NDR, gbs=NDR.gbs * x)))
@@ -245,7 +245,7 @@ def test_chips_and_chunks_are_those_of_roofline_and_rings() -> None:
         assert chip.gexps * 1e9 == pytest.approx(same.exp_rate())
     expected = {"memory": rates.MEMORY, "tensor": rates.TENSOR, "exp": rates.EXP}
     assert expected == roofline.EXPECTED
-    assert foldcp_kernels.triangle_attention._CHUNKS == cost.PANEL_CHUNKS
+    assert foldcp_kernels.triangle_attention._MESH_CHUNKS == cost.PANEL_CHUNKS
     assert HOPPER.node == BLACKWELL.node == 8
     for (rows, cols), n in product([(2, 2), (2, 3), (4, 4), (8, 8)], (96, 384, 1024, 4096)):
         layout = PairLayout(n * cols, rows, cols, 0)

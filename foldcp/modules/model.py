@@ -83,6 +83,7 @@ class FoldOnMesh:
         report = progress or (lambda *_: None)
         s_inputs = model.input_embedder(feats, layout, atoms)
         s, z = self.trunk(feats, s_inputs, layout, settings.recycling_steps, report)
+        self.mesh.pool.clear()  # what follows has exchanges of other sizes
         contact = model.distogram_module.contact_probability(z, layout)
         out: Outputs = {"s": self._tokens(s, layout)}
         if getattr(model, "predict_bfactor", False):
@@ -91,6 +92,7 @@ class FoldOnMesh:
             out["z"] = self._to_root(z, layout)
         coords = self._sample(feats, s, s_inputs, z, layout, atoms, settings, report)
         out["sample_atom_coords"] = coords
+        self.mesh.pool.clear()
         if model.confidence_prediction:
             out.update(
                 model.confidence_module(

@@ -1,8 +1,11 @@
-"""A series of one-step exchanges whose sources are made one after the other, each under way alone.
+"""Exchanges one after the other whose sources are made as they are needed.
 
-Two orders of the same events; make: the math inside `moves`, use: the caller's. `ahead` posts the
-next exchange before the regions of one are used, `behind` waits for one only when the sources of
-the next are made:
+`chained` goes through the steps of exchanges with several: the first step of the next is posted
+before the last of one is used, so that only the first transfer of all has no math to run under.
+
+Two orders of one-step exchanges; make: the math inside `moves`, use: the caller's. `ahead` posts
+the next exchange before the regions of one are used, `behind` waits for one only when the sources
+of the next are made:
 
     ahead     make 0, post 0; wait 0, make 1, post 1, use 0; wait 1, make 2, post 2, use 1; ...
     behind    make 0, post 0; make 1, wait 0, post 1, use 0; make 2, wait 1, post 2, use 1; ...
@@ -20,12 +23,56 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from foldcp.exchange import Dims, Exchange, fetch
+from foldcp import timeline
+from foldcp.exchange import Dims, Exchange, fetch, stream
 from foldcp.mesh import Mesh
 from foldcp.schedule import Plan
 
 Move = tuple[Plan, tuple[Tensor, ...]]
 Regions = tuple[Tensor, ...]
+
+
+def chained(
+    mesh: Mesh, moves: Iterator[Move], dims: Sequence[Dims], label: str, wires: Sequence[str]
+) -> Iterator[Regions]:
+    """The regions of all steps of one exchange after the other.
+
+    Args:
+        mesh: the mesh. moves: plan and sources of each exchange, made when asked for; the sources
+            of two exist at the last step of one.
+        dims, label, wires: as of `foldcp.exchange.stream`, the same for all.
+
+    Returns:
+        An iterator over steps; each item has one tensor per want, valid until it is advanced. With
+        gradients on, no exchange runs ahead.
+
+    Source: foldcp design, section 4.
+    """
+    if torch.is_grad_enabled():
+        for plan, sources in moves:
+            yield from stream(mesh, plan, sources, dims, label, wires)
+        return
+
+    def begin() -> Exchange | None:
+        move = next(moves, None)
+        if move is None:
+            return None
+        exchange = Exchange(mesh, *move, dims, label, wires)
+        exchange.start(0)
+        return exchange
+
+    following = begin()
+    while (exchange := following) is not None:
+        following = None
+        with exchange:
+            for step in range(1, len(exchange.plan.steps) + 1):
+                held = exchange.wait()
+                if step < len(exchange.plan.steps):
+                    exchange.start(step)
+                else:
+                    following = begin()
+                with timeline.math(label, step - 1):
+                    yield held
 
 
 def ahead(

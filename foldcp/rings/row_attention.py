@@ -22,18 +22,17 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from foldcp.exchange import stream
 from foldcp.layout import PairLayout
 from foldcp.mesh import Mesh
 from foldcp.plans import (
-    LINE_CHUNKS,
     key_panels,
     line_chunks,
+    most_line_chunks,
     rows_back_plan,
     rows_bias_plan,
     rows_plan,
 )
-from foldcp.rings.pipeline import Move, ahead, behind
+from foldcp.rings.pipeline import Move, Regions, ahead, behind, chained
 from foldcp_kernels.carry import Carry
 from foldcp_kernels.chunking import add_chunks
 from foldcp_kernels.triangle_attention import (
@@ -72,7 +71,7 @@ def row_attention(
     # The bias lies as the lines read it: [B, H, T_r, T_c], or for the ending node its transpose.
     bias = project_bias(z if starting else z.transpose(1, 2), w)
     wanted = -(-z.shape[dim] // lines_per_chunk(z, dim, w, layout.size > 1))
-    chunks = line_chunks(layout, starting, min(LINE_CHUNKS, wanted))
+    chunks = line_chunks(layout, starting, min(most_line_chunks(layout.size), wanted))
 
     def lines() -> Iterator[Move]:
         for lo, hi in chunks:
@@ -83,15 +82,20 @@ def row_attention(
         count = 1 if keep is None else 2
         wires = (mesh.wire, "raw")[:count]
         whole = ahead(mesh, lines(), ((1, 2),) * count, LABEL, wires)
+        # Boxes are (rows, columns) of the tile: for the ending node, rows are keys. The first panel
+        # of the next chunk is asked for before the lines of the one after it.
+        again = iter([(rows_bias_plan(layout, starting), (bias,))] * len(chunks))
+        panels = chained(mesh, again, ((2, 3) if starting else (3, 2),), LABEL, ("raw",))
         for chunk in chunks:
             x, *keys = next(whole)
             if not starting:
                 x, keys = x.transpose(1, 2), [k.transpose(1, 2) for k in keys]
-            update = _attended(x, keys[0] if keys else None, bias, w, starting, layout, mesh)
+            update = _attended(x, keys[0] if keys else None, panels, w, layout)
             del x, keys
             update = update if starting else update.transpose(1, 2)
             yield rows_back_plan(layout, starting, chunk), (update,)
             del update
+        assert next(panels, None) is None  # the last exchange ends
 
     back = behind(mesh, updates(), ((1, 2),), LABEL, (mesh.wire,))
     return add_chunks(z, dim, ((chunk, update) for chunk in chunks for (update,) in [next(back)]))
@@ -100,22 +104,17 @@ def row_attention(
 def _attended(
     x: Tensor,
     keep: Tensor | None,
-    bias: Tensor,
+    panels: Iterator[Regions],
     w: TriangleAttentionWeights,
-    starting: bool,
     layout: PairLayout,
-    mesh: Mesh,
 ) -> Tensor:
     """The update of whole lines [B, lines, N, C]; keep [B, lines, N] says which keys count."""
     mine = project_lines(x, w)
-    plan = rows_bias_plan(layout, starting)
-    # Boxes are (rows, columns) of the tile: for the ending node, rows are keys.
-    dims = ((2, 3),) if starting else ((3, 2),)
-    panels = key_panels(layout)
-    last = max(t for t, (lo, hi) in enumerate(panels) if lo < hi)
+    spans = key_panels(layout)
+    last = max(t for t, (lo, hi) in enumerate(spans) if lo < hi)
     carry: Carry | None = None
-    for step, (b,) in enumerate(stream(mesh, plan, (bias,), dims, LABEL)):
-        lo, hi = panels[step]
+    for step, (lo, hi) in enumerate(spans):
+        (b,) = next(panels)
         if lo == hi:
             continue
         kv, b = mine.kv[:, :, lo:hi], b[..., : hi - lo]

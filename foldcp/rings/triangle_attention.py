@@ -11,23 +11,30 @@ On a 2x2 mesh (L = 2, rank (r, c) uses panel (t + c + r) mod 2), starting node, 
     (1, 0)   (1,1) / self   (0,1) / (0,0)
     (1, 1)   (1,0) / self   (1,0) / self
 
+The first panels of the next chunk are under way while the last ones of a chunk are used.
 Backward: the gradients of k, v and the bias are added up at their owners.
 """
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterator
+
 from torch import Tensor
 
 from foldcp.cost import strategy
-from foldcp.exchange import stream
+from foldcp.exchange import Dims
 from foldcp.layout import PairLayout, Span
 from foldcp.mesh import Mesh
 from foldcp.plans import key_panels, triangle_attention_plan
+from foldcp.rings.pipeline import Move, Regions, chained
 from foldcp.rings.row_attention import row_attention
+from foldcp_kernels import chunking
 from foldcp_kernels.carry import Carry
 from foldcp_kernels.chunking import map_chunks
 from foldcp_kernels.dispatch import compute_dtype
 from foldcp_kernels.triangle_attention import (
+    Lines,
     TriangleAttentionWeights,
     attend_lines,
     kept,
@@ -68,51 +75,55 @@ def triangle_attention(
     if name == "rows":
         return row_attention(z, mask, w, starting, layout, mesh)
     route = name.removeprefix("panel-")
-    keys = kept(mask)
-    dim = 1 if starting else 2
+    dim, keep = (1 if starting else 2), kept(mask)
     # The bias lies as the lines read it: [B, H, T_r, T_c], or for the ending node its transpose.
     bias = project_bias(z if starting else z.transpose(1, 2), w)
-    step = lines_per_chunk(z, dim, w, layout.size > 1)
+    length = lines_per_chunk(z, dim, w, layout.size > 1)
+    projected: deque[Lines] = deque()
+
+    def moves() -> Iterator[Move]:
+        for lo, hi in chunking.spans(z.shape[dim], length):
+            x = z.narrow(dim, lo, hi - lo)
+            projected.append(project_lines(x if starting else x.transpose(1, 2), w))
+            plan = triangle_attention_plan(layout, starting, (lo, hi), route, keep is not None)
+            keys = () if keep is None else (keep.narrow(dim, lo, hi - lo),)
+            if not starting:
+                keys = tuple(k.transpose(1, 2) for k in keys)
+            yield plan, (projected[-1].kv, bias, *keys)
+
+    # Boxes are (rows, columns) of the tile: for the ending node, rows are positions.
+    keys, pairs = ((1, 2), (2, 3)) if starting else ((2, 1), (3, 2))
+    dims: list[Dims] = [keys, pairs] if keep is None else [keys, pairs, keys]
+    wires = (mesh.wire, "raw", "raw")[: len(dims)]
+    panels = chained(mesh, moves(), dims, "triangle_attention", wires)
 
     def update(x: Tensor, chunk: Span) -> Tensor:
-        keep = None if keys is None else keys.narrow(dim, chunk[0], chunk[1] - chunk[0])
         if starting:
-            return _lines(x, keep, bias, w, starting, chunk, layout, mesh, route)
-        keep = None if keep is None else keep.transpose(1, 2)
-        x = _lines(x.transpose(1, 2), keep, bias, w, starting, chunk, layout, mesh, route)
-        return x.transpose(1, 2)
+            return _lines(x, panels, projected, w, layout)
+        return _lines(x.transpose(1, 2), panels, projected, w, layout).transpose(1, 2)
 
-    return map_chunks(z, dim, step, update)
+    out = map_chunks(z, dim, length, update)
+    assert next(panels, None) is None  # the last exchange ends
+    return out
 
 
 def _lines(
     x: Tensor,
-    keep: Tensor | None,
-    bias: Tensor,
+    panels: Iterator[Regions],
+    projected: deque[Lines],
     w: TriangleAttentionWeights,
-    starting: bool,
-    chunk: Span,
     layout: PairLayout,
-    mesh: Mesh,
-    route: str,
 ) -> Tensor:
     """One chunk of lines [B, lines, positions, C] with its update, in place without gradients."""
-    mine = project_lines(x, w)
-    plan = triangle_attention_plan(layout, starting, chunk, route, keep is not None)
-    # Boxes are (rows, columns) of the tile: for the ending node, rows are positions.
-    keys, pairs = ((1, 2), (2, 3)) if starting else ((2, 1), (3, 2))
-    sources, dims, wires = [mine.kv, bias], [keys, pairs], [mesh.wire, "raw"]
-    if keep is not None:
-        sources, dims, wires = [*sources, keep], [*dims, keys], [*wires, "raw"]
-    panels = key_panels(layout)
-    last = max(t for t, (lo, hi) in enumerate(panels) if lo < hi)
+    spans_of_keys = key_panels(layout)
+    last = max(t for t, (lo, hi) in enumerate(spans_of_keys) if lo < hi)
     carry: Carry | None = None
-    regions = stream(mesh, plan, sources, dims, "triangle_attention", wires)
-    for step, (kv, b, *rest) in enumerate(regions):
-        count = panels[step][1] - panels[step][0]
-        if count == 0:
+    for step, (lo, hi) in enumerate(spans_of_keys):
+        kv, b, *rest = next(panels)
+        if lo == hi:
             continue
-        kv, b, masks = kv[:, :, :count], b[..., :count], [x[:, :, :count] for x in rest]
-        carry = attend_lines(mine, kv, b, masks[0] if masks else None, carry, step == last)
+        kv, b, masks = kv[:, :, : hi - lo], b[..., : hi - lo], [m[:, :, : hi - lo] for m in rest]
+        carry = attend_lines(projected[0], kv, b, masks[0] if masks else None, carry, step == last)
     assert carry is not None
+    projected.popleft()
     return line_output(x, carry, w)

@@ -7,6 +7,8 @@ panel k of a row of tiles is the column k // 2, of a column of tiles the row k /
     0      0      2      4      3      5      1
     1      1      3      5      4      0      2
 
+Channels are taken in groups and pieces; the first panels of the next group are under way while
+the last ones of a group are used.
 Backward: the gradients of the panels of a and b are added up at their owners.
 """
 
@@ -18,12 +20,13 @@ import torch
 from torch import Tensor
 
 from foldcp.cost import strategy
-from foldcp.exchange import stream
 from foldcp.layout import PairLayout, Span
 from foldcp.mesh import Mesh
 from foldcp.plans import chunks, triangle_multiplication_plan
-from foldcp.rings.channel_multiplication import channel_products
+from foldcp.rings.channel_multiplication import LABEL, channel_products
+from foldcp.rings.pipeline import Move, chained
 from foldcp_kernels import triangle_multiplication as op
+from foldcp_kernels.chunking import chunk_bytes
 from foldcp_kernels.dispatch import compute_dtype, default_impl
 from foldcp_kernels.triangle_multiplication import (
     TriangleMultiplicationWeights,
@@ -32,26 +35,29 @@ from foldcp_kernels.triangle_multiplication import (
     project_planes,
 )
 
-_PANEL_BYTES = 1 << 20  # below this, latency costs more than the memory is worth
+# Panels are cut in pieces of at least this part of a chunk's bytes: below it, latency and launches
+# cost more than the memory is worth.
+_PIECES_OF_CHUNK = 16
 _MOST_PIECES = 8
 
 
-def channel_groups(layout: PairLayout, channels: int, plane_bytes: int) -> list[Span]:
+def channel_groups(layout: PairLayout, channels: int, plane_bytes: int, least: int) -> list[Span]:
     """Channels whose planes exist at the same time; a mesh keeps a quarter to make room for panels.
 
     Args:
         layout: the tiling. channels: D. plane_bytes: bytes of one channel of a tile.
+        least: bytes below which a panel is not cut.
     """
-    many = layout.size > 1 and channels * plane_bytes >= 4 * _PANEL_BYTES
+    many = layout.size > 1 and channels * plane_bytes >= 4 * least
     return list(chunks(channels, 4 if many else 1))
 
 
-def channel_pieces(layout: PairLayout, channels: int, plane_bytes: int) -> int:
+def channel_pieces(layout: PairLayout, channels: int, plane_bytes: int, least: int) -> int:
     """Channel chunks of one group's exchange: received panels stay small beside the tile."""
     if layout.size == 1:
         return 1
     panel = channels * plane_bytes * max(layout.mesh_rows, layout.mesh_cols) // layout.panels
-    return max(1, min(channels, _MOST_PIECES, panel // _PANEL_BYTES))
+    return max(1, min(channels, _MOST_PIECES, panel // least))
 
 
 def triangle_multiplication(
@@ -132,30 +138,26 @@ def _panel_products(
 ) -> Iterator[Tensor]:
     """The contraction over all panels, in chunks of channels."""
     channels = w.p_in.shape[0] // 2
-    plane_bytes = z.element_size() * layout.tile_rows * layout.tile_cols
+    plane_bytes = compute_dtype(z).itemsize * layout.tile_rows * layout.tile_cols
     if layout.size == 1 and not outgoing:
         # Alone, transposed planes make the incoming update the same product as the outgoing one.
         z, mask, outgoing = z.transpose(1, 2), None if mask is None else mask.transpose(1, 2), True
-    for group in channel_groups(layout, channels, plane_bytes):
-        planes = project_planes(z, mask, w, group)
-        yield from _group_products(planes, outgoing, layout, mesh, route)
-        del planes
+    least = chunk_bytes(z.device) // _PIECES_OF_CHUNK
 
+    def moves() -> Iterator[Move]:
+        for group in channel_groups(layout, channels, plane_bytes, least):
+            planes = project_planes(z, mask, w, group)
+            d = planes.shape[1] // 2
+            pieces = channel_pieces(layout, d, plane_bytes, least)
+            plan = triangle_multiplication_plan(layout, d, outgoing, pieces, route)
+            yield plan, (planes[:, :d], planes[:, d:])
+            del planes
 
-def _group_products(
-    planes: Tensor, outgoing: bool, layout: PairLayout, mesh: Mesh, route: str
-) -> Iterator[Tensor]:
-    """The contraction of one group of channels [B, 2d, T_r, T_c], in channel pieces."""
-    d = planes.shape[1] // 2
-    plane_bytes = planes.element_size() * layout.tile_rows * layout.tile_cols
-    pieces = channel_pieces(layout, d, plane_bytes)
-    plan = triangle_multiplication_plan(layout, d, outgoing, pieces, route)
-    sources, dims, wires = (planes[:, :d], planes[:, d:]), ((1, 2, 3),) * 2, (mesh.wire,) * 2
+    panels = chained(mesh, moves(), ((1, 2, 3),) * 2, LABEL, (mesh.wire,) * 2)
     acc: Tensor | None = None
-    panels = stream(mesh, plan, sources, dims, "triangle_multiplication", wires)
     for step, (a, b) in enumerate(panels):
         acc = contract(acc, a, b, outgoing, layout.panels)
         if (step + 1) % layout.panels == 0:
-            out, acc = acc.to(planes.dtype), None
+            out, acc = acc.to(a.dtype), None
             yield out
             del out
