@@ -49,7 +49,8 @@ lint: setup
 	@$(PY) -m ruff check .
 
 bench: setup
-	@set -e; for name in roofline aot bytes_moved live_memory tile_memory cpu_vs_stock; do \
+	@set -e; for name in roofline aot native rings_model bytes_moved live_memory tile_memory rings \
+		transports cpu_vs_stock; do \
 		$(PY) -m bench.$$name; done
 
 clean:

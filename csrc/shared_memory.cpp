@@ -20,7 +20,7 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 constexpr long kLook = 100'000'000;  // nanoseconds between two looks at the peers while waiting
-constexpr int kSpins = 40;           // looks at the slots before going to sleep
+constexpr int kSpins = 100;           // looks at the slots before going to sleep
 
 double since(Clock::time_point t) { return std::chrono::duration<double>(Clock::now() - t).count(); }
 

@@ -26,6 +26,10 @@ class ThreadEvent {
     std::lock_guard<std::mutex> lock(s_->mutex);
     return s_->issued;
   }
+  bool done() const {
+    std::lock_guard<std::mutex> lock(s_->mutex);
+    return s_->reached >= s_->issued;
+  }
   void reach(uint64_t generation) {
     {
       std::lock_guard<std::mutex> lock(s_->mutex);

@@ -130,7 +130,7 @@ def test_srun_prints_one_start_line(ends: dict[str, Ended]) -> None:
     root, other = ends["srun"].stdout
     lines = [line for line in root.splitlines() if line.startswith("foldcp: ")]
     assert len(lines) == 1 and other == ""
-    assert "mesh 1x2 (2 ranks on cpu), transport gloo" in lines[0]
+    assert "mesh 1x2 (2 ranks on cpu), transport host (direct, raw)" in lines[0]
     assert "precision fp32" in lines[0]
 
 

@@ -6,7 +6,6 @@ import multiprocessing as mp
 import os
 import signal
 import socket
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,11 +19,12 @@ import torch.distributed as dist
 from ranks import run
 from torch import Tensor
 
+from bench.transports import compare
 from foldcp import timeline
 from foldcp.exchange import Exchange, fetch, scatter_add, stream
 from foldcp.layout import PairLayout
 from foldcp.mesh import Mesh
-from foldcp.native import Options, tag
+from foldcp.native import Options
 from foldcp.plans import (
     partials_plan,
     token_plan,
@@ -34,7 +34,7 @@ from foldcp.plans import (
 )
 from foldcp.schedule import Plan, Schedule, Want, plan
 from foldcp.transport import TorchTransport, TransportError
-from foldcp.wire import Message, decode, encode
+from foldcp.wire import decode, encode
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 SUM3 = 3 * 2 + 1  # channels of the sources
@@ -158,40 +158,6 @@ def counted(mesh: Mesh) -> tuple[int, int]:
     return out[0], out[1]
 
 
-def timed(mesh: Mesh) -> dict[int, tuple[float, float]]:
-    """Seconds of a ring of three steps by the host transport and by gloo, per message size."""
-    out = {}
-    for numel, times in ((1024, 60), (1 << 22, 4)):
-        trials = []
-        for _ in range(5):
-            both = [
-                _three_steps(mesh, link, numel, times) for link in (mesh.link, TorchTransport(mesh))
-            ]
-            trials.append(both)
-        out[4 * numel] = tuple(statistics.median(t[i] for t in trials) for i in (0, 1))
-    return out
-
-
-def _three_steps(mesh: Mesh, link: Any, numel: int, times: int) -> float:
-    ahead, behind = (mesh.rank + 1) % mesh.size, (mesh.rank - 1) % mesh.size
-    buffers = [torch.full((numel,), float(mesh.rank)), torch.empty(numel)]
-    steps = [
-        ([Message(ahead, (buffers[i],), (False,))], [Message(behind, (buffers[1 - i],), (False,))])
-        for i in (0, 1)
-    ]
-    nothing = torch.empty(0, dtype=torch.uint8)
-    flight = link.flight()
-    mesh.barrier()
-    start = time.perf_counter()
-    for _ in range(times):
-        for step in range(3):
-            flight.post(step % 2, *steps[step % 2], tag("timed", step), nothing)
-            flight.arrive(step % 2)
-    seconds = (time.perf_counter() - start) / times
-    flight.land()
-    return seconds
-
-
 def overlapped(mesh: Mesh) -> float:
     """Fraction of the steps whose next transfer began and ended while their math ran."""
     numel, steps = 1 << 20, 12
@@ -283,12 +249,15 @@ def test_one_rank_with_a_wrong_tensor_ends_all() -> None:
 
 
 def test_host_is_much_faster_than_gloo() -> None:
-    found = run(2, 2, timed)
-    small, large = ([r[size] for r in found] for size in (4096, 1 << 24))
-    ratio = max(a for a, _ in small) / max(b for _, b in small)
-    print(f"4 KB: {small[0]} s; 16 MB: {large[0]} s; ratio {ratio:.3f}")
-    assert ratio <= 0.1, small
-    assert max(a for a, _ in large) <= max(b for _, b in large), large
+    found = run(2, 2, compare)
+    slowest = {
+        size: {name: max(r[size][name] for r in found) for name in ("host", "gloo")}
+        for size in (4 << 10, 16 << 20)
+    }
+    print(slowest)
+    small, large = slowest.values()
+    assert small["host"] <= 0.1 * small["gloo"]
+    assert large["host"] <= large["gloo"]
 
 
 def test_fp8_error_is_bounded() -> None:
