@@ -96,7 +96,7 @@ def extension() -> tuple[dict[str, Any], list[Any], dict[str, Any]]:
     chips = os.environ.get("TORCH_CUDA_ARCH_LIST") or CHIPS
     common = ["-O3", "-std=c++20", f"-DTORCH_TARGET_VERSION={OLDEST_TORCH}"]
     common += [f'-DFOLDCP_VERSION="{VERSION}"']
-    sources, includes, folders, libraries = [*HOST], [], [], ["pthread", "dl"]
+    sources, includes, folders, libraries = [*HOST], [], [], ["stdc++", "pthread", "dl"]
     if cuda is not None:
         cpp_extension.CUDA_HOME = str(cuda)  # None in a CPU build of torch
         common += ["-DFOLDCP_WITH_CUDA", "-DUSE_CUDA", f'-DFOLDCP_ARCHS="{chips}"']

@@ -59,6 +59,7 @@ CudaBackend::~CudaBackend() {
   stopped_.notify_all();
   watcher_.join();
   OnDevice on(device_);
+  carrier_.reset();  // its work is in the streams
   for (auto s : lanes_) cudaStreamDestroy(s);
 }
 

@@ -15,11 +15,13 @@ namespace foldcp {
 // The smallest power of two that brings `most` to at most 448; NaN where `most` is not finite.
 inline float segment_scale(float most) {
   if (!(most <= std::numeric_limits<float>::max())) return std::numeric_limits<float>::quiet_NaN();
-  int exponent = 0;
-  std::frexp(most / 448.0f, &exponent);  // most / 448 = m * 2^exponent with m in [0.5, 1)
-  if (most / 448.0f == std::ldexp(1.0f, exponent - 1)) --exponent;
   if (most == 0.0f) return 1.0f;
-  return std::ldexp(1.0f, exponent < -126 ? -126 : exponent);
+  float ratio = most / 448.0f;  // = m * 2^exponent with m in [0.5, 1)
+  int exponent = -126;
+  if (ratio >= std::numeric_limits<float>::min()) {
+    if (std::frexp(ratio, &exponent) == 0.5f) --exponent;
+  }
+  return std::ldexp(1.0f, exponent);
 }
 
 // Nearest, ties to even; 448 at most.
@@ -83,7 +85,16 @@ inline float load_number(const char* p, Type type) {
   }
 }
 
+// The number next to the largest of a type may have been rounded up: it stays finite. NaN passes.
+inline float finite(float f, Type type) {
+  float largest = type == Type::f16    ? 65504.0f
+                  : type == Type::bf16 ? 0x1.fep127f
+                                       : std::numeric_limits<float>::max();
+  return f > largest ? largest : f < -largest ? -largest : f;
+}
+
 inline void store_number(char* p, float f, Type type) {
+  f = finite(f, type);
   uint16_t half;
   uint32_t word;
   double d = f;

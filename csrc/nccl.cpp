@@ -1,5 +1,6 @@
 #include "nccl.h"
 
+#include <algorithm>
 #include <chrono>
 #include <cstring>
 #include <stdexcept>
@@ -36,6 +37,7 @@ void Nccl::make(int lane, const Lane& what, int max_ctas) {
 
 Nccl::~Nccl() {
   std::unique_lock<std::mutex> lock(mutex_);
+  deadline_ = std::min(deadline_, 10.0);  // a peer that is gone does not hold up the end for long
   for (int lane = 0; lane < kLanes; ++lane) {
     if (!comms_[lane]) continue;  // aborted, or never made
     try {

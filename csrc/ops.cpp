@@ -135,6 +135,9 @@ int64_t nccl_open(std::string path, int64_t device, int64_t rank, int64_t size, 
     ranks_of[1].push_back(peer / cols);
     ranks_of[2].push_back(peer);
   }
+#ifndef FOLDCP_WITH_CUDA
+  if (device >= 0) throw std::runtime_error("foldcp was built without CUDA");
+#endif
   const auto& api = nccl::load(path);
 #ifdef FOLDCP_WITH_CUDA
   if (device >= 0) {
@@ -145,7 +148,6 @@ int64_t nccl_open(std::string path, int64_t device, int64_t rank, int64_t size, 
         std::make_shared<EngineEndpoint<CudaBackend>>(std::move(backend), rank, cols));
   }
 #endif
-  if (device >= 0) throw std::runtime_error("foldcp was built without CUDA");
   auto nccl = std::make_unique<Nccl>(api, lanes, ranks_of, max_ctas, deadline);
   auto backend = std::make_unique<HostBackend<Nccl>>(std::move(nccl));
   return Engines::instance().add(
@@ -217,27 +219,24 @@ void flight_arrive(int64_t engine, int64_t flight, int64_t slot) {
 void flight_land(int64_t engine, int64_t flight) { Engines::instance().get(engine)->land(flight); }
 
 // A piece to and from its form on the wire; what the engine does, for tests and benches.
-void pack_piece(Tensor view, bool fp8, Tensor message) {
-  char* to = static_cast<char*>(message.mutable_data_ptr());
-  if (view.is_cuda()) {
-#ifdef FOLDCP_WITH_CUDA
-    OnDevice on(view.get_device_index());
-    return pack(part_of(view, fp8, 0), to, CudaBackend::current(view.get_device_index()));
-#endif
+void convert_piece(const Tensor& view, bool fp8, const Tensor& message, bool there) {
+  Part part = part_of(view, fp8, 0);
+  char* bytes = static_cast<char*>(message.mutable_data_ptr());
+  if (part.bytes() > static_cast<size_t>(message.numel()) * message.element_size()) {
+    throw std::runtime_error("the message of a piece is too small");
   }
-  pack(part_of(view, fp8, 0), to);
+  if (!view.is_cuda()) return there ? pack(part, bytes) : unpack(part, bytes);
+#ifdef FOLDCP_WITH_CUDA
+  OnDevice on(view.get_device_index());
+  cudaStream_t stream = CudaBackend::current(view.get_device_index());
+  there ? pack(part, bytes, stream) : unpack(part, bytes, stream);
+#else
+  throw std::runtime_error("foldcp was built without CUDA");
+#endif
 }
 
-void unpack_piece(Tensor message, bool fp8, Tensor view) {
-  const char* from = static_cast<const char*>(message.mutable_data_ptr());
-  if (view.is_cuda()) {
-#ifdef FOLDCP_WITH_CUDA
-    OnDevice on(view.get_device_index());
-    return unpack(part_of(view, fp8, 0), from, CudaBackend::current(view.get_device_index()));
-#endif
-  }
-  unpack(part_of(view, fp8, 0), from);
-}
+void pack_piece(Tensor view, bool fp8, Tensor message) { convert_piece(view, fp8, message, true); }
+void unpack_piece(Tensor message, bool fp8, Tensor view) { convert_piece(view, fp8, message, false); }
 
 }  // namespace foldcp
 

@@ -3,6 +3,7 @@
 #include <cuda_fp8.h>
 
 #include <algorithm>
+#include <cfloat>
 #include <stdexcept>
 #include <string>
 
@@ -53,16 +54,22 @@ __device__ inline float number(double x) { return static_cast<float>(x); }
 __device__ inline float number(float x) { return x; }
 __device__ inline float number(__half x) { return __half2float(x); }
 __device__ inline float number(__nv_bfloat16 x) { return __bfloat162float(x); }
-__device__ inline void store(double* p, float x) { *p = x; }
-__device__ inline void store(float* p, float x) { *p = x; }
-__device__ inline void store(__half* p, float x) { *p = __float2half_rn(x); }
-__device__ inline void store(__nv_bfloat16* p, float x) { *p = __float2bfloat16_rn(x); }
+// The CPU's `finite` (e4m3.h).
+__device__ inline float finite(float x, float largest) {
+  return x > largest ? largest : x < -largest ? -largest : x;
+}
+__device__ inline void store(double* p, float x) { *p = finite(x, FLT_MAX); }
+__device__ inline void store(float* p, float x) { *p = finite(x, FLT_MAX); }
+__device__ inline void store(__half* p, float x) { *p = __float2half_rn(finite(x, 65504.0f)); }
+__device__ inline void store(__nv_bfloat16* p, float x) {
+  *p = __float2bfloat16_rn(finite(x, 0x1.fep127f));
+}
 
 // The CPU's segment_scale (e4m3.h), on bits: the smallest power of two that is at least most / 448.
 __device__ inline float segment_scale(float most) {
   float ratio = __fdiv_rn(most, 448.0f);
   uint32_t bits = __float_as_uint(ratio);
-  if (!(most <= 3.402823466e38f)) return __uint_as_float(0x7fffffff);
+  if (!(most <= FLT_MAX)) return __uint_as_float(0x7fc00000);
   if (most == 0.0f) return 1.0f;
   uint32_t exponent = bits >> 23;
   if (exponent != 0 && (bits & 0x7fffff)) ++exponent;
@@ -96,7 +103,7 @@ encode(const __grid_constant__ Shape shape, const T* strided, float* scales, uin
       word |= static_cast<uint32_t>(__nv_cvt_float_to_fp8(x[i] / scale, __NV_SATFINITE, __NV_E4M3)) << 8 * i;
     }
     if (lane == 0) scales[s] = scale;
-    if (first + 4 <= count) {
+    if (first < count && count - first >= 4) {
       payload[first / 4] = word;
     } else {
       for (int i = 0; i < 4 && first + i < count; ++i) {

@@ -58,18 +58,24 @@ void scatter_line(char* to, const char* from, int64_t n, int64_t stride) {
   for (int64_t i = 0; i < n; ++i) out[i * stride] = in[i];
 }
 
+struct Wide {
+  uint64_t halves[2];
+};
+
 void copy_raw(const View& v, char* packed, bool gather) {
   lines(v, [&](char* p, int64_t n, int64_t stride) {
     size_t bytes = static_cast<size_t>(n) * v.item;
     if (stride == 1) {
       std::memcpy(gather ? packed : p, gather ? p : packed, bytes);
     } else if (gather) {
-      v.item == 8   ? gather_line<uint64_t>(packed, p, n, stride)
+      v.item == 16  ? gather_line<Wide>(packed, p, n, stride)
+      : v.item == 8 ? gather_line<uint64_t>(packed, p, n, stride)
       : v.item == 4 ? gather_line<uint32_t>(packed, p, n, stride)
       : v.item == 2 ? gather_line<uint16_t>(packed, p, n, stride)
                     : gather_line<uint8_t>(packed, p, n, stride);
     } else {
-      v.item == 8   ? scatter_line<uint64_t>(p, packed, n, stride)
+      v.item == 16  ? scatter_line<Wide>(p, packed, n, stride)
+      : v.item == 8 ? scatter_line<uint64_t>(p, packed, n, stride)
       : v.item == 4 ? scatter_line<uint32_t>(p, packed, n, stride)
       : v.item == 2 ? scatter_line<uint16_t>(p, packed, n, stride)
                     : scatter_line<uint8_t>(p, packed, n, stride);

@@ -90,7 +90,9 @@ def unpack(buffer: Tensor, message: Message) -> None:
         if fp8:
             scales = part[: 4 * -(-view.numel() // SEGMENT)].view(torch.float32)
             decoded = decode(scales, part[_scale_bytes(view.numel()) :])
-            view.copy_(decoded.view(view.shape))
+            # The number next to the largest of a type may have been rounded up: it stays finite.
+            largest = torch.finfo(view.dtype if view.itemsize < 4 else torch.float32).max
+            view.copy_(decoded.clamp_(-largest, largest).view(view.shape))
         else:
             view.copy_(part.view(view.dtype).view(view.shape))
 
@@ -120,6 +122,7 @@ def encode(x: Tensor) -> tuple[Tensor, Tensor]:
     most = rows.abs().amax(1)  # NaN where there is one
     mantissa, exponent = torch.frexp(most / LARGEST)
     exponent = (exponent - (mantissa == 0.5).to(exponent.dtype)).clamp(min=-126)
+    exponent = torch.where(mantissa == 0, torch.full_like(exponent, -126), exponent)  # underflow
     scales = torch.ldexp(torch.ones_like(most), exponent)
     scales = torch.where(most == 0, torch.ones_like(scales), scales)
     scales = torch.where(most.isfinite(), scales, torch.full_like(scales, torch.nan))

@@ -266,7 +266,7 @@ def test_bench_command_says_where_it_works(
     with pytest.raises(SystemExit) as ended:
         cli.main(["bench", "kernels", *chosen, "--out", str(out)])
     assert ended.value.code == 0 and len(read(out)) == 1
-    with pytest.raises(SystemExit, match="expects kernels, block, predict, tune, got 'all'"):
+    with pytest.raises(SystemExit, match="expects kernels, block, predict, rings, tune, got 'all'"):
         cli.main(["bench", "all"])
     monkeypatch.setattr(cli, "__file__", str(tmp_path / "foldcp" / "cli.py"))
     with pytest.raises(SystemExit, match="only in a clone"):

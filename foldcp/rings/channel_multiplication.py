@@ -17,6 +17,7 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
+from foldcp import timeline
 from foldcp.layout import PairLayout, Span
 from foldcp.mesh import Mesh
 from foldcp.plans import channel_back_plan, channel_plan
@@ -91,7 +92,8 @@ def channel_products(
         there = ahead(mesh, planes(), (_DIMS, _DIMS), LABEL, (mesh.wire,) * 2)
         for lo, hi in (span for group in groups for span in group):
             a, b = next(there)
-            x = contract(None, a, b, outgoing)
+            with timeline.math(LABEL, 0):  # exchanges of one step each
+                x = contract(None, a, b, outgoing)
             del a, b
             yield channel_back_plan(layout, hi - lo), (x,)
             del x
