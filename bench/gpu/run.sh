@@ -1,17 +1,18 @@
 #!/bin/bash
 # Checks and measures everything on one GPU in under 9 minutes: bash bench/gpu/run.sh
-# Needs python3 with torch, triton and pytest. Parts with Boltz or cuEquivariance run when they are
+# Needs python3 with torch, triton and pytest. The part `engine` needs the compiled extension: carry
+# foldcp_kernels/_C.abi3.so and _build_info.py, which git ignores, there. Parts with Boltz or cuEquivariance run when they are
 # importable, from .gpu-deps (bench/gpu/carry.sh makes it) or installed. Each part has a time limit,
 # and a part that fails does not stop the next. Results go to $OUT: tables, plots, log.txt.
 #
 # FAST=1     a rehearsal: tiny sizes, works on a CPU
-# PARTS=...  some of: correctness core block kernels predict plots (the default) and peers, which
+# PARTS=...  some of: correctness engine core block kernels predict plots (the default) and peers, which
 #            adds torch.compile and trifast and takes 8 minutes alone
 cd "$(dirname "$0")/../.." || exit 1
 PY=${PYTHON:-python3}
 NAME=$($PY -c 'from bench.machine import results_folder as f; print(f().name)') || exit 1
 OUT=${OUT:-bench/results/$NAME}
-PARTS=${PARTS:-correctness core block kernels predict plots}
+PARTS=${PARTS:-correctness engine core block kernels predict plots}
 mkdir -p "$OUT"
 export PYTHONUNBUFFERED=1 PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 unset TRITON_INTERPRET
@@ -44,6 +45,7 @@ part() { # part NAME SECONDS COMMAND...
 : >"$OUT/log.txt"
 if [ -n "$FAST" ]; then
   part correctness 200 "$PY" -m pytest -q -x tests/test_bench.py -k roofline
+  part engine 100 "$PY" -m bench.gpu.engine --out "$OUT"
   part core 60 "$PY" -m bench.kernels --op $CORE --n 32 \
     --budget 0.1 --out "$OUT/kernels_core.csv"
   part block 90 "$PY" -m bench.block --n 24 --layers 2 --budget 0.1 --out "$OUT/block.csv"
@@ -52,8 +54,10 @@ if [ -n "$FAST" ]; then
 else
   # Triton compiles for minutes on one core.
   PARALLEL=$($PY -c 'import xdist' 2>/dev/null && echo "-n 8")
-  part correctness 140 "$PY" -m pytest -q -p no:cacheprovider --maxfail=20 $PARALLEL tests/test_kernels*.py \
+  part correctness 110 "$PY" -m pytest -q -p no:cacheprovider --maxfail=20 $PARALLEL tests/test_kernels*.py \
     -k "not compile_for_every_chip"
+  # Four ranks share the GPU: shows that the exchanges are right, and nothing about speed.
+  part engine 45 "$PY" -m bench.gpu.engine --out "$OUT"
   part core 95 "$PY" -m bench.kernels --op $CORE --n 1024,2048,512,4096 --budget 1.5 --within 75 \
     --out "$OUT/kernels_core.csv" --providers foldcp,foldcp-torch,eager,cuequivariance
   part block 75 "$PY" -m bench.block --n 512,1024,2048 --budget 1.5 --within 60 --out "$OUT/block.csv"
@@ -67,8 +71,10 @@ else
 fi
 rm -f "$OUT/part.txt"
 part plots 20 "$PY" -m bench.plots "$OUT"
-rm -f "$OUT/part.txt" # at most 8 files come back: 4 tables, 3 or 4 plots, the log
-[ "$(find "$OUT" -maxdepth 1 -type f | wc -l)" -gt 8 ] && rm -f "$OUT/kernels_core.png"
+rm -f "$OUT/part.txt" # at most 8 files come back: tables, plots, the log
+for plot in kernels_core.png kernels.png; do
+  [ "$(find "$OUT" -maxdepth 1 -type f | wc -l)" -gt 8 ] && rm -f "$OUT/$plot"
+done
 
 echo "=== ${NAME}: $((SECONDS - START)) s; failed:${FAILED:- none}"
 "$PY" - "$OUT" <<'PYTHON'
