@@ -139,7 +139,7 @@ void CudaBackend::watch() {
       if (state != cudaSuccess && state != cudaErrorNotReady) check(state, "an exchange");
       if (late) {
         throw std::runtime_error("an exchange was not finished within " +
-                                 std::to_string(static_cast<int>(deadline_)) + " s");
+                                 std::to_string(static_cast<int>(deadline_.load())) + " s");
       }
       carrier_->poll();
     } catch (const std::exception& e) {
@@ -147,6 +147,11 @@ void CudaBackend::watch() {
     }
     lock.lock();
   }
+}
+
+void CudaBackend::set_deadline(double seconds) {
+  deadline_ = seconds;
+  carrier_->set_deadline(seconds);
 }
 
 void CudaBackend::abort(const std::string& message) {

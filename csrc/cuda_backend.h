@@ -48,6 +48,7 @@ class CudaCarrier {
   virtual ~CudaCarrier() = default;
   virtual void run(int lane, const std::vector<Transfer>& transfers, int64_t tag,
                    cudaStream_t stream) = 0;
+  virtual void set_deadline(double) {}                 // of what the host waits for
   virtual void poll() = 0;                             // throws what went wrong in the background
   virtual void abort(const std::string& message) = 0;  // ends what is under way
 };
@@ -70,6 +71,7 @@ class CudaBackend {
 
   void abort(const std::string& message);
   std::string error() const;
+  void set_deadline(double seconds);
 
   // As Trace: events in the lanes, read when the rows are taken.
   class Timeline {
@@ -101,7 +103,7 @@ class CudaBackend {
 
   int device_;
   std::unique_ptr<CudaCarrier> carrier_;
-  double deadline_;
+  std::atomic<double> deadline_;
   Timeline timeline_;
   cudaStream_t lanes_[kLanes] = {};
   mutable std::mutex mutex_;

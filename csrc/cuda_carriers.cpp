@@ -15,6 +15,7 @@ class NcclCarrier : public CudaCarrier {
   void run(int lane, const std::vector<Transfer>& t, int64_t tag, cudaStream_t s) override {
     nccl_->run(lane, t, tag, s);
   }
+  void set_deadline(double seconds) override { nccl_->set_deadline(seconds); }
   void poll() override { nccl_->poll(); }
   void abort(const std::string& message) override { nccl_->abort(message); }
 

@@ -22,6 +22,7 @@ class Endpoint {
   virtual void land(int64_t flight) = 0;
   virtual void abort(const std::string& message) = 0;
   virtual std::string error() = 0;
+  virtual void set_deadline(double seconds) = 0;
   virtual void trace(bool on) = 0;
   virtual std::vector<int64_t> take_trace() = 0;
 };
@@ -66,6 +67,7 @@ class EngineEndpoint : public Endpoint {
   }
   void abort(const std::string& message) override { backend_->abort(message); }
   std::string error() override { return backend_->error(); }
+  void set_deadline(double seconds) override { backend_->set_deadline(seconds); }
   void trace(bool on) override { backend_->trace.enable(on); }
   std::vector<int64_t> take_trace() override { return backend_->trace.take(); }
   B& backend() { return *backend_; }

@@ -88,6 +88,7 @@ class HostBackend {
     return error_;
   }
   C& carrier() { return *carrier_; }
+  void set_deadline(double seconds) { carrier_->set_deadline(seconds); }
 
   Trace trace;
 

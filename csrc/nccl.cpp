@@ -37,7 +37,7 @@ void Nccl::make(int lane, const Lane& what, int max_ctas) {
 
 Nccl::~Nccl() {
   std::unique_lock<std::mutex> lock(mutex_);
-  deadline_ = std::min(deadline_, 10.0);  // a peer that is gone does not hold up the end for long
+  deadline_ = std::min(deadline_.load(), 10.0);  // a peer that is gone does not hold up the end for long
   for (int lane = 0; lane < kLanes; ++lane) {
     if (!comms_[lane]) continue;  // aborted, or never made
     try {
@@ -78,7 +78,7 @@ void Nccl::settle(std::unique_lock<std::mutex>& lock, int lane, nccl::result_t r
     if (aborted_.load()) throw_aborted();
     if (std::chrono::duration<double>(Clock::now() - start).count() > deadline_) {
       set_error(std::string("NCCL: ") + what + " took longer than " +
-                std::to_string(static_cast<int>(deadline_)) + " s (lane " + std::to_string(lane) +
+                std::to_string(static_cast<int>(deadline_.load())) + " s (lane " + std::to_string(lane) +
                 "): a rank is missing or does something else");
       throw_aborted();
     }

@@ -36,6 +36,7 @@ class Nccl {
   void poll();
   void abort(const std::string& message);
   double deadline() const { return deadline_; }
+  void set_deadline(double seconds) { deadline_ = seconds; }
 
  private:
   void make(int lane, const Lane& what, int max_ctas);
@@ -49,7 +50,7 @@ class Nccl {
 
   const nccl::Api& api_;
   std::vector<std::vector<int>> ranks_of_;
-  double deadline_;
+  std::atomic<double> deadline_;
   nccl::comm_t comms_[kLanes] = {};
   std::mutex mutex_;        // of the communicators: NCCL takes one call at a time
   std::mutex error_mutex_;

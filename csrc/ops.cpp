@@ -194,6 +194,7 @@ int64_t copy_open(int64_t window, std::string handles, int64_t cols, double dead
 void engine_close(int64_t engine) { Engines::instance().remove(engine); }
 void engine_abort(int64_t engine, std::string message) { Engines::instance().get(engine)->abort(message); }
 std::string engine_error(int64_t engine) { return Engines::instance().get(engine)->error(); }
+void engine_deadline(int64_t engine, double seconds) { Engines::instance().get(engine)->set_deadline(seconds); }
 void engine_trace(int64_t engine, bool on) { Engines::instance().get(engine)->trace(on); }
 std::vector<int64_t> engine_take_trace(int64_t engine) { return Engines::instance().get(engine)->take_trace(); }
 int64_t flight_open(int64_t engine) { return Engines::instance().get(engine)->open(); }
@@ -255,6 +256,7 @@ STABLE_TORCH_LIBRARY(foldcp, m) {
   m.def("engine_close(int engine) -> ()");
   m.def("engine_abort(int engine, str message) -> ()");
   m.def("engine_error(int engine) -> str");
+  m.def("engine_deadline(int engine, float seconds) -> ()");
   m.def("engine_trace(int engine, bool on) -> ()");
   m.def("engine_take_trace(int engine) -> int[]");
   m.def("flight_open(int engine) -> int");
@@ -284,6 +286,7 @@ STABLE_TORCH_LIBRARY_IMPL(foldcp, CompositeExplicitAutograd, m) {
   m.impl("engine_close", TORCH_BOX(&engine_close));
   m.impl("engine_abort", TORCH_BOX(&engine_abort));
   m.impl("engine_error", TORCH_BOX(&engine_error));
+  m.impl("engine_deadline", TORCH_BOX(&engine_deadline));
   m.impl("engine_trace", TORCH_BOX(&engine_trace));
   m.impl("engine_take_trace", TORCH_BOX(&engine_take_trace));
   m.impl("flight_open", TORCH_BOX(&flight_open));

@@ -179,7 +179,7 @@ void SharedMemory::run(int, const std::vector<Transfer>& transfers, int64_t tag,
 }
 
 void SharedMemory::give_up() {
-  abort("rank " + std::to_string(rank_) + " waited " + std::to_string(static_cast<int>(deadline_)) +
+  abort("rank " + std::to_string(rank_) + " waited " + std::to_string(static_cast<int>(deadline_.load())) +
         " s for an exchange that made no progress");
   throw std::runtime_error(error());
 }

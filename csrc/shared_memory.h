@@ -40,6 +40,7 @@ class SharedMemory {
   // Aborts because the deadline has passed.
   [[noreturn]] void give_up();
   double deadline() const { return deadline_; }
+  void set_deadline(double seconds) { deadline_ = seconds; }
   // True when these sends can be carried out without waiting for anybody.
   bool room(const std::vector<Message>& sends) const;
   // Makes every rank's `run` throw, now and later. The first message is kept.
@@ -67,7 +68,7 @@ class SharedMemory {
 
   int rank_, size_, fd_ = -1;
   size_t slot_bytes_, slot_stride_, length_ = 0;
-  double deadline_;
+  std::atomic<double> deadline_;
   char* base_ = nullptr;
 };
 

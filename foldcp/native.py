@@ -11,7 +11,7 @@ import sys
 import threading
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,6 +29,7 @@ _SLICE = 0.5  # seconds that a wait holds the interpreter: signals are handled i
 _WATCH = 0.2  # seconds between two looks for errors, own and those of other ranks
 _HOST_BYTES = 64 << 20  # of shared memory for the slots of all pairs of ranks
 _WINDOW_BYTES = 128 << 20  # of device memory for the slots of one rank's peers
+_MEETING = 120.0  # seconds that setting up and the trial exchange may take
 _CUDA = ("nccl", "copy-engine", "torch-nccl")
 
 
@@ -250,7 +251,8 @@ def _native(mesh: Mesh, name: str, options: Options) -> NativeTransport:
     missing = extension.described() if extension.ops is None or cuda_missing else None
     _agree(mesh, name, missing and f"the compiled extension is missing ({missing})")
     opening = {"host": _open_host, "nccl": _open_nccl, "copy-engine": _open_copies}[name]
-    transport = NativeTransport(name, mesh, opening(mesh, extension.ops, options))
+    soon = replace(options, deadline=min(options.deadline, _MEETING))
+    transport = NativeTransport(name, mesh, opening(mesh, extension.ops, soon))
     try:
         problem = _try_out(mesh, transport)
     except TransportError as error:
@@ -261,6 +263,7 @@ def _native(mesh: Mesh, name: str, options: Options) -> NativeTransport:
         transport.abort("the trial exchange failed")
         transport.close()
         raise
+    extension.ops.engine_deadline(transport.engine, options.deadline)
     return transport
 
 

@@ -1,0 +1,86 @@
+"""The nccl transport of a mesh over the stand-in for NCCL: what it brings, who hears of errors."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from native import SOURCES, compile_shared
+from nccl_engine import LIBRARY
+from ranks import run
+
+from foldcp.exchange import stream
+from foldcp.layout import PairLayout
+from foldcp.mesh import Mesh
+from foldcp.native import Options
+from foldcp.plans import triangle_multiplication_plan
+from foldcp.transport import TorchTransport, TransportError
+
+
+def _regions(mesh: Mesh) -> list[torch.Tensor]:
+    layout = PairLayout(30, mesh.rows, mesh.cols, mesh.rank)
+    made = triangle_multiplication_plan(layout, 4, True, 2, "ring")
+    g = torch.Generator().manual_seed(mesh.rank)
+    shape = (1, 4, layout.tile_rows, layout.tile_cols)
+    sources = [torch.randn(shape, generator=g) for _ in range(2)]
+    steps = stream(mesh, made, sources, ((1, 2, 3),) * 2, "panels", ("fp8", "raw"))
+    return [x.clone() for step in steps for x in step]
+
+
+def on_the_stand_in(mesh: Mesh, library: str) -> dict[str, Any]:
+    """Exchange, close, connect again with an error to come on rank 1, and wait for it."""
+    os.environ["MOCK_NCCL_DIR"] = str(Path(library).parent)
+    os.environ["MOCK_NCCL_POLLS"] = "3"
+    options = Options(deadline=60.0, nccl_library=library)
+    nccl = mesh.connected("nccl", options)
+    want = _regions(replace(mesh, link=TorchTransport(mesh)))
+    same = all(torch.equal(a, b) for a, b in zip(_regions(nccl), want, strict=True))
+    name = nccl.transport
+    nccl.close()
+    if mesh.rank == 1:
+        os.environ["MOCK_NCCL_ERROR_AT"] = "8"
+    nccl = mesh.connected("nccl", options)
+    start = time.monotonic()
+    said = "nothing"
+    try:
+        while time.monotonic() - start < 30:
+            _regions(nccl)
+    except TransportError as error:
+        said = str(error)
+    seconds = time.monotonic() - start
+    try:
+        _regions(nccl)
+        again = "nothing"
+    except TransportError as error:
+        again = str(error)
+    mesh.barrier()  # the control messages still work
+    return {"same": same, "name": name, "said": said, "again": again, "seconds": seconds}
+
+
+def test_nccl_of_a_mesh(tmp_path: Path) -> None:
+    library = compile_shared(SOURCES / "mock_nccl.cpp", tmp_path / LIBRARY)
+    found = run(2, 2, on_the_stand_in, str(library), transport="gloo")
+    for rank, result in enumerate(found):
+        assert result["same"] and result["name"] == "nccl"
+        assert result["seconds"] < 5, found
+        assert result["again"] == result["said"]
+        assert result["said"].startswith("exchange of tiles (nccl): ")
+        # The rank itself, and every other one: through the store, which names it, or because its
+        # own communicator broke.
+        assert "NCCL: " in result["said"], (rank, result)
+    assert any("rank 1: NCCL: " in r["said"] for i, r in enumerate(found) if i != 1), found
+
+
+def test_nccl_that_is_not_there() -> None:
+    with pytest.raises(AssertionError, match="transport nccl cannot run here, rank 0: NCCL cannot"):
+        run(1, 2, missing, transport="gloo")
+
+
+def missing(mesh: Mesh) -> None:
+    """A library that does not exist."""
+    mesh.connected("nccl", Options(nccl_library="/nowhere/libnccl.so"))
