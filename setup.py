@@ -23,7 +23,7 @@ from distutils.command.install_data import install_data  # isort: skip  # provid
 ROOT = Path(__file__).parent
 VERSION = "0.1.0"
 OLDEST_TORCH = "0x020b000000000000"  # stable interface of torch 2.11
-CHIPS = "8.0;9.0a;10.0a;12.0+PTX"
+CHIPS = "8.0+PTX;9.0a;10.0a;12.0+PTX"  # the PTX of sm_80 runs on what is not listed
 HOST = ("module.c", "ops.cpp", "view.cpp", "shared_memory.cpp", "nccl.cpp", "nccl_abi.cpp")
 CUDA = ("cuda_backend.cpp", "cuda_carriers.cpp", "pack.cu")
 

@@ -184,10 +184,11 @@ def report(transport: str, ranks: list[dict[str, Any]], options: argparse.Namesp
         fractions = [hidden(i) for i in intervals]
         shape = f"{options.mesh}, N = {options.tokens}, {transport}, {options.strategy}"
         slowest = 1e3 * max(r[op]["seconds"] for r in ranks)
-        print(
-            f"{op} ({shape}): {slowest:.1f} ms; {100 * min(fractions):.0f} to "
-            f"{100 * max(fractions):.0f} % of the time of a rank's transfers is hidden under math"
-        )
+        seen = f"transfers are not recorded by {transport}"
+        if any(i.kind == "transfer" for found in intervals for i in found):
+            low, high = (f"{100 * pick(fractions):.0f}" for pick in (min, max))
+            seen = f"{low} to {high} % of the time of a rank's transfers is hidden under math"
+        print(f"{op} ({shape}): {slowest:.1f} ms; {seen}")
         (folder / f"{op}.json").write_text(json.dumps(chrome_trace(intervals)))
         plot(intervals, folder / f"{op}.png", f"{op}: {shape}")
         table += [

@@ -111,6 +111,8 @@ class Mesh:
             if value not in _POLICY[name]:
                 raise ValueError(f"{name} must be one of {_POLICY[name]}, got {value!r}")
         device = torch.device(device)
+        if device.type == "cuda" and device.index is None:
+            device = torch.device("cuda", torch.cuda.current_device())
         if world == 1:
             return cls(rows, cols, 0, device, None, route, **policy)
         bare = cls(rows, cols, dist.get_rank(), device, dist.group.WORLD, route, **policy)
