@@ -137,7 +137,10 @@ class Mesh:
         raise ValueError(problem)
 
     def check(self, z: Shaped, layout: PairLayout, name: str = "z", **options: bool) -> None:
-        """`layout.check`, heard by all ranks."""
+        """`layout.check`, and that it is on the mesh's kind of device; heard by all ranks."""
+        device = getattr(z, "device", self.device)
+        if device.type != self.device.type:
+            self.refuse(f"`{name}` is on {device}, but the mesh is on {self.device}: move it there")
         try:
             layout.check(z, name, **options)
         except ValueError as error:

@@ -69,6 +69,7 @@ class Backend {
   } trace;
   bool reached(const Event&, double) const { return true; }
   void abort(const std::string&) {}
+  void set_deadline(double) {}
   std::string error() const { return ""; }
 
   std::array<std::array<int64_t, kLanes>, 4> waits{};  // that the engine asked for

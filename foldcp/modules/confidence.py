@@ -105,7 +105,7 @@ class ConfidenceModule(TiledModule):
 
         Source: AlphaFold 3 supplement, Algorithm 31.
         """
-        layout.check(z)
+        self.mesh.check(z, layout)
         tokens = self._tokens(s_inputs, s, layout)
         samples, n = len(x_pred), layout.n
         dtype = wide(z[:1, :1, :1]).dtype

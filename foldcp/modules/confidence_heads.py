@@ -86,8 +86,8 @@ class ConfidenceHeads(TiledModule):
         Raises:
             ValueError: a tensor is not a tile of this layout.
         """
-        layout.check(z)
-        layout.check(contact_probability, "contact_probability")
+        self.mesh.check(z, layout)
+        self.mesh.check(contact_probability, layout, "contact_probability")
         (r0, _), (c0, c1) = layout.tile_box()
         rows, cols = layout.valid(layout.row_span()), layout.valid((c0, c1))
         pae_values, pde_values = self._values(groups)

@@ -91,7 +91,7 @@ class DiffusionConditioning(TiledModule):
 
         Source: AlphaFold 3 supplement, Algorithms 5, 20 and 21.
         """
-        layout.check(z_trunk, name="z_trunk")
+        self.mesh.check(z_trunk, layout, "z_trunk")
         depth = max(len(self.atom_enc_proj_z), len(self.atom_dec_proj_z))
         block = atom_block(feats, layout, atom_layout, self.mesh, depth)
         token_bias, z_to_p = self._pair(z_trunk, relpos_rows, feats, layout)

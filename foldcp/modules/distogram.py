@@ -62,7 +62,7 @@ class DistogramModule(TiledModule):
         Raises:
             ValueError: `z` is not a tile of this layout.
         """
-        layout.check(z)
+        self.mesh.check(z, layout)
         weight = self.distogram.weight[: self.num_bins]
         bias = self.distogram.bias[: self.num_bins]
         for (lo, hi), other in mirrored_rows(z, layout, self.mesh, self._bytes_each(z, layout)):
@@ -83,7 +83,7 @@ class DistogramModule(TiledModule):
 
         Source: AlphaFold 3 supplement, section 4.4.
         """
-        layout.check(z)
+        self.mesh.check(z, layout)
         weight = self.distogram.weight[: self.num_bins]
         bias = self.distogram.bias[: self.num_bins]
         out = torch.empty(z.shape[:3], dtype=wide(z[:0]).dtype, device=z.device)

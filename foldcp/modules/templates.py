@@ -68,7 +68,7 @@ class TemplateV2Module(TiledModule):
 
         Source: AlphaFold 3 supplement, Algorithm 16.
         """
-        layout.check(z)
+        self.mesh.check(z, layout)
         present = feats["template_mask"][0].any(-1).tolist()
         shown = [t for t, some in enumerate(present) if some]
         if shown:

@@ -69,7 +69,7 @@ def triangle_attention(
 
     Source: AlphaFold 3 supplement, Algorithms 14 and 15; Fold-CP (arXiv 2603.14806).
     """
-    layout.check(z)
+    mesh.check(z, layout)
     sizes = z.element_size(), compute_dtype(z).itemsize
     name = strategy("triangle_attention", layout, mesh, *sizes, z.shape[-1], w.heads)
     if name == "rows":

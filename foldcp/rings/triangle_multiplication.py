@@ -83,7 +83,7 @@ def triangle_multiplication(
 
     Source: AlphaFold 3 supplement, Algorithms 12 and 13; Fold-CP (arXiv 2603.14806).
     """
-    layout.check(z)
+    mesh.check(z, layout)
     if layout.size == 1 and default_impl() == "cuequivariance":
         return op.triangle_multiplication(z, mask, w, outgoing, "cuequivariance")
     return gated_update(z, contraction(z, mask, w, outgoing, layout, mesh), w)
