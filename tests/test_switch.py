@@ -115,10 +115,11 @@ def test_pip_installs_and_removes_the_hook(options: list[str], tmp_path: Path) -
     source, venv = tmp_path / "source", tmp_path / "venv"
     source.mkdir()
     for path in ROOT.iterdir():
-        if path.suffix in (".py", ".pth", ".toml", ".md") or path.name == "LICENSE":
+        if path.suffix in (".py", ".pth", ".toml", ".md", ".in") or path.name == "LICENSE":
             shutil.copy(path, source)
-    for name in ("foldcp", "foldcp_kernels"):
-        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("foldcp", "foldcp_kernels", "csrc"):
+        made = shutil.ignore_patterns("__pycache__", "*.so", "_build_info.py")
+        shutil.copytree(ROOT / name, source / name, ignore=made)
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(venv)], check=True)
     python = str(venv / "bin" / "python")
     where = "import sysconfig; print(sysconfig.get_path('purelib'))"
@@ -127,7 +128,10 @@ def test_pip_installs_and_removes_the_hook(options: list[str], tmp_path: Path) -
     (site / "builder.pth").write_text(str(Path(setuptools.__file__).parent.parent))
     pip = [sys.executable, "-m", "pip", "--python", python, "--quiet"]
     flags = ["--no-deps", "--no-build-isolation", "--disable-pip-version-check"]
-    subprocess.run([*pip, "install", *flags, *options, str(source)], check=True)
+    only_cpu = {**os.environ, "FOLDCP_BUILD_CUDA": "0"}  # nvcc would take longer
+    subprocess.run([*pip, "install", *flags, *options, str(source)], check=True, env=only_cpu)
+    built = source if options else site
+    assert (built / "foldcp_kernels" / "_C.abi3.so").is_file()
     code = "import sys, foldcp_boot; print(foldcp_boot.installed(), 'foldcp' in sys.modules)"
     assert start([python, "-c", code], {"FOLDCP": "1"}).stdout.split() == ["True", "False"]
     assert start([python, "-c", code]).stdout.split() == ["False", "False"]
@@ -146,6 +150,12 @@ def test_config_reads_every_variable() -> None:
             "FOLDCP_NPROC": "8",
             "FOLDCP_MESH": "2X4",
             "FOLDCP_ROUTE": "ring",
+            "FOLDCP_TRANSPORT": "nccl",
+            "FOLDCP_WIRE": "fp8",
+            "FOLDCP_MULTIPLICATION": "channel",
+            "FOLDCP_ATTENTION": "rows",
+            "FOLDCP_NCCL_LIB": "libnccl.so.2",
+            "FOLDCP_NCCL_CTAS": "4",
             "FOLDCP_PRECISION": "bf16",
             "FOLDCP_KERNELS": "torch",
             "FOLDCP_CHUNK_MB": "128",
@@ -153,7 +163,8 @@ def test_config_reads_every_variable() -> None:
             "FOLDCP_REPORT": "costs.json",
         }
     )
-    assert got == Config(True, 8, "2x4", "ring", "bf16", "torch", 128, 60, "costs.json")
+    carried = ("ring", "nccl", "fp8", "channel", "rows", "libnccl.so.2", 4)
+    assert got == Config(True, 8, "2x4", *carried, "bf16", "torch", 128, 60, "costs.json")
     assert Config().precision_on("cuda") == "bf16" and Config().precision_on("cpu") == "fp32"
     assert Config(precision="fp32").precision_on("cuda") == "fp32"
 
