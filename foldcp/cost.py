@@ -33,14 +33,14 @@ from foldcp.traffic import (
     line_loads,
     panel_loads,
 )
+from foldcp_kernels.triangle_attention import MESH_CHUNKS
 
 if TYPE_CHECKING:
     from foldcp.mesh import Mesh
 
 MULTIPLICATION, ATTENTION = "triangle_multiplication", "triangle_attention"
-# How the rings cut: at most so many chunks of lines under panels, groups of channels, and pieces of
-# a group.
-PANEL_CHUNKS, GROUPS, PIECES = 8, 4, 8
+# How the rings cut panels of triangle multiplication: groups of channels and pieces of a group.
+GROUPS, PIECES = 4, 8
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ def _streamed(math: float, transfers: Sequence[float]) -> float:
 def _panel_multiplication(job: _Job, route: str) -> list[Prediction]:
     lay, s, c = job.layout, job.sizes, job.sizes.channels
     least = job.chip.line_bytes // 2
-    groups = GROUPS if c * s.itemsize * job.tile >= 4 * least else 1
+    groups = GROUPS if c * s.itemsize * job.tile >= GROUPS * least else 1
     each = -(-c // groups)
     panel = each * s.itemsize * job.tile * max(lay.mesh_rows, lay.mesh_cols) // lay.panels
     pieces = max(1, min(each, PIECES, panel // least))
@@ -185,7 +185,7 @@ def _panel_multiplication(job: _Job, route: str) -> list[Prediction]:
 
 
 def _panel_attention(job: _Job, route: str) -> list[Prediction]:
-    lay, s, n = job.layout, job.sizes, job.line_chunks(PANEL_CHUNKS)
+    lay, s, n = job.layout, job.sizes, job.line_chunks(MESH_CHUNKS)
     bias, project, core, output = job.attention(n, lay.tile_cols if job.first else lay.tile_rows)
     loads = panel_loads(lay.mesh_rows, lay.mesh_cols, job.first, route, job.links.node)
     kv, b = 2 * s.channels * lay.shard**2, n * s.heads * s.itemsize * lay.shard**2

@@ -10,8 +10,8 @@ import torch
 import torch.distributed as dist
 
 from foldcp.config import ATTENTION, MULTIPLICATION, WIRES
+from foldcp.connect import Options, connect
 from foldcp.layout import PairLayout, Shaped
-from foldcp.native import Options, connect
 from foldcp.pool import Pool
 from foldcp.transport import TorchTransport, Transport
 

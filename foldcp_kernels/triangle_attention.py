@@ -25,7 +25,7 @@ from foldcp_kernels.norm_linear import EPS, choose_rows, norm_linear_planes
 from foldcp_kernels.recompute import recompute
 
 _CHUNKS = 16  # of a launch each, which should fill a GPU
-_MESH_CHUNKS = 8  # each fetches its part of the bias again
+MESH_CHUNKS = 8  # each fetches its part of the bias again
 MASKED = 1e9  # what Boltz subtracts from the logit of a masked key
 
 
@@ -79,7 +79,7 @@ def lines_per_chunk(z: Tensor, dim: int, w: TriangleAttentionWeights, mesh: bool
     # torch: normed lines, q, k, v, logits of a part, o, gate; fused: q, k, v, o.
     width = 4 * compute_dtype(z).itemsize if fused else 10 * z.element_size()
     each = width * z.shape[0] * z.shape[3 - dim] * w.q.shape[0]
-    most = _MESH_CHUNKS if mesh else _CHUNKS if fused else 0
+    most = MESH_CHUNKS if mesh else _CHUNKS if fused else 0
     return chunk_length(z.shape[dim], each, z.device, at_most=most)
 
 

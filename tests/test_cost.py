@@ -9,10 +9,9 @@ from itertools import pairwise, product
 import pytest
 import torch
 
-import foldcp_kernels.triangle_attention
 from bench import roofline
 from bench.fake_mesh import fake_mesh
-from foldcp import cost, plans, rates
+from foldcp import plans, rates
 from foldcp.cost import ATTENTION, MULTIPLICATION, Sizes, predict, received, strategy
 from foldcp.layout import PairLayout
 from foldcp.mesh import STRATEGIES
@@ -245,7 +244,6 @@ def test_chips_and_chunks_are_those_of_roofline_and_rings() -> None:
         assert chip.gexps * 1e9 == pytest.approx(same.exp_rate())
     expected = {"memory": rates.MEMORY, "tensor": rates.TENSOR, "exp": rates.EXP}
     assert expected == roofline.EXPECTED
-    assert foldcp_kernels.triangle_attention._MESH_CHUNKS == cost.PANEL_CHUNKS
     assert HOPPER.node == BLACKWELL.node == 8
     for (rows, cols), n in product([(2, 2), (2, 3), (4, 4), (8, 8)], (96, 384, 1024, 4096)):
         layout = PairLayout(n * cols, rows, cols, 0)

@@ -14,9 +14,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from foldcp.connect import Options
 from foldcp.exchange import stream
 from foldcp.mesh import Mesh
-from foldcp.native import Options
 from foldcp.schedule import Plan, Schedule, Want, plan
 from foldcp.transport import TransportError
 

@@ -14,10 +14,10 @@ from native import SOURCES, compile_shared
 from nccl_engine import LIBRARY
 from ranks import run
 
+from foldcp.connect import Options
 from foldcp.exchange import stream
 from foldcp.layout import PairLayout
 from foldcp.mesh import Mesh
-from foldcp.native import Options
 from foldcp.plans import triangle_multiplication_plan
 from foldcp.transport import TorchTransport, TransportError
 

@@ -28,9 +28,9 @@ from torch import Tensor
 
 from bench.machine import results_folder, write_csv
 from bench.rings import weights
+from foldcp.connect import Options
 from foldcp.layout import PairLayout
 from foldcp.mesh import STRATEGIES, Mesh
-from foldcp.native import Options
 from foldcp.rings.triangle_attention import triangle_attention
 from foldcp.rings.triangle_multiplication import triangle_multiplication
 from foldcp_kernels.dispatch import set_impl

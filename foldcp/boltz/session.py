@@ -166,7 +166,7 @@ class Session:
         Raises:
             TransportError: on every rank: it cannot run here.
         """
-        from foldcp.native import Options
+        from foldcp.connect import Options
 
         assert self.mesh is not None
         options = Options(config.timeout, config.nccl_library, config.nccl_ctas)

@@ -14,14 +14,17 @@ Backward: results and planes go the same ways in reverse; every element has one 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import accumulate
 
 from torch import Tensor
 
 from foldcp import timeline
+from foldcp.cost import GROUPS
 from foldcp.layout import PairLayout, Span
 from foldcp.mesh import Mesh
 from foldcp.plans import channel_back_plan, channel_plan
 from foldcp.rings.pipeline import Move, ahead, behind
+from foldcp.traffic import CHANNEL_BYTES, channel_widths
 from foldcp_kernels.chunking import chunk_bytes
 from foldcp_kernels.dispatch import compute_dtype
 from foldcp_kernels.triangle_multiplication import (
@@ -32,28 +35,23 @@ from foldcp_kernels.triangle_multiplication import (
 
 LABEL = "triangle_multiplication"
 _DIMS = (1, 2, 3)
-_CHUNK_BYTES = 16 << 20  # of a, b and their product; below this, latency costs more than overlap
-_MOST_CHUNKS = 16  # the first way there and the last way back have no math to hide under
-# Projecting a group of channels reads all of z again, in float32 as many bytes as a and b of all
-# channels have in bfloat16. One projection per chunk would do so more often, fewer groups would
-# hold more planes at a time.
-_MOST_GROUPS = 4
 
 
 def channel_chunks(z: Tensor, channels: int, layout: PairLayout) -> list[list[Span]]:
-    """Chunks of channels by group: the planes of a group are projected together.
+    """Chunks of channels (see `foldcp.traffic.channel_widths`) by group.
 
-    A chunk has a multiple of P channels (the last may have fewer) and takes, a, b and product
-    together, `1 / _MOST_CHUNKS` of their tiles, or more where one channel per rank does.
+    The planes of a group are projected together. A projection reads all of z again, in float32 as
+    many bytes as a and b of all channels have in bfloat16: one per chunk would do so more often,
+    fewer groups would hold more planes at a time.
 
     Args:
         z: pair tile [B, T_r, T_c, C]. channels: D. layout: the tiling.
     """
-    total = 3 * channels * z[..., 0].numel() * compute_dtype(z).itemsize
-    count = max(1, min(_MOST_CHUNKS, total // min(_CHUNK_BYTES, chunk_bytes(z.device))))
-    width = layout.size * -(-channels // (layout.size * count))
-    spans = [(lo, min(lo + width, channels)) for lo in range(0, channels, width)]
-    each = -(-len(spans) // _MOST_GROUPS)
+    least = min(CHANNEL_BYTES, chunk_bytes(z.device))
+    widths = channel_widths(layout, channels, len(z) * compute_dtype(z).itemsize, least)
+    ends = list(accumulate(widths))
+    spans = [(end - width, end) for end, width in zip(ends, widths, strict=True)]
+    each = -(-len(spans) // GROUPS)
     return [spans[i : i + each] for i in range(0, len(spans), each)]
 
 

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from foldcp.cost import strategy
+from foldcp.cost import GROUPS, PIECES, strategy
 from foldcp.layout import PairLayout, Span
 from foldcp.mesh import Mesh
 from foldcp.plans import chunks, triangle_multiplication_plan
@@ -38,7 +38,6 @@ from foldcp_kernels.triangle_multiplication import (
 # Panels are cut in pieces of at least this part of a chunk's bytes: below it, latency and launches
 # cost more than the memory is worth.
 _PIECES_OF_CHUNK = 16
-_MOST_PIECES = 8
 
 
 def channel_groups(layout: PairLayout, channels: int, plane_bytes: int, least: int) -> list[Span]:
@@ -48,8 +47,8 @@ def channel_groups(layout: PairLayout, channels: int, plane_bytes: int, least: i
         layout: the tiling. channels: D. plane_bytes: bytes of one channel of a tile.
         least: bytes below which a panel is not cut.
     """
-    many = layout.size > 1 and channels * plane_bytes >= 4 * least
-    return list(chunks(channels, 4 if many else 1))
+    many = layout.size > 1 and channels * plane_bytes >= GROUPS * least
+    return list(chunks(channels, GROUPS if many else 1))
 
 
 def channel_pieces(layout: PairLayout, channels: int, plane_bytes: int, least: int) -> int:
@@ -57,7 +56,7 @@ def channel_pieces(layout: PairLayout, channels: int, plane_bytes: int, least: i
     if layout.size == 1:
         return 1
     panel = channels * plane_bytes * max(layout.mesh_rows, layout.mesh_cols) // layout.panels
-    return max(1, min(channels, _MOST_PIECES, panel // least))
+    return max(1, min(channels, PIECES, panel // least))
 
 
 def triangle_multiplication(
