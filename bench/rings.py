@@ -5,9 +5,10 @@
     foldcp bench rings --model                       # predicted for 4 to 256 GPUs, no run
     torchrun --nproc-per-node 4 -m bench.rings       # one rank per GPU
 
-Writes to --out: timeline.csv, timeline.json (open it in Perfetto or chrome://tracing) and
-timeline.png. On CPU, ranks share the machine's cores and memory, so that the hidden fraction shows
-that transfers run beside math, and nothing about speed.
+Writes to --out timeline.csv and per op a trace (.json, for Perfetto or chrome://tracing) and a plot
+(.png); with --wire fp8 also wire.csv, what FP8 saves and costs. On CPU, ranks share the machine's
+cores and memory, so that the hidden fraction shows that transfers run beside math, and nothing
+about speed.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -72,23 +73,35 @@ def one_rank(mesh: Mesh, options: argparse.Namespace) -> dict[str, Any]:
         z = torch.randn(1, layout.tile_rows, layout.tile_cols, c, device=mesh.device)
         mask = z.new_ones(z.shape[:3])
 
-        def go(op: str = op, w: Any = w, z: torch.Tensor = z, mask: torch.Tensor = mask) -> None:
+        def go(at: Mesh, z: torch.Tensor, op: str = op, w: Any = w, m: Any = mask) -> torch.Tensor:
             with torch.autocast(mesh.device.type, torch.bfloat16, mesh.device.type == "cuda"):
                 if op == "triangle_multiplication":
-                    triangle_multiplication(z, mask, w, True, layout, mesh)
-                else:
-                    triangle_attention(z, None, w, True, layout, mesh)
+                    return triangle_multiplication(z, m, w, True, layout, at)
+                return triangle_attention(z, None, w, True, layout, at)
 
         for _ in range(options.warm):
-            go()
+            go(mesh, z)
         mesh.barrier()
         with timeline.record(mesh) as line:
             start = time.perf_counter()
-            go()
+            go(mesh, z)
             _settle(mesh)
             seconds = time.perf_counter() - start
         out[op] = {"intervals": line.intervals, "seconds": seconds}
+        if mesh.wire == "fp8":
+            out[op]["wire"] = _against_raw(mesh, go, torch.randn_like(z))
     return out
+
+
+def _against_raw(mesh: Mesh, go: Any, z: torch.Tensor) -> dict[str, float]:
+    """What FP8 on the wire saves and costs: bytes received, and the update against that of raw."""
+    updates, received = {}, {}
+    for wire in ("raw", "fp8"):
+        mesh.received.clear()
+        updates[wire] = go(replace(mesh, wire=wire), z.clone()) - z
+        received[wire] = sum(mesh.received.values())
+    off, size = updates["fp8"] - updates["raw"], updates["raw"]
+    return {**received, "off": off.square().sum().item(), "size": size.square().sum().item()}
 
 
 def _settle(mesh: Mesh) -> None:
@@ -174,11 +187,24 @@ def plot(ranks: Sequence[Sequence[Interval]], path: Path, title: str) -> None:
     pyplot.close(figure)
 
 
+def _saved(op: str, ranks: list[dict[str, float]], options: argparse.Namespace) -> dict[str, Any]:
+    total = {key: sum(r[key] for r in ranks) for key in ranks[0]}
+    off = (total["off"] / total["size"]) ** 0.5
+    print(
+        f"{op}: FP8 moves {total['fp8'] / 1e6:.1f} MB in place of {total['raw'] / 1e6:.1f} "
+        f"({total['fp8'] / total['raw']:.2f}x); the update is {100 * off:.1f} % off (rms)"
+    )
+    return {
+        "op": op, "mesh": options.mesh, "tokens": options.tokens, "strategy": options.strategy,
+        "raw_bytes": int(total["raw"]), "fp8_bytes": int(total["fp8"]), "off_rms": round(off, 5),
+    }  # fmt: skip
+
+
 def report(transport: str, ranks: list[dict[str, Any]], options: argparse.Namespace) -> None:
     """Print the hidden fractions and write the table, the traces and the plots."""
     folder = options.out
     folder.mkdir(parents=True, exist_ok=True)
-    table = []
+    table, saved = [], []
     for op in ranks[0]:
         intervals = [r[op]["intervals"] for r in ranks]
         fractions = [hidden(i) for i in intervals]
@@ -189,6 +215,8 @@ def report(transport: str, ranks: list[dict[str, Any]], options: argparse.Namesp
             low, high = (f"{100 * pick(fractions):.0f}" for pick in (min, max))
             seen = f"{low} to {high} % of the time of a rank's transfers is hidden under math"
         print(f"{op} ({shape}): {slowest:.1f} ms; {seen}")
+        if "wire" in ranks[0][op]:
+            saved.append(_saved(op, [r[op]["wire"] for r in ranks], options))
         (folder / f"{op}.json").write_text(json.dumps(chrome_trace(intervals)))
         plot(intervals, folder / f"{op}.png", f"{op}: {shape}")
         table += [
@@ -197,6 +225,8 @@ def report(transport: str, ranks: list[dict[str, Any]], options: argparse.Namesp
             for rank, found in enumerate(intervals) for i in found
         ]  # fmt: skip
     write_csv(folder / "timeline.csv", table)
+    if saved:
+        write_csv(folder / "wire.csv", saved)
     print(f"written to {folder}: timeline.csv, and per op a trace (.json) and a plot (.png)")
 
 

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from bench.transports import compare
 from foldcp import timeline
+from foldcp.agreement import agree
 from foldcp.exchange import Exchange, fetch, scatter_add, stream
-from foldcp.layout import PairLayout
+from foldcp.layout import AtomLayout, PairLayout
 from foldcp.mesh import Mesh
 from foldcp.plans import (
     partials_plan,
@@ -29,6 +30,7 @@ from foldcp.rings.triangle_attention import triangle_attention
 from foldcp.schedule import Plan, Schedule, Want, plan
 from foldcp.transport import TorchTransport, TransportError
 from foldcp.wire import decode, encode
+from foldcp_kernels.chunking import set_chunk_bytes
 from foldcp_kernels.triangle_attention import TriangleAttentionWeights
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -193,6 +195,38 @@ def wrong_tensor(mesh: Mesh) -> str:
     except (TransportError, ValueError) as error:
         return f"{type(error).__name__}: {error}"
     return "nothing"
+
+
+def disagreeing(mesh: Mesh) -> dict[str, str]:
+    """What `agree` says when rank 1 has another input, chunk size or strategy."""
+    said = {}
+    for case in ("alike", "tokens", "atoms", "chunks", "strategy"):
+        other = mesh.rank == 1
+        layout = PairLayout(25 if other and case == "tokens" else 24, 2, 2, mesh.rank)
+        atoms = AtomLayout(9 if other and case == "atoms" else 8, 4, mesh.rank)
+        name = "channel" if other and case == "strategy" else "panel-ring"
+        set_chunk_bytes(4096 if other and case == "chunks" else None)
+        try:
+            agree(layout, atoms, replace(mesh, multiplication=name))
+            said[case] = "nothing"
+        except TransportError as error:
+            said[case] = str(error)
+        set_chunk_bytes(None)
+    return said
+
+
+def test_ranks_that_plan_otherwise_are_told() -> None:
+    found = run(2, 2, disagreeing)
+    assert all(said == found[0] for said in found), found
+    said = found[0]
+    assert said["alike"] == "nothing"
+    for case, what in {
+        "tokens": "number of tokens is 25 on rank 1 and 24 on rank 0",
+        "atoms": "number of atoms is 288 on rank 1 and 256 on rank 0",
+        "chunks": "largest chunk is 4096 bytes on rank 1 and 8000000 bytes on rank 0",
+        "strategy": "strategy of triangle_multiplication is channel on rank 1 and panel-ring on",
+    }.items():
+        assert f"the ranks plan different exchanges: {what}" in said[case]
 
 
 def wrong_tile(mesh: Mesh) -> list[str]:

@@ -9,6 +9,8 @@ import torch
 from native import SEGMENT, decode, encode, operators, scale_bytes, wire_bytes
 from torch import Tensor
 
+from foldcp import wire
+
 FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 RAW = [*FLOATS, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool]
 RAW += [torch.complex64, torch.complex128, torch.float8_e4m3fn]
@@ -95,11 +97,23 @@ def _numbers(dtype: torch.dtype, count: int) -> Tensor:
     return x.clamp(-largest, largest).to(dtype)
 
 
+def _check_twin(x: Tensor, message: Tensor) -> None:
+    """foldcp.wire, which other transports use, makes and reads the same bytes."""
+    sent = wire.pack(wire.Message(0, (x,), (True,)), x.device)
+    gap = slice(4 * -(-x.numel() // SEGMENT), scale_bytes(x.numel()))
+    sent[gap] = 0
+    assert torch.equal(sent, message)
+    got = torch.full_like(x, 7).contiguous()
+    wire.unpack(message, wire.Message(0, (got,), (True,)))
+    assert torch.equal(_bits(got), _bits(decode(message, x)))
+
+
 def _check_fp8(x: Tensor) -> None:
     """Bytes as torch makes them, and what they stand for."""
     message = _pack(x, True)
     plain = x.cpu()
     assert torch.equal(message, encode(plain))
+    _check_twin(plain, message)
     got = torch.full_like(x, 7).contiguous()
     _unpack(message, True, got)
     got = got.cpu()
