@@ -26,6 +26,7 @@ from unittest import mock
 import boltz.main
 import torch
 from boltz.model.layers import initialize
+from boltz.model.models.boltz1 import Boltz1
 from boltz.model.models.boltz2 import Boltz2
 from torch import Tensor, nn
 
@@ -56,11 +57,11 @@ _IN_PLACE_LOOPS = (
 STAGES: tuple[tuple[str, Callable[[Any], Any], str], ...] = (
     ("input_embedder", lambda m: m.input_embedder, "forward"),
     ("recycling", lambda m: m.foldcp, "_recycle_pair"),
-    ("templates", lambda m: m.template_module, "forward"),
+    ("templates", lambda m: getattr(m, "template_module", None), "forward"),
     ("msa", lambda m: m.msa_module, "forward"),
     ("pairformer", lambda m: m.pairformer_module, "forward"),
     ("distogram", lambda m: m.distogram_module, "contact_probability"),
-    ("conditioning", lambda m: m.diffusion_conditioning, "forward"),
+    ("conditioning", lambda m: m.foldcp.conditioner, "forward"),
     ("sampling", lambda m: m.structure_module, "sample"),
     ("confidence", lambda m: m.confidence_module, "forward"),
 )
@@ -108,7 +109,7 @@ def features(n: int, sequences: int = 1, chains: int = 1) -> dict[str, Tensor]:
         "msa_paired": torch.zeros(sequences, n), "msa_mask": torch.ones(sequences, n).bool(),
         "has_deletion": torch.zeros(sequences, n).bool(),
         "deletion_value": torch.zeros(sequences, n), "deletion_mean": torch.zeros(n),
-        "profile": torch.zeros(n, 33), "template_mask": torch.zeros(1, n),
+        "profile": torch.zeros(n, 33), "template_mask": torch.zeros(1, n), "pocket_feature": none,
     }  # fmt: skip
     return {name: value[None] for name, value in feats.items()}
 
@@ -127,12 +128,28 @@ def shallow_model() -> dict[str, Any]:
     )
 
 
+def shallow_boltz1() -> dict[str, Any]:
+    """The same for Boltz-1, whose confidence module repeats the trunk."""
+    msa = boltz.main.MSAModuleArgs(
+        msa_blocks=MSA_BLOCKS, subsample_msa=True, use_paired_feature=False
+    )
+    return hyperparameters("real", "boltz1") | dict(
+        pairformer_args=asdict(boltz.main.PairformerArgs(num_blocks=BLOCKS)),
+        msa_args=asdict(msa),
+        diffusion_process_args=asdict(boltz.main.BoltzDiffusionParams()),
+        steering_args=None,
+        ema=False,
+        use_kernels=False,
+    )
+
+
 @lru_cache
-def shapes_of_model() -> nn.Module:
-    """Boltz-2 without memory for its parameters."""
+def shapes_of_model(kind: str = "boltz2") -> nn.Module:
+    """Boltz-2, or "boltz1", without memory for its parameters."""
     # Stock draws truncated normals with SciPy, which shapes do not need.
     with mock.patch.object(initialize, "trunc_normal_init_"), torch.device("meta"):
-        return Boltz2(**shallow_model()).eval().requires_grad_(False)
+        model = Boltz1(**shallow_boltz1()) if kind == "boltz1" else Boltz2(**shallow_model())
+        return model.eval().requires_grad_(False)
 
 
 def onto(model: nn.Module, device: FakeDevice) -> None:
@@ -159,6 +176,7 @@ def measure(
     chunk: int | None = None,
     recycles: int = 1,
     kernels: str = "torch",
+    kind: str = "boltz2",
 ) -> list[StagePeak]:
     """Predict on one rank and report each stage's peak.
 
@@ -169,13 +187,15 @@ def measure(
         recycles: recycling steps, which do not change the peak.
         kernels: implementation of the local ops, "torch" or "triton" (fused kernels allocate their
             outputs as on a GPU; nothing is launched).
+        kind: "boltz2" under bfloat16 autocast, or "boltz1" in float32.
 
     Returns:
         One entry per stage, in order, then "between" (what runs outside of them) and "overall".
     """
-    model, real = deepcopy(shapes_of_model()), features(n, sequences)
+    model, real = deepcopy(shapes_of_model(kind)), features(n, sequences)
     loops = few_chunks() if few else nullcontext()
-    with fake_cuda() as device, loops, _setting(chunk, kernels):
+    with fake_cuda() as device, loops, _setting(chunk, kernels), taken_as_finite():
+        torch.set_autocast_enabled("cuda", kind != "boltz1")
         onto(model, device)
         apply(model, fake_mesh(rows, cols, rank, "cuda"))
         weights = device.live.now
@@ -189,7 +209,8 @@ def measure(
             live.restart()
 
         for name, owner, method in STAGES:
-            _watch(owner(model), method, name, close)
+            if owner(model) is not None:
+                _watch(owner(model), method, name, close)
         device.live.restart()
         settings = Settings(recycles, sampling_steps=STEPS, diffusion_samples=samples)
         model.foldcp(feats, settings)
@@ -212,6 +233,13 @@ def few_chunks() -> Iterator[None]:
     with ExitStack() as stack:
         for module in _IN_PLACE_LOOPS:
             stack.enter_context(mock.patch.object(import_module(module), "spans", some))
+        yield
+
+
+@contextmanager
+def taken_as_finite() -> Iterator[None]:
+    """Coordinates without values count as finite: a prediction asks once, after its last step."""
+    with mock.patch.object(torch, "isfinite", lambda _: torch.ones((), dtype=torch.bool)):
         yield
 
 

@@ -29,7 +29,7 @@ def main(argv: list[str]) -> None:
     start = time.perf_counter()
     import boltz.main
 
-    boltz.main.Trainer = _with_precision_32(boltz.main.Trainer)
+    boltz.main.Trainer = with_precision_32(boltz.main.Trainer)
     boltz.main.cli.main(argv, standalone_mode=False)
     if report is not None:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * KIB
@@ -37,7 +37,16 @@ def main(argv: list[str]) -> None:
         report.write_text(json.dumps({"peak_rss_bytes": [peak], "seconds": elapsed}))
 
 
-def _with_precision_32(trainer: type) -> Callable[..., object]:
+def with_precision_32(trainer: type) -> Callable[..., object]:
+    """Wrap Lightning's Trainer so that it gets precision 32 whatever Boltz asks for.
+
+    Args:
+        trainer: the class.
+
+    Returns:
+        What to call in its place.
+    """
+
     def build(*args: object, **kwargs: object) -> object:
         return trainer(*args, **{**kwargs, "precision": 32})
 

@@ -75,7 +75,7 @@ def _run(arguments: list[str]) -> int:
     os.environ["FOLDCP_NPROC"] = str(nproc)
     from foldcp import mesh
 
-    mesh.choose(nproc, config.mesh)
+    mesh.choose(mesh.group_size(nproc, config.dp, config.mesh), config.mesh)
     return launch.run_ranks(nproc, arguments) if nproc > 1 else _boltz(arguments)
 
 
@@ -84,7 +84,7 @@ def _processes(config: Config, arguments: list[str]) -> int:
         return launch.resolve_processes(config.nproc, arguments)
     if config.mesh != "auto":
         rows, _, cols = config.mesh.partition("x")
-        return int(rows) * int(cols)
+        return int(rows) * int(cols) * config.dp
     return launch.resolve_processes("auto", arguments)
 
 

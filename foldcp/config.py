@@ -13,6 +13,7 @@ WIRES = ("raw", "fp8")
 MULTIPLICATION = ("auto", "panel-direct", "panel-ring", "channel")
 ATTENTION = ("auto", "panel-direct", "panel-ring", "rows")
 KERNELS = ("auto", "torch", "triton", "cuequivariance")
+GRAPHS = ("auto", "0", "1")
 
 
 @dataclass(frozen=True)
@@ -37,9 +38,14 @@ class Config:
         precision: FOLDCP_PRECISION, "auto" is bf16 on CUDA and fp32 on CPU.
         kernels: FOLDCP_KERNELS, implementation of the local ops; "auto" is Triton on CUDA where a
             kernel covers the input, else torch.
+        graphs: FOLDCP_GRAPHS, record sampling steps as a CUDA graph: "auto" where that is possible,
+            "0" never, "1" always, or else an error.
         chunk_mb: FOLDCP_CHUNK_MB, largest temporary of a memory-saving chunk, in 10^6 bytes; None
             is the default of the device.
         timeout: FOLDCP_TIMEOUT, seconds that a rank waits for another one before it gives up.
+        dp: FOLDCP_DP, data-parallel groups: that many meshes fold different inputs at once.
+        resume: FOLDCP_RESUME, folder where the trunk's result of an unfinished input is kept, or
+            None.
         report: FOLDCP_REPORT, file for the run's costs (JSON, see foldcp.report.costs) or None.
     """
 
@@ -55,8 +61,11 @@ class Config:
     nccl_ctas: int = 0
     precision: str = "auto"
     kernels: str = "auto"
+    graphs: str = "auto"
     chunk_mb: int | None = None
     timeout: int = 1800
+    dp: int = 1
+    resume: str | None = None
     report: str | None = None
 
     @classmethod
@@ -87,8 +96,11 @@ class Config:
             nccl_ctas=get.count("FOLDCP_NCCL_CTAS", 1) if environ.get("FOLDCP_NCCL_CTAS") else 0,
             precision=get.choice("FOLDCP_PRECISION", PRECISIONS, cls.precision),
             kernels=get.choice("FOLDCP_KERNELS", KERNELS, cls.kernels),
+            graphs=get.choice("FOLDCP_GRAPHS", GRAPHS, cls.graphs),
             chunk_mb=get.count("FOLDCP_CHUNK_MB", 1) if environ.get("FOLDCP_CHUNK_MB") else None,
             timeout=get.count("FOLDCP_TIMEOUT", cls.timeout),
+            dp=get.count("FOLDCP_DP", cls.dp),
+            resume=environ.get("FOLDCP_RESUME") or None,
             report=environ.get("FOLDCP_REPORT") or None,
         )
 

@@ -141,7 +141,7 @@ def _attempt(mesh: Mesh, name: str, make: Callable[[], Any]) -> Any:
     return made
 
 
-def _machine() -> tuple[str, int]:
+def machine() -> tuple[str, int]:
     """What processes that see each other under /proc have in common."""
     with open("/proc/sys/kernel/random/boot_id") as file:
         return file.read().strip(), os.stat("/proc/self/ns/pid").st_ino
@@ -150,7 +150,7 @@ def _machine() -> tuple[str, int]:
 def _open_host(mesh: Mesh, ops: Any, options: Options) -> int:
     if not sys.platform.startswith("linux"):
         _agree(mesh, "host", "it needs Linux")
-    machines = mesh.all_gather_object(_machine())
+    machines = mesh.all_gather_object(machine())
     if any(m != machines[0] for m in machines):
         _agree(mesh, "host", "the ranks are not on one machine (or not in one container)")
     slot = max(4 << 10, min(256 << 10, _HOST_BYTES // (4 * mesh.size**2)))
@@ -186,7 +186,7 @@ def _open_nccl(mesh: Mesh, ops: Any, options: Options) -> int:
 
 
 def _open_copies(mesh: Mesh, ops: Any, options: Options) -> int:
-    machines = mesh.all_gather_object(_machine())
+    machines = mesh.all_gather_object(machine())
     if any(m[0] != machines[0][0] for m in machines):
         _agree(mesh, "copy-engine", "the ranks are not on one machine: use nccl")
     slot = max(1 << 20, min(32 << 20, _WINDOW_BYTES // (2 * mesh.size)))

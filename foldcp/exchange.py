@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foldcp import timeline
+from foldcp import timeline, under_way
 from foldcp.layout import Box
 from foldcp.mesh import Mesh
 from foldcp.native import tag
@@ -23,9 +23,6 @@ from foldcp.wire import Message, aligned, staging_bytes
 
 _ADJOINT = 1 << 15  # steps of gradients are numbered from here
 _REGION_ALIGN = 256  # bytes
-
-# Exchanges that an error left under way: the transport may still use their memory.
-_broken: list[Exchange] = []
 
 Dims = tuple[int, ...]
 
@@ -101,7 +98,7 @@ class Exchange:
         if kind is None or kind is GeneratorExit:
             self.close()
         elif self._flight is not None:
-            _broken.append(self)
+            under_way.broken.append(self)
 
     def start(self, step: int) -> None:
         """Post the sends and receives of a step, after `wait` of the one before."""
@@ -125,7 +122,9 @@ class Exchange:
         self._pending = None
         s = self.plan.steps[step]
         if self._flight is not None:
+            under_way.waiting = True
             self._flight.arrive(step % 2)
+            under_way.waiting = False
         local = [(p, self._view(p)) for p in s.local]
         for p, x in local:
             if regions[p.slot] is not None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from typing import Any, NoReturn
 
 import torch
@@ -17,6 +19,7 @@ from foldcp.transport import TorchTransport, Transport
 
 # Of each triangle op, "auto" first.
 STRATEGIES = {"triangle_multiplication": MULTIPLICATION, "triangle_attention": ATTENTION}
+_NEVER = 0x5EED  # a tag that no message carries
 _POLICY = {"wire": WIRES, "multiplication": MULTIPLICATION, "attention": ATTENTION}
 
 
@@ -41,11 +44,32 @@ def choose(world: int, spec: str = "auto") -> tuple[int, int]:
         raise ValueError(f"mesh {spec!r} is not of the form RxQ: set FOLDCP_MESH=2x4 or auto")
     rows, cols = int(parts[0]), int(parts[1])
     if rows * cols != world:
+        many, rest = divmod(world, rows * cols)
+        several = "" if rest or not many else f", or FOLDCP_DP={many} to fold {many} inputs at once"
         raise ValueError(
             f"mesh {spec} needs {rows * cols} ranks but {world} were started: start "
-            f"{rows * cols} ranks (--nproc {rows * cols}) or set FOLDCP_MESH=auto"
+            f"{rows * cols} ranks (--nproc {rows * cols}) or set FOLDCP_MESH=auto{several}"
         )
     return rows, cols
+
+
+def group_size(world: int, groups: int, spec: str = "auto") -> int:
+    """Number of ranks of one data-parallel group.
+
+    Args:
+        world: number of ranks. groups: FOLDCP_DP. spec: FOLDCP_MESH, of each group.
+
+    Raises:
+        ValueError: the ranks cannot be shared out evenly.
+    """
+    if world % groups:
+        each = "" if spec == "auto" else f", {groups} x {spec}"
+        raise ValueError(
+            f"FOLDCP_DP={groups} groups need a multiple of {groups} ranks{each}, but {world} were "
+            f"started: start {groups * max(1, world // groups)} ranks, or set FOLDCP_DP to a "
+            f"divisor of {world}"
+        )
+    return world // groups
 
 
 @dataclass(frozen=True)
@@ -130,6 +154,45 @@ class Mesh:
             self.barrier()
             self.link.close()
 
+    def cut(self, why: str) -> Transport | None:
+        """Leave the ranks, which need not know: their exchanges with this one fail.
+
+        Until `rejoin` the mesh can exchange nothing.
+
+        Args:
+            why: what the other ranks are told where the transport can tell them.
+
+        Returns:
+            What carried tiles. It must be closed once all ranks have cut.
+        """
+        link = self.link
+        if link is not None:
+            link.abort(why)
+        self._close_connections()
+        # Frozen for its users; what joins the ranks is the one thing that can be renewed.
+        object.__setattr__(self, "link", None)
+        object.__setattr__(self, "group", None)
+        self.pool.clear()
+        return link
+
+    def _close_connections(self) -> None:
+        """Make the other ranks fail that wait for this one in a collective of gloo.
+
+        Gloo has no abort, and closes its connections only when nothing refers to the group any
+        more. A receive that times out closes the connection at once.
+        """
+        for peer in range(self.size) if self.group is not None else ():
+            if peer != self.rank:
+                with suppress(RuntimeError):  # what it is for
+                    ask = dist.irecv(torch.empty(1), self.global_rank(peer), self.group, tag=_NEVER)
+                    ask.wait(timedelta(milliseconds=1))
+
+    def rejoin(self, other: Mesh) -> None:
+        """Take over what joins the ranks from a new mesh of the same shape."""
+        plain = isinstance(other.link, TorchTransport)
+        object.__setattr__(self, "group", other.group)
+        object.__setattr__(self, "link", TorchTransport(self) if plain else other.link)
+
     def refuse(self, problem: str) -> NoReturn:
         """Raise ValueError; the exchanges of the other ranks fail where they can be told."""
         if self.link is not None:
@@ -178,7 +241,7 @@ class Mesh:
     def barrier(self) -> None:
         """Wait for all ranks."""
         if self.group is not None:
-            self.all_gather_object(None)
+            dist.all_reduce(torch.zeros(1), group=self.group)
 
     def broadcast_object(self, obj: Any, src: int = 0) -> Any:
         """Every rank gets the object of rank `src` (pickled)."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from foldcp.transport import TransportError
+from foldcp.transport import EXCHANGE, TransportError
 from foldcp.wire import Message
 from foldcp_kernels.extension import load
 
@@ -49,7 +49,7 @@ class NativeTransport:
             return op(self.engine, *args)
         except RuntimeError as error:
             known = self.error() or str(error).splitlines()[0]
-            raise TransportError(f"exchange of tiles ({self.name}): {known}") from None
+            raise TransportError(f"{EXCHANGE} ({self.name}): {known}") from None
 
     def error(self) -> str:
         """Why exchanges fail, "" while they do not."""

@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import TracebackType
 
 from tqdm import tqdm
+
+_shown = True
+_listeners: list[Callable[[str], None]] = []
+
+
+def listen(listener: Callable[[str], None] | None) -> None:
+    """Have a function called with every new stage ("recycle 1/4 of name"); None for no one."""
+    _listeners[:] = [] if listener is None else [listener]
+
+
+def show(on: bool) -> None:
+    """Show bars in this process, or none whatever asks for them."""
+    global _shown
+    _shown = on
 
 
 class Progress:
@@ -31,12 +46,13 @@ class Progress:
 
     def update(self, stage: str, done: int, total: int) -> None:
         """Report that `done` of `total` units of a stage are finished."""
-        if not self._enabled:
-            return
         if stage != self._stage:
             self._close()
             self._stage = stage
-            self._bar = tqdm(total=total, desc=f"{self._name} {stage}", mininterval=1.0)
+            for listener in _listeners:
+                listener(f"{stage} of {self._name}")
+            if self._enabled and _shown and total > 1:
+                self._bar = tqdm(total=total, desc=f"{self._name} {stage}", mininterval=1.0)
         if self._bar is not None:
             self._bar.update(done - self._bar.n)
 

@@ -2,16 +2,79 @@
 
 from __future__ import annotations
 
+import re
 import resource
 import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from foldcp.mesh import Mesh
 
 
+KEPT = "finished predictions are kept and skipped by the next run of the same command"
+
+
+_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "alloc_failed")
+# torch: "Tried to allocate 2.00 GiB" on a GPU, "you tried to allocate 123 bytes" on a CPU.
+_ASKED = re.compile(r"tried to allocate ([\d.]+) ?([kmgt]i?b|bytes)?", re.IGNORECASE)
+_UNITS = {"bytes": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
+_UNITS |= {"kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
+
+
 class UserError(RuntimeError):
     """Something the user can put right; its text says how, and is shown without a traceback."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """True when an error says that memory, of the host or of a GPU, was used up."""
+    import torch
+
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    text = str(error).lower()
+    return isinstance(error, (RuntimeError, OSError)) and any(part in text for part in _MEMORY)
+
+
+def out_of_memory(error: BaseException, mesh: Mesh, stage: str, tokens: int) -> str:
+    """What to tell the user when a rank ran out of memory.
+
+    Args:
+        error: what it met. mesh: of this rank. stage: what it was doing. tokens: N, 0: not known.
+
+    Returns:
+        One sentence with size, mesh, rank, stage, need, what there was, and what to do.
+    """
+    import torch
+
+    size = f"{tokens:,} tokens" if tokens else "the input"
+    where = f" in {stage}" if stage else ""
+    asked = _ASKED.search(str(error))
+    need = "more memory than there is"
+    if asked:
+        need = f"{float(asked[1]) * _UNITS[(asked[2] or 'bytes').lower()] / 1e9:.3g} GB more"
+    if mesh.device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(mesh.device)
+    else:
+        free, total = host_memory()
+    fewer = "fewer samples (--diffusion_samples, --max_parallel_samples 1)"
+    smaller = "a smaller mode (FOLDCP_CHUNK_MB, FOLDCP_PRECISION=bf16)"
+    return (
+        f"out of memory: {size} on mesh {mesh.rows}x{mesh.cols}, rank {mesh.rank}{where}: it "
+        f"needed {need} and had {free / 1e9:.3g} of {total / 1e9:.3g} GB free; use more ranks "
+        f"(FOLDCP_NPROC), {fewer} or {smaller}"
+    )
+
+
+def host_memory() -> tuple[int, int]:
+    """(available, all) memory of this machine in bytes; zeros where it does not tell."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return 0, 0
+    sizes = {line.partition(":")[0]: int(line.split()[1]) * 1024 for line in lines}
+    return sizes.get("MemAvailable", 0), sizes.get("MemTotal", 0)
 
 
 def start_line(mesh: Mesh, precision: str, swapped: str, kernels: str = "torch") -> str:
@@ -45,12 +108,15 @@ def _transport(mesh: Mesh) -> str:
     return f"transport {mesh.transport} ({', '.join((mesh.route, mesh.wire, *asked))})"
 
 
-def costs(mesh: Mesh, seconds: float) -> dict[str, Any]:
-    """What a run cost; every rank of the mesh must call it.
+def costs(
+    mesh: Mesh, seconds: float, gather: Callable[[Any], list[Any]] | None = None
+) -> dict[str, Any]:
+    """What a run cost; every rank must call it.
 
     Args:
         mesh: the mesh of ranks.
         seconds: wall time of the run.
+        gather: brings the values of all ranks together; None: those of the mesh.
 
     Returns:
         `seconds`, `mesh`, and one value per rank of `peak_rss_bytes` (host memory),
@@ -65,7 +131,7 @@ def costs(mesh: Mesh, seconds: float) -> dict[str, Any]:
         "sent_bytes": sum(mesh.sent.values()),
         "received_bytes": sum(mesh.received.values()),
     }
-    ranks = mesh.all_gather_object(mine)
+    ranks = (gather or mesh.all_gather_object)(mine)
     return {
         "seconds": seconds,
         "mesh": f"{mesh.rows}x{mesh.cols}",

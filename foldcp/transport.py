@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from foldcp.mesh import Mesh
 
 
+EXCHANGE = "exchange of tiles"  # how errors of an exchange under way begin
+
+
 class TransportError(UserError):
     """Ranks can no longer exchange anything; says which rank and why, alike on all of them."""
 

@@ -52,6 +52,16 @@ def tiny_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def small_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache whose trunk has few blocks, for the runs of forked.py."""
+    from forked import BLOCKS
+
+    from bench.synthetic import make_cache
+
+    return make_cache(tmp_path_factory.mktemp("small"), "tiny", blocks=BLOCKS)
+
+
+@pytest.fixture(scope="session")
 def prepared(session_folder: Path) -> Callable[[str], Prepared]:
     """Prepare an example by name: `prepared("heterodimer")`."""
     from parity import EXAMPLES, prepare

@@ -1,8 +1,8 @@
 """Runs of `boltz predict` that fail on cue, many in one process: `forked.py < cases.json`.
 
 Boltz is imported once, switched over; each case then forks its ranks, so that a case costs its own
-work and not the import. The model is stock Boltz on every rank: what fails here is everything
-around the model.
+work and not the import. With the rigs "raise" and "kill" the model is stock Boltz on every rank:
+what fails there is everything around the model. With those of tests/rigs.py it is the tiled one.
 """
 
 from __future__ import annotations
@@ -10,16 +10,20 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+BLOCKS = 4  # of the trunk: loading 64 of them is most of a run's time
 LIMIT = 60  # seconds that a case may take
 
 
@@ -33,7 +37,8 @@ class Case:
         environ: variables of all ranks.
         rank_arguments, rank_environ: what one rank has in addition.
         rank_folder: working folder of a rank.
-        rig: "raise R I" or "kill R I": rank R does so in place of predicting its I-th input.
+        rig: "raise R I" or "kill R I": rank R does so in place of predicting its I-th input; or one
+            of tests/rigs.py; "real" is the tiled model without a fault.
         slurm: start the ranks as srun does.
     """
 
@@ -67,7 +72,8 @@ class Ended:
     def messages(self) -> list[str]:
         """Every line of foldcp on any rank's standard error."""
         lines = [line for text in self.stderr for line in text.splitlines()]
-        return [line.removeprefix("foldcp: ") for line in lines if line.startswith("foldcp: ")]
+        # A progress bar may stand in front of it.
+        return [line.partition("foldcp: ")[2] for line in lines if "foldcp: " in line]
 
 
 def run_cases(cases: dict[str, Case]) -> dict[str, Ended]:
@@ -90,11 +96,23 @@ def _main() -> None:
     if not getattr(boltz.main, "foldcp_switched", False):
         sys.exit("the import hook is not installed here: pip install -e . --no-build-isolation")
     cases = json.load(sys.stdin)
-    port = 20000 + os.getpid() % 20000
-    ends = {}
-    for number, (name, case) in enumerate(cases.items()):
-        ends[name] = asdict(_run(case, port + number))
+    ports = _free_ports()
+    ends = {name: asdict(_run(case, next(ports))) for name, case in cases.items()}
     json.dump(ends, sys.stdout)
+
+
+def _free_ports() -> Iterator[int]:
+    """Ports that nobody listens at, below those that connections are given."""
+    first = os.getpid() * 37
+    for number in range(20000):
+        port = 10000 + (first + number) % 20000
+        with socket.socket() as s:
+            s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                s.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        yield port
 
 
 def _run(case: dict[str, Any], port: int) -> Ended:
@@ -107,11 +125,15 @@ def _run(case: dict[str, Any], port: int) -> Ended:
                 _child(case, rank, port, Path(folder))
             children[pid] = rank
         codes, times = [0] * len(children), []
+        rig = case["rig"].split()
+        stopped = {int(rig[3])} if rig[2:3] == ["stop"] else set()
         while children:
             pid, status = os.waitpid(-1, os.WNOHANG)
             if pid:
                 codes[children.pop(pid)] = os.waitstatus_to_exitcode(status)
                 times.append(time.monotonic())
+                if stopped and set(children.values()) == stopped:  # nobody is left who could end it
+                    os.kill(next(iter(children)), signal.SIGKILL)
             elif time.monotonic() - start > LIMIT:
                 for child in children:
                     os.kill(child, signal.SIGKILL)
@@ -138,6 +160,7 @@ def _child(case: dict[str, Any], rank: int, port: int, folder: Path) -> None:
         os.chdir(case["rank_folder"].get(str(rank), "."))
         arguments = [*case["arguments"], *case["rank_arguments"].get(str(rank), [])]
         sys.argv = ["boltz", *arguments]
+        boltz.main.PairformerArgsV2 = partial(boltz.main.PairformerArgsV2, num_blocks=BLOCKS)
         _rig(case["rig"])
         boltz.main.cli()
         code = 0
@@ -173,9 +196,15 @@ def _place(case: dict[str, Any], rank: int, port: int) -> dict[str, str]:
 
 def _rig(what: str) -> None:
     """Replace the swap: stock's own prediction on every rank, up to the failure."""
+    import rigs
+
     from foldcp.boltz import models
     from foldcp.boltz.features import dense_view
 
+    if what.startswith(("at ", "real")):
+        if what != "real":
+            rigs.install(what)
+        return
     verb, rank, index = (what or "run -1 -1").split()
 
     def apply(model: Any, mesh: Any, precision: str) -> SimpleNamespace:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from forked import Case, Ended, run_cases
 
 PROTEIN = "version: 1\nsequences:\n  - protein: {id: A, sequence: MQIFVKT, msa: empty}\n"
@@ -30,14 +31,20 @@ EXPECTED = {
     "lonely": ("could not meet rank 0", "check that all ranks were started"),
     "missing input": ("does not exist", "boltz predict --help"),
     "missing checkpoint": ("'--checkpoint'", "does not exist"),
+    "nan weights": ("nan.ckpt is damaged: pairformer_module", "holds 1 NaN", "--checkpoint"),
+    "other weights": ("loaded other weights than rank", "give every rank the same checkpoint"),
+    "folders": ("Found directory", "instead of .fasta or .yaml"),
+    "same name": ("a.fasta and a.yaml would both be called a: rename one of them",),
+    "no input": ("there is no input: give a .yaml or .fasta file",),
+    "groups": ("FOLDCP_DP=3 groups need a multiple of 3 ranks, but 2 were started",),
     "broken checkpoint": ("cannot be loaded", "pass --checkpoint"),
     "download": ("are not complete in", "--cache"),
     "unwritable": ("--out_dir folder", "pass --out_dir with a folder that you may write to"),
     "broken": ("1 input(s) could not be folded: broken.yaml (while parsing", "Correct them"),
     "some broken": ("1 input(s) could not be folded: broken.yaml (while parsing", "Correct them"),
     "no features": ("could not be folded: first (its features", "finished predictions are kept"),
-    "raise": ("rank 1 failed (RuntimeError: rigged to fail)", "finished predictions are kept"),
-    "kill": ("lost another rank, which ended without a word", "memory"),
+    "raise": ("rank 1 failed in ", "(RuntimeError: rigged to fail)", "predictions are kept"),
+    "kill": ("rank 1 (in ", "is gone: its process was killed", "memory"),
 }  # fmt: skip
 
 
@@ -53,6 +60,12 @@ def _cases(folder: Path, cache: Path) -> dict[str, Case]:
     (folder / "elsewhere").mkdir()
     (folder / "elsewhere" / "other.yaml").write_text(PROTEIN)
     (folder / "broken.ckpt").write_bytes(b"not a checkpoint")
+    (folder / "nested" / "inner").mkdir(parents=True)
+    (folder / "nothing").mkdir()
+    (folder / "twins").mkdir()
+    for suffix in ("yaml", "fasta"):
+        (folder / "twins" / f"a.{suffix}").write_text(PROTEIN)
+    _spoil(cache, folder)
     without_ion = folder / "without_ion"
     shutil.copytree(cache, without_ion, symlinks=True, ignore=shutil.ignore_patterns("MG.pkl"))
     fast = "--accelerator cpu --num_workers 0 --sampling_steps 2 --recycling_steps 0 --seed 1"
@@ -78,6 +91,13 @@ def _cases(folder: Path, cache: Path) -> dict[str, Case]:
                                 "MASTER_PORT": "9", "FOLDCP_TIMEOUT": "2"}),
         "missing input": Case(predict("nowhere.yaml"), 2),
         "missing checkpoint": Case([*one, "--checkpoint", "nowhere.ckpt"], 2),
+        "nan weights": Case([*one, "--checkpoint", str(folder / "nan.ckpt")], 2),
+        "other weights": Case([*one, "--checkpoint", "w.ckpt"], 2, rank_folder={
+            0: str(folder), 1: str(folder / "elsewhere")}),
+        "folders": Case(predict("nested"), 2),
+        "same name": Case(predict("twins"), 2),
+        "no input": Case(predict("nothing"), 2),
+        "groups": Case(one, 2, {"FOLDCP_DP": "3"}),
         "broken checkpoint": Case([*one, "--checkpoint", str(folder / "broken.ckpt")], 2),
         "download": Case(predict("one.yaml", at=folder / "empty"), 2, NO_NETWORK),
         "unwritable": Case(predict("one.yaml", out="one.yaml"), 2),
@@ -91,14 +111,25 @@ def _cases(folder: Path, cache: Path) -> dict[str, Case]:
     }  # fmt: skip
 
 
+def _spoil(cache: Path, folder: Path) -> None:
+    """Checkpoints with a NaN, and with a weight that one rank has otherwise."""
+    data = torch.load(cache / "boltz2_conf.ckpt", weights_only=False)
+    torch.save(data, folder / "w.ckpt")
+    name = next(k for k in data["state_dict"] if k.startswith("pairformer_module"))
+    data["state_dict"][name].view(-1)[0] += 1
+    torch.save(data, folder / "elsewhere" / "w.ckpt")
+    data["state_dict"][name].view(-1)[0] = float("nan")
+    torch.save(data, folder / "nan.ckpt")
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("bad_input")
 
 
 @pytest.fixture(scope="module")
-def ends(folder: Path, tiny_cache: Path) -> dict[str, Ended]:
-    return run_cases(_cases(folder, tiny_cache))
+def ends(folder: Path, small_cache: Path) -> dict[str, Ended]:
+    return run_cases(_cases(folder, small_cache))
 
 
 @pytest.mark.parametrize("name", EXPECTED)

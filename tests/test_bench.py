@@ -284,7 +284,7 @@ def test_gpu_script_is_valid_and_its_table_fits() -> None:
     ]
     limits = {name: int(limit) for _, name, limit, *_ in parts}
     assert set(limits) == {
-        "correctness", "engine", "core", "block", "kernels", "predict", "plots", "peers",
+        "correctness", "engine", "core", "block", "graph", "kernels", "predict", "plots", "peers",
     }  # fmt: skip
     assert sum(limits.values()) - limits["peers"] <= 515 and limits["peers"] <= 515
 

@@ -26,7 +26,7 @@ from foldcp.plans import (
 from foldcp.schedule import Plan, intersect, volume
 
 SMALL = [(1, 1), (1, 2), (2, 1), (2, 2), (2, 3), (3, 2), (3, 3), (2, 4), (4, 2)]
-LARGE = [(4, 4), (4, 8), (8, 8), (16, 16)]
+LARGE = [(4, 4), (4, 8), (8, 8)]
 CHANNELS, HEADS = 128, 4
 
 

@@ -158,13 +158,17 @@ def test_config_reads_every_variable() -> None:
             "FOLDCP_NCCL_CTAS": "4",
             "FOLDCP_PRECISION": "bf16",
             "FOLDCP_KERNELS": "torch",
+            "FOLDCP_GRAPHS": "0",
             "FOLDCP_CHUNK_MB": "128",
             "FOLDCP_TIMEOUT": "60",
+            "FOLDCP_DP": "2",
+            "FOLDCP_RESUME": "kept",
             "FOLDCP_REPORT": "costs.json",
         }
     )
     carried = ("ring", "nccl", "fp8", "channel", "rows", "libnccl.so.2", 4)
-    assert got == Config(True, 8, "2x4", *carried, "bf16", "torch", 128, 60, "costs.json")
+    rest = ("0", 128, 60, 2, "kept", "costs.json")
+    assert got == Config(True, 8, "2x4", *carried, "bf16", "torch", *rest)
     assert Config().precision_on("cuda") == "bf16" and Config().precision_on("cpu") == "fp32"
     assert Config(precision="fp32").precision_on("cuda") == "fp32"
 
@@ -181,6 +185,8 @@ def test_config_reads_every_variable() -> None:
         ("FOLDCP_KERNELS", "cuda", "auto or torch or triton or cuequivariance"),
         ("FOLDCP_CHUNK_MB", "-1", "a whole number of at least 1"),
         ("FOLDCP_TIMEOUT", "1.5", "a whole number of at least 1"),
+        ("FOLDCP_DP", "0", "a whole number of at least 1"),
+        ("FOLDCP_GRAPHS", "yes", "auto or 0 or 1"),
     ],
 )
 def test_config_names_what_is_wrong(variable: str, value: str, allowed: str) -> None:

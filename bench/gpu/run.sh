@@ -6,13 +6,13 @@
 # and a part that fails does not stop the next. Results go to $OUT: tables, plots, log.txt.
 #
 # FAST=1     a rehearsal: tiny sizes, works on a CPU
-# PARTS=...  some of: correctness engine core block kernels predict plots (the default) and peers, which
-#            adds torch.compile and trifast and takes 8 minutes alone
+# PARTS=...  some of: correctness engine core block graph kernels predict plots (the default) and peers,
+#            which adds torch.compile and trifast and takes 8 minutes alone
 cd "$(dirname "$0")/../.." || exit 1
 PY=${PYTHON:-python3}
 NAME=$($PY -c 'from bench.machine import results_folder as f; print(f().name)') || exit 1
 OUT=${OUT:-bench/results/$NAME}
-PARTS=${PARTS:-correctness engine core block kernels predict plots}
+PARTS=${PARTS:-correctness engine core block graph kernels predict plots}
 mkdir -p "$OUT"
 export PYTHONUNBUFFERED=1 PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 unset TRITON_INTERPRET
@@ -49,22 +49,24 @@ if [ -n "$FAST" ]; then
   part core 60 "$PY" -m bench.kernels --op $CORE --n 32 \
     --budget 0.1 --out "$OUT/kernels_core.csv"
   part block 90 "$PY" -m bench.block --n 24 --layers 2 --budget 0.1 --out "$OUT/block.csv"
+  part graph 60 "$PY" -m bench.gpu.graph --n 24 --layers 2 --out "$OUT"
   part kernels 90 "$PY" -m bench.kernels --without $CORE --n 32 --within 60 --budget 0.1 --out "$OUT/kernels.csv"
   part predict 120 "$PY" -m bench.predict --n 24 --blocks 1 --within 110 --out "$OUT/predict.csv"
 else
   # Triton compiles for minutes on one core.
   PARALLEL=$($PY -c 'import xdist' 2>/dev/null && echo "-n 8")
-  part correctness 100 "$PY" -m pytest -q -p no:cacheprovider --maxfail=20 $PARALLEL tests/test_kernels*.py \
+  part correctness 90 "$PY" -m pytest -q -p no:cacheprovider --maxfail=20 $PARALLEL tests/test_kernels*.py \
     -k "not compile_for_every_chip"
   # Four ranks share the GPU: shows that the exchanges are right, and nothing about speed.
   part engine 45 "$PY" -m bench.gpu.engine --out "$OUT"
-  part core 95 "$PY" -m bench.kernels --op $CORE --n 1024,2048,512,4096 --budget 1.5 --within 75 \
+  part core 90 "$PY" -m bench.kernels --op $CORE --n 1024,2048,512,4096 --budget 1.5 --within 70 \
     --out "$OUT/kernels_core.csv" --providers foldcp,foldcp-torch,eager,cuequivariance
-  part block 75 "$PY" -m bench.block --n 512,1024,2048 --budget 1.5 --within 60 --out "$OUT/block.csv"
-  part kernels 85 "$PY" -m bench.kernels --n 1024,512,2048 --budget 0.5 --within 70 --without $CORE \
+  part block 65 "$PY" -m bench.block --n 512,1024,2048 --budget 1.5 --within 50 --out "$OUT/block.csv"
+  part graph 40 "$PY" -m bench.gpu.graph --n 128,512 --out "$OUT"
+  part kernels 80 "$PY" -m bench.kernels --n 1024,512,2048 --budget 0.5 --within 65 --without $CORE \
     --out "$OUT/kernels.csv" --providers foldcp,foldcp-torch,eager,cuequivariance
-  part predict 95 "$PY" -m bench.predict --n 512,1024,2048 --recycles 0 --steps 20 --one-process \
-    --within 88 --out "$OUT/predict.csv"
+  part predict 85 "$PY" -m bench.predict --n 512,1024,2048 --recycles 0 --steps 20 --one-process \
+    --within 78 --out "$OUT/predict.csv"
   # Not among the default parts: both packages compile or tune for minutes.
   part peers 500 "$PY" -m bench.kernels --n 1024,512,2048 --budget 1 --within 400 \
     --out "$OUT/kernels_peers.csv" --providers foldcp,eager,compile,cuequivariance,trifast

@@ -15,6 +15,7 @@ def make_cache(
     kinds: Sequence[Kind] = ("boltz2",),
     seed: int = 0,
     ccd: Iterable[str] = (),
+    blocks: int | None = None,
 ) -> Path:
     """Write molecules and checkpoints, so that `boltz predict --cache` needs no network.
 
@@ -25,13 +26,14 @@ def make_cache(
             not used, so one that is left out is stood in for by an empty file.
         seed: seed of the weights.
         ccd: further component codes, see `write_molecules`.
+        blocks: of the trunks, see `write_checkpoint`.
     Returns:
         The folder.
     """
     cache = Path(cache)
     write_molecules(cache, ccd)
     for kind in kinds:
-        write_checkpoint(cache / FILE_NAMES[kind], size, kind, seed)
+        write_checkpoint(cache / FILE_NAMES[kind], size, kind, seed, blocks)
     affinity = cache / FILE_NAMES["boltz2_affinity"]
     if "boltz2" in kinds and not affinity.exists():
         affinity.touch()

@@ -144,7 +144,11 @@ def _smooth_curves(length: int, channels: int) -> torch.Tensor:
 
 
 def write_checkpoint(
-    path: str | Path, size: Size = "tiny", kind: Kind = "boltz2", seed: int = 0
+    path: str | Path,
+    size: Size = "tiny",
+    kind: Kind = "boltz2",
+    seed: int = 0,
+    blocks: int | None = None,
 ) -> Path:
     """Write an untrained checkpoint that `boltz predict` loads.
 
@@ -153,12 +157,15 @@ def write_checkpoint(
         size: "real" (2 GB) or "tiny".
         kind: "boltz2", "boltz2_affinity" or "boltz1".
         seed: seed of the weights.
+        blocks: of the trunk's pairformer; None is the number that `boltz predict` asks for.
     Returns:
         `path`.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     arguments = hyperparameters(size, kind)
+    if blocks is not None:
+        arguments["pairformer_args"]["num_blocks"] = blocks
     model = build_model(arguments, kind, seed)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     torch.save(

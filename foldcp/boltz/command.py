@@ -11,10 +11,14 @@ from typing import Any, NoReturn
 
 import click
 
+from foldcp import under_way
 from foldcp.boltz import session
 from foldcp.boltz.launch import Place, predicts
+from foldcp.boltz.recovery import is_broken
+from foldcp.boltz.signals import interrupted
 from foldcp.config import Config
-from foldcp.report import UserError
+from foldcp.report import KEPT, UserError
+from foldcp.transport import EXCHANGE, TransportError
 
 
 def guarded(stock: Callable[..., Any]) -> Callable[..., Any]:
@@ -59,6 +63,8 @@ def _meeting_time() -> float:
 
 def _end(error: BaseException) -> NoReturn:
     """End every rank after `error`."""
+    if interrupted.is_set():  # whatever Lightning makes of Ctrl-C
+        session.end(f"interrupted; {KEPT}", 130)
     if isinstance(error, SystemExit) and error.code in (0, None):
         session.leave()
     if isinstance(error, click.exceptions.Exit):
@@ -66,11 +72,13 @@ def _end(error: BaseException) -> NoReturn:
     if isinstance(error, click.ClickException):
         session.end(f"{error.format_message()} (see `boltz predict --help`)", error.exit_code)
     if isinstance(error, (KeyboardInterrupt, click.Abort)):
-        session.end("interrupted; finished predictions are kept and skipped by the next run", 130)
+        session.end(f"interrupted; {KEPT}", 130)
     if isinstance(error, SystemExit):
         code = error.code if isinstance(error.code, int) else 1
         session.end(f"the prediction ended early ({error.code})", code)
-    if isinstance(error, (UserError, ValueError)) and _is_ours(error):
+    if isinstance(error, TransportError) and str(error).startswith(EXCHANGE):
+        session.end(_account(error))
+    if isinstance(error, (RuntimeError, ValueError)) and _is_ours(error):
         session.end(str(error))
     session.end(_account(error))
 
@@ -80,20 +88,23 @@ def _is_ours(error: BaseException) -> bool:
     frames = traceback.extract_tb(error.__traceback__)
     last = frames[-1].filename.replace(os.sep, "/") if frames else ""
     ours = ("/boltz/main.py", "/foldcp/config.py", "/foldcp/mesh.py")
-    return isinstance(error, UserError) or last.endswith(ours)
+    return isinstance(error, UserError) or last.endswith(ours)  # main.py: check_inputs and such
 
 
 def _account(error: BaseException) -> str:
     """An unexpected error, with its traceback, on the rank that met it."""
-    rank = Place.find(os.environ).rank
-    text = str(error)
-    if "closed by peer" in text or "reset by peer" in text:
-        return (
-            f"rank {rank} lost another rank, which ended without a word (most often it was killed "
-            "for lack of memory): start more ranks or free memory, then run the same command again"
-        )
+    rank, run = Place.find(os.environ).rank, session.current()
+    peers = None if run is None else run.peers
+    where = f" in {run.stage}" if run is not None and run.stage else ""
+    if peers is not None and is_broken(error):
+        under_way.waiting = True  # this rank is not the one that the others wait for
+        missing = peers.missing()
+        if missing:
+            return f"{'; '.join(missing)}; all ranks end; {KEPT}"
+    if isinstance(error, UserError):
+        return f"{error} (rank {rank}{where})"
     details = "".join(traceback.format_exception(error)).rstrip()
     return (
-        f"rank {rank} failed ({type(error).__name__}: {text}), all ranks end; finished predictions "
-        f"are kept and skipped by the next run\n{details}"
+        f"rank {rank} failed{where} ({type(error).__name__}: {error}), all ranks end; {KEPT}\n"
+        f"{details}"
     )

@@ -48,7 +48,7 @@ def install(dataset: Any) -> None:
     if not isinstance(getattr(dataset, "featurizer", None), stock.Boltz2Featurizer):
         raise TypeError(
             f"`dataset` is {type(dataset).__name__} without a Boltz2Featurizer; install expects "
-            "boltz.data.module.inferencev2.PredictionDataset (Boltz-1 keeps stock features)"
+            "boltz.data.module.inferencev2.PredictionDataset (Boltz-1: boltz1_features)"
         )
     if not dataset.affinity:
         dataset.featurizer = CompactFeaturizer()
@@ -177,14 +177,14 @@ def bond_features(data: Tokenized) -> dict[str, Tensor]:
     ends = np.stack([bonds["token_1"], bonds["token_2"]], axis=1)  # [bonds, 2]
     ends = order[np.searchsorted(token_idx, ends, sorter=order)]
     pairs = np.stack([ends, ends[:, ::-1]], axis=1).reshape(-1, 2)
-    index, last = _last_of_each_pair(pairs, len(token_idx))
+    index, last = last_of_each_pair(pairs, len(token_idx))
     return {
         "token_bond_index": index,
         "token_bond_type": from_numpy(np.repeat(bonds["type"].astype(np.int64), 2)[last]),
     }
 
 
-def _last_of_each_pair(pairs: np.ndarray, num_tokens: int) -> tuple[Tensor, np.ndarray]:
+def last_of_each_pair(pairs: np.ndarray, num_tokens: int) -> tuple[Tensor, np.ndarray]:
     """Sorted unique pairs, long [n, 2], and the position of the last occurrence of each."""
     key = pairs[:, 0].astype(np.int64) * num_tokens + pairs[:, 1]
     unique, first_from_the_end = np.unique(key[::-1], return_index=True)
@@ -229,7 +229,7 @@ def contact_features(
         i, j = position.get(place_1), position.get(place_2)
         if i is not None and j is not None:
             written.append((np.array([[i, j], [j, i]]), np.repeat(kinds["CONTACT"], 2), distance))
-    index, last = _last_of_each_pair(np.concatenate([w[0] for w in written]), len(tokens))
+    index, last = last_of_each_pair(np.concatenate([w[0] for w in written]), len(tokens))
     threshold = np.concatenate([np.full(len(kind), d, np.float32) for _, kind, d in written])
     default = kinds["UNSELECTED"] if len(last) else kinds["UNSPECIFIED"]
     return {

@@ -182,6 +182,7 @@ def run_ranks(nproc: int, arguments: Sequence[str]) -> int:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from torch.distributed import run as launcher
+        from torch.distributed.elastic.multiprocessing.api import SignalException
         from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     # The rank that failed has already said why; the agent's account of it would bury that.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
@@ -192,6 +193,8 @@ def run_ranks(nproc: int, arguments: Sequence[str]) -> int:
     except ChildFailedError as error:
         code = error.get_first_failure()[1].exitcode
         return code if 0 < code < 256 else 1
+    except SignalException as error:  # it has passed the signal on, and waited for the ranks
+        return 128 + error.sigval
     except KeyboardInterrupt:
         return 130
     return 0

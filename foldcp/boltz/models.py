@@ -1,4 +1,4 @@
-"""Loading and running Boltz's models: Boltz-2 on the mesh, the others stock on the root rank."""
+"""Loading and running Boltz's models: on the mesh, the affinity model stock on the root rank."""
 
 from __future__ import annotations
 
@@ -8,9 +8,13 @@ from typing import Any
 from pytorch_lightning.plugins.environments import LightningEnvironment
 from pytorch_lightning.strategies import SingleDeviceStrategy
 
-from foldcp.boltz import swap
+from foldcp.boltz import swap, weights
 from foldcp.boltz.data import FAILED, random_state, set_random_state
+from foldcp.boltz.kept import TrunkKeeper
+from foldcp.boltz.preflight import versions
+from foldcp.boltz.recovery import together
 from foldcp.boltz.run import Run, current
+from foldcp.modules.draws import replay
 from foldcp.report import UserError, start_line
 from foldcp_kernels.dispatch import described
 
@@ -38,7 +42,11 @@ def trainer_class(stock: type) -> type:
             if not isinstance(model, _Waiting):
                 result = super().predict(model, *args, **options)
             if run is not None and run.alone:
+                run.session.at("waiting for rank 0")
                 run.session.wait_for_root()
+            elif run is not None and run.session.groups > 1:
+                run.session.at("waiting for the other groups")
+                run.session.gather(None)  # the affinity pass reads what they have written
             return result
 
     return MeshTrainer
@@ -57,13 +65,13 @@ def _trainer(options: dict[str, Any], run: Run) -> dict[str, Any]:
         "plugins": [LightningEnvironment()],
         "use_distributed_sampler": False,
         "logger": False,
-        "enable_progress_bar": run.mesh.is_root,
-        "enable_model_summary": run.mesh.is_root,
+        "enable_progress_bar": run.session.is_root,
+        "enable_model_summary": run.session.is_root,
     }
 
 
 class Loader:
-    """One of Boltz's model classes; a loaded Boltz-2 structure model is swapped in place."""
+    """One of Boltz's model classes; a loaded structure model is swapped in place."""
 
     def __init__(self, stock: type) -> None:
         self._stock = stock
@@ -91,9 +99,10 @@ class Loader:
         if run is None:
             return self._stock.load_from_checkpoint(path, *args, **options)
         is_affinity = "affinity_mw_correction" in options
-        run.alone = self._stock.__name__ != "Boltz2" or is_affinity
-        if run.alone and not run.mesh.is_root:
+        run.alone = is_affinity
+        if run.alone and not run.session.is_root:
             return _Waiting()
+        run.session.at("loading the model")
         try:
             model = self._stock.load_from_checkpoint(path, *args, **options)
         except Exception as error:
@@ -102,30 +111,37 @@ class Loader:
                 f"the checkpoint {path} cannot be loaded ({reason[0]}): pass --checkpoint with one "
                 f"of {self._stock.__name__}, or delete the file to have Boltz download it again"
             ) from error
-        if not run.alone and model.affinity_prediction:
-            run.alone = True
-        swapped = self._name(is_affinity) + " runs stock on rank 0" if run.alone else ""
+        fingerprint = weights.check(model, path)
         if not run.alone:
-            swapped = _swap(model, run)
-        if run.mesh.is_root and not run.announced:
+            weights.check_same(fingerprint, path, run.session)
+            run.alone = getattr(model, "affinity_prediction", False)
+        swapped = "the affinity pass runs stock on rank 0" if run.alone else ""
+        if not run.alone:
+            swapped = _swap(model, run, fingerprint)
+        if run.session.is_root and not run.announced:
             run.announced = True
-            precision = "fp32"
-            if self._stock.__name__ == "Boltz2":
-                precision = run.config.precision_on(run.mesh.device.type)
+            precision = _precision(model, run)
             print(start_line(run.mesh, precision, swapped, described(run.mesh.device)), flush=True)
-        if run.alone and not run.mesh.is_root:
+        if run.alone and not run.session.is_root:
             return _Waiting()
         return model
 
-    def _name(self, is_affinity: bool) -> str:
-        return "the affinity pass" if is_affinity else f"{self._stock.__name__}"
+
+def _precision(model: Any, run: Run) -> str:
+    if type(model).__name__ != "Boltz1":
+        return run.config.precision_on(run.mesh.device.type)
+    if run.config.precision == "bf16":
+        raise UserError(
+            "FOLDCP_PRECISION=bf16 is set, but Boltz-1 runs in float32 everywhere: use auto or fp32"
+        )
+    return "fp32"
 
 
-def _swap(model: Any, run: Run) -> str:
-    """Put the mesh's modules into a loaded Boltz-2; returns what was swapped."""
+def _swap(model: Any, run: Run, fingerprint: str) -> str:
+    """Put the mesh's modules into a loaded model; returns what was swapped."""
     model.eval()  # Boltz does so too, but after loading
     state = random_state()
-    precision = run.config.precision_on(run.mesh.device.type)
+    precision = _precision(model, run)
     report = swap.apply(model, run.mesh, precision=precision)
     set_random_state(state)  # the draws that follow are those of stock
     model.foldcp_write_embeddings = run.write_embeddings
@@ -134,9 +150,16 @@ def _swap(model: Any, run: Run) -> str:
     def predict_step(batch: dict[str, Any], *args: Any, **options: Any) -> dict[str, Any]:
         if FAILED in batch:
             return {"exception": True}
-        return swapped_step(batch, *args, **options)
+        name, tokens = batch["record"][0].id, batch["token_index"].shape[1]
+        found = together(run, name, tokens, lambda: swapped_step(batch, *args, **options))
+        return {"exception": True} if found is None else found
 
     model.predict_step = predict_step
+    run.replay = lambda batch: replay(model, batch, swap.settings_of(model))
+    if run.config.resume:
+        parts = {"seed": run.seed, "weights": fingerprint, "precision": precision, **versions()}
+        run.keeper = TrunkKeeper(Path(run.config.resume).expanduser(), parts, run.mesh)
+        model.foldcp.keeper = run.keeper
     affinity = "; the affinity pass runs stock on rank 0" if run.with_affinity else ""
     return report.summary() + affinity
 

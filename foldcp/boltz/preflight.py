@@ -8,17 +8,21 @@ import platform
 import tempfile
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from foldcp import __version__
 from foldcp.boltz.launch import Place
 from foldcp.config import Config
-from foldcp.mesh import Mesh
 from foldcp.report import UserError
 from foldcp_kernels.dispatch import set_impl
 
+if TYPE_CHECKING:
+    from foldcp.boltz.session import Session
+
+_VERSIONS = ("boltz", "torch", "numpy", "rdkit", "pytorch-lightning")
+_SECRETS = {"msa_server_username", "msa_server_password", "api_key_value"}
 _INPUTS = (".fa", ".fas", ".fasta", ".yml", ".yaml")
 
 
@@ -121,18 +125,18 @@ def check_writable(options: dict[str, Any]) -> None:
         ) from error
 
 
-def check_same_everywhere(options: dict[str, Any], config: Config, mesh: Mesh) -> None:
+def check_same_everywhere(options: dict[str, Any], config: Config, session: Session) -> None:
     """Compare arguments, inputs, settings and versions of all ranks.
 
     Args:
         options: the arguments of Boltz's `predict`.
         config: the FOLDCP_* variables.
-        mesh: the ranks.
+        session: the ranks.
 
     Raises:
         UserError: on every rank, naming the first rank that differs and in what.
     """
-    everyone = mesh.all_gather_object(_fingerprint(options, config))
+    everyone = session.gather(_fingerprint(options, config))
     for rank, other in enumerate(everyone):
         for key, value in everyone[0].items():
             if other.get(key) != value:
@@ -143,13 +147,21 @@ def check_same_everywhere(options: dict[str, Any], config: Config, mesh: Mesh) -
                 )
 
 
+def versions() -> dict[str, str]:
+    """Versions of what a prediction follows from."""
+    found = {name: metadata.version(name) for name in _VERSIONS}
+    return found | {"foldcp": __version__, "python": platform.python_version()}
+
+
 def _fingerprint(options: dict[str, Any], config: Config) -> dict[str, str]:
     # Its default is the number of cores, which may differ between machines.
     alike = {name: value for name, value in options.items() if name != "preprocessing_threads"}
+    for name in _SECRETS & alike.keys():
+        told = repr(alike[name]).encode()
+        alike[name] = alike[name] and "secret " + hashlib.sha256(told).hexdigest()[:8]
     prints = {f"argument --{name}": repr(value) for name, value in sorted(alike.items())}
     prints |= {f"setting {name}": repr(value) for name, value in sorted(vars(config).items())}
-    prints |= {f"version of {name}": metadata.version(name) for name in ("boltz", "torch")}
-    prints |= {"version of foldcp": __version__, "version of python": platform.python_version()}
+    prints |= {f"version of {name}": version for name, version in versions().items()}
     data = Path(options["data"]).expanduser()
     files = sorted(data.iterdir()) if data.is_dir() else [data]
     for path in files:

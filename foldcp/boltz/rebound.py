@@ -34,7 +34,7 @@ _ATOM_KEYS = (
 _CELLS_PER_CHUNK = 1 << 20
 
 
-def _rebind(function: FunctionType, **names: Any) -> FunctionType:
+def rebind(function: FunctionType, **names: Any) -> FunctionType:
     """The same code over a copy of its module's globals in which `names` are replaced."""
     scope = {**function.__globals__, **names}
     copy = FunctionType(
@@ -44,7 +44,7 @@ def _rebind(function: FunctionType, **names: Any) -> FunctionType:
     return copy
 
 
-class _Torch:
+class TorchWith:
     """`torch` with some functions replaced; every other attribute is torch's own."""
 
     def __init__(self, **replaced: Any) -> None:
@@ -54,14 +54,14 @@ class _Torch:
         return getattr(torch, name)
 
 
-class _Discarded:
+class Discarded:
     """Stands for a dense tensor that inference does not read: writing to it does nothing."""
 
     def __setitem__(self, key: object, value: object) -> None:
         pass
 
 
-def _keep_index(index: Tensor, num_classes: int) -> Tensor:
+def keep_index(index: Tensor, num_classes: int) -> Tensor:
     """Stands for `one_hot`: the class indices themselves, checked like `one_hot` checks them."""
     if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < num_classes:
         raise ValueError(
@@ -71,7 +71,7 @@ def _keep_index(index: Tensor, num_classes: int) -> Tensor:
     return index
 
 
-def _pad_if_present(data: Tensor, dim: int, pad_len: int, value: float = 0) -> Tensor:
+def pad_if_present(data: Tensor, dim: int, pad_len: int, value: float = 0) -> Tensor:
     """Stands for `pad_dim`: an index tensor has no class dim to pad."""
     return stock.pad_dim(data, dim, pad_len, value) if dim < data.ndim else data
 
@@ -93,12 +93,12 @@ def atom_features(
         ValueError: when an atom's element or name has no class in Boltz's vocabulary.
     """
     empty = torch.empty(0, 0)
-    featurise = _rebind(
+    featurise = rebind(
         stock.process_atom_features,
-        one_hot=_keep_index,
-        pad_dim=_pad_if_present,
-        torch=_Torch(
-            zeros=lambda *shape: _Discarded(),  # the distogram target [N, N, 1, 64]
+        one_hot=keep_index,
+        pad_dim=pad_if_present,
+        torch=TorchWith(
+            zeros=lambda *shape: Discarded(),  # the distogram target [N, N, 1, 64]
             cdist=lambda *points: empty,  # its token distances [N, N]
             max=lambda values: 0,  # ends the loop that _augment_residues replaces
         ),
@@ -141,15 +141,34 @@ def msa_features(data: Tokenized, random: np.random.Generator, max_seqs: int) ->
     Raises:
         ValueError: when the alignment holds a residue type outside Boltz's vocabulary.
     """
+    pair = rebind(stock.construct_paired_msa, **msa_names(stock))
+    return alignment(*pair(data, random, max_seqs))
+
+
+def msa_names(module: Any) -> dict[str, Any]:
+    """What replaces the names that `construct_paired_msa` of a stock featuriser builds with.
+
+    Args:
+        module: the stock featuriser's module.
+    """
     dictionary = SimpleNamespace(Dict=SimpleNamespace(empty=lambda **types: {}))
-    pair = _rebind(
-        stock.construct_paired_msa,
-        prepare_msa_arrays=_msa_arrays,
-        numba=SimpleNamespace(typed=dictionary, types=stock.numba.types),
-        torch=_Torch(tensor=lambda array, dtype: array),
-    )
-    msa, deletion, paired = pair(data, random, max_seqs)
-    _keep_index(from_numpy(msa), const.num_tokens)
+    return {
+        "prepare_msa_arrays": _msa_arrays,
+        "numba": SimpleNamespace(typed=dictionary, types=module.numba.types),
+        "torch": TorchWith(tensor=lambda array, dtype: array),
+    }
+
+
+def alignment(
+    msa: np.ndarray, deletion: np.ndarray | None, paired: np.ndarray
+) -> dict[str, Tensor]:
+    """The features of a paired alignment, see `msa_features`.
+
+    Args:
+        msa: residue types, uint8 [S, N]. deletion: float32 [N, S], None without any.
+        paired: bool [S, N].
+    """
+    keep_index(from_numpy(msa), const.num_tokens)
     # Counts are exact integers, so counts / S is the float mean of the one-hot, bit for bit.
     counts = np.stack([np.count_nonzero(msa == c, axis=0) for c in range(const.num_tokens)], 1)
     if deletion is None:
@@ -206,9 +225,7 @@ def template_features(data: Tokenized) -> dict[str, Tensor]:
     """
     num_tokens = len(data.tokens)
     if not data.templates:
-        dummy = _rebind(stock.load_dummy_templates_features, one_hot=_keep_index)
+        dummy = rebind(stock.load_dummy_templates_features, one_hot=keep_index)
         return dummy(tdim=1, num_tokens=num_tokens)
-    rows = _rebind(stock.compute_template_features, one_hot=_keep_index)
-    return _rebind(stock.process_template_features, compute_template_features=rows)(
-        data, num_tokens
-    )
+    rows = rebind(stock.compute_template_features, one_hot=keep_index)
+    return rebind(stock.process_template_features, compute_template_features=rows)(data, num_tokens)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from foldcp.config import Config
 
 if TYPE_CHECKING:
+    from foldcp.boltz.kept import TrunkKeeper
     from foldcp.boltz.session import Session
     from foldcp.mesh import Mesh
 
@@ -21,28 +23,38 @@ class Run:
         config: the FOLDCP_* variables.
         session: the ranks of this run.
         mesh: their layout.
-        write_embeddings: `--write_embeddings` was given.
+        seed: `--seed`. write_embeddings: `--write_embeddings` was given.
         reasons: folder where input-reading processes leave why an input could not be read.
-        failed: inputs that could not be folded and why; complete on the root rank only.
+        failed: inputs that could not be folded and why; complete on the root rank at the end.
         alone: the model under way runs stock on the root rank while the others wait.
         with_affinity: some input asks for an affinity prediction.
         announced: the start line was printed.
+        keeper: keeps the trunks of unfinished inputs (FOLDCP_RESUME).
+        replay: draws the random numbers of an input that another group folds.
     """
 
     config: Config
     session: Session
     mesh: Mesh
+    seed: int | None = None
     write_embeddings: bool = False
     reasons: Path | None = None
     failed: dict[str, str] = field(default_factory=dict)
     alone: bool = False
     with_affinity: bool = False
     announced: bool = False
+    replay: Callable[[dict[str, Any]], None] | None = None
+    keeper: TrunkKeeper | None = None
 
     @property
     def shared(self) -> bool:
-        """True when all ranks work on the model under way together."""
+        """True when all ranks of the mesh work on the model under way together."""
         return self.mesh.size > 1 and not self.alone
+
+    @property
+    def writes(self) -> bool:
+        """True on the rank that writes the outputs of the inputs that its mesh folds."""
+        return self.session.is_root if self.alone else self.mesh.is_root
 
 
 _current: Run | None = None

@@ -1,33 +1,39 @@
 """How the ranks of one run stay together: they meet, and when one fails all end within seconds.
 
 Every rank watches one key of the launcher's store. The first rank to fail writes it and prints its
-message; the others end without a word, even from inside a collective that would never return.
+message; the others end without a word, even from inside a collective that would never return. Each
+rank also watches the next one, so that a rank which is killed or stopped is missed and named.
 """
 
 from __future__ import annotations
 
 import atexit
 import datetime
+import multiprocessing
 import os
-import signal
 import sys
 import threading
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from foldcp.boltz.launch import Place
+from foldcp.boltz.meetings import Meetings, open_store
+from foldcp.boltz.signals import end_on_signals
 from foldcp.config import Config
-from foldcp.report import UserError
+from foldcp.report import KEPT, UserError
 
 if TYPE_CHECKING:
     import torch
 
+    from foldcp.boltz.peers import Peers
     from foldcp.mesh import Mesh
 
 MEETING_TIME = 120.0  # seconds for all ranks to reach rank 0's store
 _POLL = 0.25  # seconds
 _ROOT_FIRST = 0.75  # seconds that rank 0 is given to report what several ranks noticed
 _LAST_WORDS = 3.0  # seconds that the rank that serves the store waits for others to read it
+_STORE_TIME = 10.0  # seconds that the store may take to answer a rank that ends
 
 _current: Session | None = None
 _unreachable = False  # rank 0's store, in an earlier attempt of this process
@@ -56,6 +62,11 @@ def start(place: Place, meeting_time: float = MEETING_TIME) -> Session:
     return _current
 
 
+def current() -> Session | None:
+    """The session of this process, None outside of a run."""
+    return _current
+
+
 def end(message: str, code: int = 1) -> NoReturn:
     """End every rank; the message is printed once, by rank 0 if it fails likewise.
 
@@ -75,114 +86,88 @@ def end(message: str, code: int = 1) -> NoReturn:
 def leave(code: int = 0) -> NoReturn:
     """Exit a rank whose work is done; the session must be closed."""
     if Place.find(os.environ).world > 1:
+        if _current is not None:
+            _current.depart()
         # Not sys.exit: while anything still refers to the destroyed process group, its threads
         # abort an interpreter that shuts down ("terminate called"), in one exit of ten.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        _exit(code)
     sys.exit(code)
 
 
-class Session:
-    """The ranks of one run. Made by `start`."""
+class Session(Meetings):
+    """The ranks of one run. Made by `start`.
+
+    Attributes:
+        place: this process among the ranks. mesh: this rank's; None until `form`.
+        group, groups: data-parallel group of this rank, and their number.
+        patience: seconds that a rank may be silent before all give up.
+        stage: what this rank is doing.
+        epoch: how often the ranks of this group have been joined anew.
+    """
 
     def __init__(self, place: Place, meeting_time: float) -> None:
-        self.place = place
+        super().__init__(place)
         self.mesh: Mesh | None = None
-        self._meetings = 0
+        self.group, self.groups, self.epoch = 0, 1, 0
+        self.patience = float(Config.timeout)
+        self.peers: Peers | None = None
+        self.stage, self._heard = "", ""
         self._over = threading.Event()
+        end_on_signals(self)
         if place.world == 1:
             return
+        from foldcp.boltz.peers import Peers
+
         self.serves = place.rank == 0 and not place.agent_store
-        self._store = self._connect(self.serves, meeting_time)
-        watched = self._connect(False, meeting_time)
-        self._watcher = threading.Thread(target=self._watch, args=(watched,), daemon=True)
+        self.store = open_store(place, self.serves, meeting_time)
+        self._watched = open_store(place, False, meeting_time)
+        self.peers = Peers(open_store(place, False, meeting_time), place)
+        self._watcher = threading.Thread(target=self._watch, daemon=True)
         self._watcher.start()
         atexit.register(self._stop_watching)
-        self._end_on_sigterm()
 
-    def _connect(self, serve: bool, seconds: float) -> Any:
-        from torch.distributed import DistError, PrefixStore, TCPStore
-
-        place = self.place
-        try:
-            store = TCPStore(
-                place.host,
-                place.port,
-                place.world,
-                serve,
-                timeout=datetime.timedelta(seconds=seconds),
-                wait_for_workers=False,
-            )
-        except DistError as error:
-            raise UserError(
-                f"rank {place.rank} of {place.world} ({place.launcher}) could not meet rank 0 at "
-                f"{place.host}:{place.port} within {seconds:.0f} s: check that all ranks were "
-                "started and that this address is free and reachable, or set MASTER_ADDR and "
-                f"MASTER_PORT ({str(error).splitlines()[0]})"
-            ) from error
-        return PrefixStore(place.prefix, store)
-
-    @property
-    def is_root(self) -> bool:
-        """True on rank 0."""
-        return self.place.rank == 0
+    def at(self, stage: str) -> None:
+        """Say what this rank is doing, for messages, also those of other ranks."""
+        self.stage = stage
+        if self.peers is not None:
+            self.peers.at(stage)
 
     def form(self, rows: int, cols: int, device: torch.device, config: Config) -> Mesh:
-        """Start torch.distributed and lay the ranks out as a mesh, without a transport for tiles.
+        """Start torch.distributed for this rank's group and join its ranks to a mesh.
+
+        Groups are worlds of their own: they only meet in the store.
 
         Args:
-            rows, cols: R and Q.
+            rows, cols: R and Q of one group.
             device: of this rank.
-            config: route, strategies, and seconds that a collective may take.
+            config: transport, route, strategies, and seconds that a collective may take.
+
+        Raises:
+            TransportError: on every rank of the group: the transport cannot run here.
         """
         import torch
         import torch.distributed as dist
 
+        from foldcp.connect import Options
         from foldcp.mesh import Mesh
 
-        if self.place.world > 1 and not dist.is_initialized():
+        size = rows * cols
+        if size > 1:
             if device.type == "cuda":
                 torch.cuda.set_device(device)
             dist.init_process_group(
                 "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-                store=dist.PrefixStore("group", self._store),
-                rank=self.place.rank,
-                world_size=self.place.world,
+                store=dist.PrefixStore(f"group/{self.group}/{self.epoch}", self.store),
+                rank=self.place.rank % size,
+                world_size=size,
                 timeout=datetime.timedelta(seconds=config.timeout),
             )
+        options = Options(config.timeout, config.nccl_library, config.nccl_ctas)
         self.mesh = Mesh.create(
-            rows, cols, device, config.route, transport=None, wire=config.wire,
+            rows, cols, device, config.route, config.transport, options, wire=config.wire,
             multiplication=config.multiplication, attention=config.attention,
         )  # fmt: skip
         return self.mesh
-
-    def connect(self, config: Config) -> Mesh:
-        """Set up what carries tiles between the ranks; they must have been started alike.
-
-        Args:
-            config: the transport and its options.
-
-        Raises:
-            TransportError: on every rank: it cannot run here.
-        """
-        from foldcp.connect import Options
-
-        assert self.mesh is not None
-        options = Options(config.timeout, config.nccl_library, config.nccl_ctas)
-        self.mesh = self.mesh.connected(config.transport, options)
-        return self.mesh
-
-    def wait_for_root(self) -> None:
-        """Wait until rank 0 gets here too, however long its work takes; rank 0 does not wait."""
-        if self.place.world == 1:
-            return
-        key = f"root/{self._meetings}"
-        self._meetings += 1
-        if self.is_root:
-            self._store.set(key, "1")
-        while not self.is_root and not self._store.check([key]):
-            time.sleep(_POLL)
 
     def close(self) -> None:
         """End well, together with all other ranks."""
@@ -190,39 +175,83 @@ class Session:
         if self.place.world > 1:
             import torch.distributed as dist
 
+            self.at("closing")
+            self.depart()
+            self.gather(None)
             self._stop_watching()
             if self.mesh is not None:
                 self.mesh.close()
             if dist.is_initialized():
                 dist.destroy_process_group()
+            self.part(_STORE_TIME if self.serves else 0.0)
         _current = None
+
+    def depart(self) -> None:
+        """Tell the others that the end of this process will not be a loss."""
+        self.store.set(f"departed/{self.place.rank}", "1")
 
     def fail(self, message: str, code: int = 1) -> NoReturn:
         """End every rank now; see `end`."""
         if self.place.world == 1:
             _say(message)
-            raise SystemExit(code)
+            if threading.current_thread() is threading.main_thread():
+                raise SystemExit(code)
+            _exit(code)
         self._over.set()
+        threading.Thread(target=self._leave_anyway, args=(message, code), daemon=True).start()
         if not self.is_root:
             time.sleep(_ROOT_FIRST)
-        try:
-            first = self._store.add("failed", 1) == 1
-        except RuntimeError:  # the store is gone: the rank that served it has failed first
-            first = False
-        if first:
+        if self._first():
             _say(message)
-        self._leave(self._store, code)
+        self._leave(self.store, code)
 
-    def _watch(self, store: Any) -> None:
+    def _first(self) -> bool:
+        try:
+            return self.store.add("failed", 1) == 1
+        except RuntimeError:  # the store is gone: the rank that served it has failed first
+            return False
+
+    def _leave_anyway(self, message: str, code: int) -> None:
+        """End this process when the store's is stopped and does not answer."""
+        time.sleep(_STORE_TIME)
+        _say(message)
+        _exit(code)
+
+    def _watch(self) -> None:
+        store, after = self._watched, (self.place.rank + 1) % self.place.world
+        assert self.peers is not None
         while not self._over.wait(_POLL):
+            lost = None
             try:
                 if not store.check(["failed"]):
-                    continue
-                store.add("failed", 1)
+                    self.peers.beat()
+                    self._hear_of_fault(store)
+                    lost = self.peers.lost(after, self.patience)
+                    if lost is None or store.check([f"departed/{after}"]):
+                        continue
+                if store.add("failed", 1) > 1:
+                    lost = None
             except RuntimeError:
                 if self._over.wait(2 * _POLL):
                     return
+                _say(f"rank {self.place.rank} lost rank 0 or the launcher, which served the store")
+            if lost is not None:
+                _say(f"{lost}, all ranks end; {KEPT}")
             self._leave(store, 1)
+
+    def _hear_of_fault(self, store: Any) -> None:
+        """Make this rank's exchange fail when another rank drops the input under way."""
+        link, key = None if self.mesh is None else self.mesh.link, self.fault_key
+        if link is None or key == self._heard or not store.check([key]):
+            return
+        self._heard = key
+        with suppress(RuntimeError):  # closed meanwhile
+            link.abort("another rank drops this input")
+
+    @property
+    def fault_key(self) -> str:
+        """Where a rank of this group leaves why the input under way is dropped."""
+        return f"fault/{self.group}/{self.epoch}"
 
     def _stop_watching(self) -> None:
         """End the watcher: Python aborts when it exits while a thread is inside the store."""
@@ -230,32 +259,20 @@ class Session:
         self._watcher.join()
 
     def _leave(self, store: Any, code: int) -> NoReturn:
-        sys.stdout.flush()
-        sys.stderr.flush()
         until = time.monotonic() + (_LAST_WORDS if self.serves else 0.0)
         while time.monotonic() < until and store.add("failed", 0) < self.place.world:
             time.sleep(_POLL)
         # Not sys.exit: threads of a broken process group would hold the process for minutes.
-        os._exit(code)
+        _exit(code)
 
-    def _end_on_sigterm(self) -> None:
-        """Make SIGTERM end this process even while it waits inside a collective.
 
-        Lightning replaces the default action by a Python handler, which would only run once the
-        collective returns; torchrun would kill the process 30 s later.
-        """
-        if threading.current_thread() is not threading.main_thread():
-            return
-        reader, writer = os.pipe()
-        os.set_blocking(writer, False)
-        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-
-        def wait() -> None:
-            while True:
-                if signal.SIGTERM in os.read(reader, 1):
-                    os._exit(128 + signal.SIGTERM)
-
-        threading.Thread(target=wait, daemon=True).start()
+def _exit(code: int) -> NoReturn:
+    """End this process and those that it started, without waiting for anything."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    for child in multiprocessing.active_children():
+        child.kill()
+    os._exit(code)
 
 
 def _say(message: str) -> None:

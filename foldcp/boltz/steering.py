@@ -7,20 +7,37 @@ from typing import Any
 
 import torch
 from boltz.model.potentials.potentials import get_potentials
+from boltz.model.potentials.schedules import ParameterSchedule
 from torch import Tensor
 
-from foldcp.boltz.dense import dense_view
+from foldcp.boltz import potentials
+from foldcp.boltz.potentials import Term
+from foldcp.boltz.potentials_overlap import overlap
 
 Features = dict[str, Any]
 
+# By the name of stock's class, whose parameters and order are kept.
+_PREPARE: dict[str, Callable[..., Term | None]] = {
+    "SymmetricChainCOMPotential": potentials.chain_centres,
+    "VDWOverlapPotential": overlap,
+    "ConnectionsPotential": potentials.connections,
+    "PoseBustersPotential": potentials.ligand_bounds,
+    "ChiralAtomPotential": potentials.chiral_atoms,
+    "StereoBondPotential": potentials.stereo_bonds,
+    "PlanarBondPotential": potentials.planar_bonds,
+    "ContactPotentital": potentials.contacts,  # Boltz's spelling
+    "TemplateReferencePotential": potentials.templates,
+}
+
 
 def steering_factory(
-    args: Mapping[str, Any] | None,
+    args: Mapping[str, Any] | None, boltz2: bool = True
 ) -> Callable[[Features, torch.device], BoltzSteering | None] | None:
     """Make the function that prepares the steering of one sample.
 
     Args:
         args: Boltz's steering_args, None for no steering at all.
+        boltz2: the model is a Boltz-2; Boltz-1 has no contact guidance.
 
     Returns:
         A function of (compact features, device), or None when the arguments switch all off. It
@@ -28,83 +45,79 @@ def steering_factory(
     """
     if args is None:
         return None
+    args = {**args, "contact_guidance_update": boltz2 and args["contact_guidance_update"]}
     if not any(
         args[k] for k in ("fk_steering", "physical_guidance_update", "contact_guidance_update")
     ):
         return None
 
     def make(feats: Features, device: torch.device) -> BoltzSteering | None:
-        steering = BoltzSteering(args, feats)
-        return steering if steering.resample or steering.potentials else None
+        steering = BoltzSteering(args, feats, device, boltz2)
+        return steering if steering.resample or steering.guide else None
 
     return make
 
 
 class BoltzSteering:
-    """Stock potentials over one sample; see `foldcp.modules.steering.Steering`.
+    """Boltz's potentials over one sample; see `foldcp.modules.steering.Steering`.
 
     Args:
         args: Boltz's steering_args. feats: compact features, collated.
+        device: of the coordinates. boltz2: whose potentials.
+
+    Raises:
+        ValueError: Boltz has a potential that foldcp does not know.
     """
 
-    def __init__(self, args: Mapping[str, Any], feats: Features) -> None:
+    def __init__(
+        self, args: Mapping[str, Any], feats: Features, device: torch.device, boltz2: bool = True
+    ) -> None:
         self.resample = bool(args["fk_steering"])
-        self.guide = bool(args["physical_guidance_update"] or args["contact_guidance_update"])
         self.num_particles = args["num_particles"] if self.resample else 1
         self.resampling_interval = args["fk_resampling_interval"]
         self.strength = args["fk_lambda"]
         self._gradient_steps = args["num_gd_steps"]
-        view = dense_view(feats)
-        # Potentials read the same few dense features at every step: build these once.
-        self._feats = _Remembered(view)
-        self.potentials = [p for p in get_potentials(args, boltz2=True) if self._applies(p)]
-        self.guide = self.guide and bool(self.potentials)
-
-    def _applies(self, potential: Any) -> bool:
-        """True unless the potential has nothing to act on in this sample."""
-        name = type(potential).__name__
-        if name == "ContactPotentital":  # Boltz's spelling
-            return self._feats["contact_pair_index"].shape[-1] > 0
-        if name == "TemplateReferencePotential":
-            return "template_force" in self._feats and bool(self._feats["template_force"].any())
-        return True
+        feats = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in feats.items()}
+        used = ("guidance_weight", "resampling_weight") if self.resample else ("guidance_weight",)
+        # (stock's potential, for its schedules; what it does to this sample)
+        self.terms: list[tuple[Any, Term]] = []
+        for stock in get_potentials(args, boltz2=boltz2):
+            name = type(stock).__name__
+            if name not in _PREPARE:
+                raise ValueError(
+                    f"Boltz's potential {name} is unknown; foldcp expects those of boltz 2.2: run "
+                    "without --use_potentials or install boltz 2.2.1"
+                )
+            if any(_ever_positive(stock.parameters[weight]) for weight in used):
+                term = _PREPARE[name](feats, stock.parameters)
+                self.terms += [] if term is None else [(stock, term)]
+        self.guide = self._gradient_steps > 0 and any(
+            _ever_positive(stock.parameters["guidance_weight"]) for stock, _ in self.terms
+        )
 
     def energy(self, coords: Tensor, time: float) -> Tensor:
         """Weighted energy of each sample, coords [M, A, 3] -> [M]."""
-        total = torch.zeros(coords.shape[0], device=coords.device, dtype=coords.dtype)
-        for potential in self.potentials:
-            parameters = potential.compute_parameters(time)
+        total = coords.new_zeros(coords.shape[0])
+        for stock, term in self.terms:
+            parameters = stock.compute_parameters(time)
             if parameters["resampling_weight"] > 0:
-                value = potential.compute(coords, self._feats, parameters)
-                total += parameters["resampling_weight"] * value
+                total += parameters["resampling_weight"] * term.energy(coords, parameters)
         return total
 
     def guidance(self, coords: Tensor, time: float) -> Tensor:
         """Sum of all gradient steps on the denoised coordinates, [M, A, 3]."""
+        active = [(term, stock.compute_parameters(time)) for stock, term in self.terms]
+        active = [(term, p) for term, p in active if p["guidance_weight"] > 0]
         update = torch.zeros_like(coords)
-        for step in range(self._gradient_steps):
+        for step in range(self._gradient_steps if active else 0):
             gradient = torch.zeros_like(coords)
-            for potential in self.potentials:
-                parameters = potential.compute_parameters(time)
-                weight = parameters["guidance_weight"]
-                if weight > 0 and step % parameters["guidance_interval"] == 0:
-                    gradient += weight * potential.compute_gradient(
-                        coords + update, self._feats, parameters
-                    )
+            for term, parameters in active:
+                if step % parameters["guidance_interval"] == 0:
+                    moved = term.gradient(coords + update, parameters)
+                    gradient += parameters["guidance_weight"] * moved
             update = update - gradient
         return update
 
 
-class _Remembered(dict):
-    """A mapping that keeps what it read once from another mapping."""
-
-    def __init__(self, source: Mapping[str, Any]) -> None:
-        super().__init__()
-        self._source = source
-
-    def __missing__(self, key: str) -> Any:
-        self[key] = self._source[key]
-        return self[key]
-
-    def __contains__(self, key: object) -> bool:
-        return key in self._source
+def _ever_positive(weight: Any) -> bool:
+    return isinstance(weight, ParameterSchedule) or weight > 0

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from foldcp.boltz.outputs import SPOOL
 from foldcp.boltz.steering import steering_factory
 from foldcp.mesh import Mesh
 from foldcp.modules.confidence import ConfidenceModule
@@ -20,6 +21,7 @@ from foldcp.modules.pairformer import PairformerModule
 from foldcp.modules.sampler import AtomDiffusion
 from foldcp.modules.templates import TemplateModule, TemplateV2Module
 from foldcp.progress import Progress
+from foldcp.spool import MatrixSink
 
 _SWAPS = {
     "input_embedder": InputEmbedder,
@@ -45,10 +47,10 @@ class SwapReport:
 
 
 def apply(model: nn.Module, mesh: Mesh, precision: str = "fp32") -> SwapReport:
-    """Swap a loaded Boltz-2 in place; afterwards it predicts on the mesh.
+    """Swap a loaded Boltz-2 (or Boltz-1) in place; afterwards it predicts on the mesh.
 
     Args:
-        model: a Boltz-2 structure model in eval mode.
+        model: a Boltz-2 structure model in eval mode, or a Boltz-1.
         mesh: the mesh; every rank must hold the same weights.
         precision: "fp32" or "bf16" (informative: autocast is the trainer's).
 
@@ -61,6 +63,10 @@ def apply(model: nn.Module, mesh: Mesh, precision: str = "fp32") -> SwapReport:
 
     Source: foldcp design, section 8.
     """
+    if type(model).__name__ == "Boltz1":
+        from foldcp.boltz import boltz1_swap
+
+        return boltz1_swap.apply(model, mesh, precision)
     _check(model, precision)
     swapped = []
     for name, tiled in _SWAPS.items():
@@ -72,15 +78,27 @@ def apply(model: nn.Module, mesh: Mesh, precision: str = "fp32") -> SwapReport:
         model.template_module = _TEMPLATES[type(twin).__name__](twin, mesh)
         swapped.append("template_module")
     model.foldcp = FoldOnMesh(model, mesh, steering_factory(getattr(model, "steering_args", None)))
-    model.predict_step = _PredictStep(model, mesh)
+    model.predict_step = PredictStep(model, mesh)
     return SwapReport(tuple(swapped))
+
+
+def settings_of(model: nn.Module) -> Settings:
+    """What `boltz predict` asks a swapped model for."""
+    args = model.predict_args
+    return Settings(
+        recycling_steps=args["recycling_steps"],
+        sampling_steps=args["sampling_steps"],
+        diffusion_samples=args["diffusion_samples"],
+        max_parallel_samples=args.get("max_parallel_samples"),
+        keep_z=getattr(model, "foldcp_write_embeddings", False),
+    )
 
 
 def _check(model: nn.Module, precision: str) -> None:
     if precision not in ("fp32", "bf16"):
         raise ValueError(f"`precision` must be fp32 or bf16, got {precision!r}")
     if type(model).__name__ != "Boltz2":
-        raise ValueError(f"`model` must be a Boltz2, got {type(model).__name__}")
+        raise ValueError(f"`model` must be a Boltz2 or Boltz1, got {type(model).__name__}")
     if model.training:
         raise ValueError("`model` is in training mode: call model.eval() first")
     if hasattr(model, "foldcp"):
@@ -89,7 +107,7 @@ def _check(model: nn.Module, precision: str) -> None:
         raise ValueError("`model` is an affinity model: it runs as stock on one rank")
 
 
-class _PredictStep:
+class PredictStep:
     """Boltz2.predict_step on the mesh: features in, stock's prediction dict on the root rank."""
 
     def __init__(self, model: nn.Module, mesh: Mesh) -> None:
@@ -103,23 +121,43 @@ class _PredictStep:
             batch: compact features, collated. batch_idx: unused, as in stock.
 
         Returns:
-            Stock's prediction dict on the root rank, {"exception": False} elsewhere.
+            Stock's prediction dict on the root rank, {"exception": False} elsewhere. Matrices that
+            went to disk (see foldcp.boltz.outputs) are under `SPOOL`. With "exception": True when
+            there is no room for them.
         """
         (model,) = self._model
-        args = model.predict_args
-        settings = Settings(
-            recycling_steps=args["recycling_steps"],
-            sampling_steps=args["sampling_steps"],
-            diffusion_samples=args["diffusion_samples"],
-            max_parallel_samples=args["max_parallel_samples"],
-            keep_z=getattr(model, "foldcp_write_embeddings", False),
-        )
+        settings = settings_of(model)
         name = str(getattr((batch.get("record") or [None])[0], "id", "input"))
+        opened, sink = self._open_sink(name, batch, settings)
+        if not opened:
+            return {"exception": True}
         with Progress(name, enabled=self.mesh.is_root) as progress:
-            out = model.foldcp(batch, settings, progress.update)
+            out = model.foldcp(batch, settings, progress.update, self._sink(sink))
         if not self.mesh.is_root:
             return {"exception": False}
-        return self._prediction(model, batch, out)
+        pred = self._prediction(model, batch, out)
+        return pred if sink is None else {**pred, SPOOL: sink}
+
+    def _sink(self, sink: MatrixSink | None) -> MatrixSink | None:
+        """What the model sends its matrices to."""
+        return sink
+
+    def _open_sink(
+        self, name: str, batch: dict[str, Any], settings: Settings
+    ) -> tuple[bool, MatrixSink | None]:
+        """(whether to go on, what takes the matrices; None keeps them in memory)."""
+        (model,) = self._model
+        open_sink = getattr(model, "foldcp_open_sink", None)  # set by the writer of a run
+        if open_sink is None:
+            return True, None
+        channels = model.z_norm.weight.shape[0] if settings.keep_z else 0
+        tokens = batch["token_index"].shape[1]
+        rated = settings.diffusion_samples if model.confidence_prediction else 0
+        return open_sink(name, tokens, rated, channels, self._errors())
+
+    def _errors(self) -> tuple[str, ...]:
+        """The matrices of expected errors that are handed out."""
+        return ("pae", "pde")
 
     @staticmethod
     def _prediction(model: nn.Module, batch: dict[str, Any], out: dict[str, Any]) -> dict[str, Any]:
@@ -141,11 +179,14 @@ class _PredictStep:
 
 
 def _add_scores(pred: dict[str, Any], out: dict[str, Any], with_pae: bool) -> None:
+    elsewhere = {"pae", "pde"} - out.keys()
     for key in ("pde", "plddt", "complex_plddt", "complex_iplddt", "complex_pde", "complex_ipde"):
-        pred[key] = out[key]
+        if key not in elsewhere:
+            pred[key] = out[key]
     iptm: Tensor = out["iptm"]
     fit = out["ptm"] if torch.allclose(iptm, torch.zeros_like(iptm)) else iptm
     pred["confidence_score"] = (4 * out["complex_plddt"] + fit) / 5
     if with_pae:
         for key in ("pae", "ptm", "iptm", "ligand_iptm", "protein_iptm", "pair_chains_iptm"):
-            pred[key] = out[key]
+            if key not in elsewhere:
+                pred[key] = out[key]

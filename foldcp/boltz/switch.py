@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import sys
-import tempfile
 import time
 import warnings
 from collections.abc import Callable
@@ -16,14 +15,16 @@ from types import ModuleType
 from typing import Any
 
 from foldcp import mesh as meshes
-from foldcp import report
-from foldcp.boltz import models, preflight, session
+from foldcp import progress, report
+from foldcp.boltz import models, preflight, processing, session
+from foldcp.boltz.boltz1_data import RootBoltz1DataModule
 from foldcp.boltz.command import guarded
 from foldcp.boltz.data import RootDataModule
 from foldcp.boltz.launch import Place
 from foldcp.boltz.run import Run, current, set_current
 from foldcp.boltz.writers import RootAffinityWriter, RootWriter
 from foldcp.config import Config
+from foldcp.modules.step_graph import set_graphs
 from foldcp.report import UserError
 from foldcp_kernels.chunking import set_chunk_bytes
 
@@ -39,14 +40,14 @@ def patch(main: ModuleType) -> None:
     main.foldcp_switched = True
     main.download_boltz1 = _download(main.download_boltz1)
     main.download_boltz2 = _download(main.download_boltz2)
-    main.process_input = _keep_reason(main.process_input)
-    main.process_inputs = _process_inputs(main.process_inputs)
+    processing.install(main)
     main.Manifest = _RootManifest(main.Manifest)
     main.filter_inputs_structure = _decided_by_root(main.filter_inputs_structure)
     main.filter_inputs_affinity = _decided_by_root(main.filter_inputs_affinity, affinity=True)
     main.Trainer = models.trainer_class(main.Trainer)
     main.BoltzWriter, main.BoltzAffinityWriter = RootWriter, RootAffinityWriter
     main.Boltz2InferenceDataModule = RootDataModule
+    main.BoltzInferenceDataModule = RootBoltz1DataModule
     main.Boltz2, main.Boltz1 = models.Loader(main.Boltz2), models.Loader(main.Boltz1)
     main.predict.callback = _predict(main.predict.callback)
     main.cli.main = guarded(main.cli.main)
@@ -62,13 +63,19 @@ def _predict(stock: Callable[..., None]) -> Callable[..., None]:
         set_current(run)
         try:
             stock(**options)
-            failed = run.mesh.broadcast_object(run.failed)
+            run.session.at("the end")
+            known = run.session.gather(run.failed if run.mesh.is_root else {})
+            failed = {name: why for of_group in known for name, why in of_group.items()}
             if run.config.report:
-                numbers = report.costs(run.mesh, time.perf_counter() - start)
-                if run.mesh.is_root:
-                    Path(run.config.report).write_text(json.dumps(numbers))
+                seconds = time.perf_counter() - start
+                numbers = report.costs(run.mesh, seconds, run.session.gather)
+                if run.session.is_root:
+                    partial = Path(f"{run.config.report}.partial")
+                    partial.write_text(json.dumps(numbers))
+                    partial.replace(run.config.report)
         finally:
             set_current(None)
+            progress.listen(None)
         if failed:
             listed = "; ".join(f"{name} ({reason})" for name, reason in failed.items())
             raise UserError(
@@ -93,22 +100,31 @@ def begin(options: dict[str, Any]) -> Run:
     place = Place.find(os.environ)
     ranks = session.start(place)
     config = Config.from_env(os.environ)
+    ranks.patience = float(config.timeout)
     preflight.check_launch(config, place)
-    rows, cols = meshes.choose(place.world, config.mesh)
+    size = meshes.group_size(place.world, config.dp, config.mesh)
+    rows, cols = meshes.choose(size, config.mesh)
+    ranks.group, ranks.groups = place.rank // size, config.dp
     device = preflight.choose_device(options, place)
     set_chunk_bytes(config.chunk_mb and config.chunk_mb * 10**6)
+    set_graphs(config.graphs)
     preflight.choose_kernels(options, config, device)
-    preflight.check_same_everywhere(options, config, ranks.form(rows, cols, device, config))
-    mesh = ranks.connect(config)
-    if mesh.is_root:
+    preflight.check_same_everywhere(options, config, ranks)
+    ranks.at("joining the ranks")
+    mesh = ranks.form(rows, cols, device, config)
+    progress.listen(ranks.at)
+    if ranks.is_root:
         preflight.check_writable(options)
     else:
+        progress.show(False)
         # What Boltz prints would appear once per rank; errors still reach stderr.
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
         warnings.simplefilter("ignore")
         logging.disable(logging.WARNING)
     ranks.wait_for_root()
-    return Run(config, ranks, mesh, write_embeddings=bool(options.get("write_embeddings")))
+    ranks.at("reading inputs")
+    asked = {name: options.get(name) for name in ("seed", "write_embeddings")}
+    return Run(config, ranks, mesh, asked["seed"], bool(asked["write_embeddings"]))
 
 
 def _download(stock: Callable[[Path], None]) -> Callable[[Path], None]:
@@ -118,7 +134,7 @@ def _download(stock: Callable[[Path], None]) -> Callable[[Path], None]:
     @wraps(stock)
     def download(cache: Path) -> None:
         run = current()
-        if run is None or run.mesh.is_root:
+        if run is None or run.session.is_root:
             before = set(cache.iterdir())
             try:
                 stock(cache)
@@ -135,67 +151,6 @@ def _download(stock: Callable[[Path], None]) -> Callable[[Path], None]:
             run.session.wait_for_root()
 
     return download
-
-
-def _process_inputs(stock: Callable[..., None]) -> Callable[..., None]:
-    """Read the inputs on the root rank and note those that could not be read."""
-    stock = getattr(stock, "__wrapped__", stock)
-
-    @wraps(stock)
-    def process_inputs(data: list[Path], out_dir: Path, **options: Any) -> None:
-        run = current()
-        if run is None:
-            stock(data=data, out_dir=out_dir, **options)
-            return
-        if run.mesh.is_root:
-            with tempfile.TemporaryDirectory(prefix="foldcp_") as folder:
-                run.reasons = Path(folder)
-                stock(data=data, out_dir=out_dir, **options)
-                for path in data:
-                    if not (out_dir / "processed" / "records" / f"{path.stem}.json").exists():
-                        reason = run.reasons / path.name
-                        known = reason.read_text() if reason.exists() else "see above"
-                        run.failed[path.name] = known
-                run.reasons = None
-        run.session.wait_for_root()
-
-    return process_inputs
-
-
-class _Tee:
-    """Standard output that also remembers its last line about a failure."""
-
-    def __init__(self, stream: Any) -> None:
-        self.stream = stream
-        self.failure = ""
-
-    def write(self, text: str) -> int:
-        if text.startswith("Failed to process"):
-            self.failure = text.partition("Error:")[2].strip()
-        return self.stream.write(text)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.stream, name)
-
-
-def _keep_reason(stock: Callable[..., None]) -> Callable[..., None]:
-    """Read one input and keep the reason if that fails; stock prints it and goes on."""
-
-    @wraps(stock)
-    def process_input(path: Path, *args: Any, **options: Any) -> None:
-        run = current()
-        if run is None or run.reasons is None:
-            stock(path, *args, **options)
-            return
-        sys.stdout = tee = _Tee(sys.stdout)
-        try:
-            stock(path, *args, **options)
-        finally:
-            sys.stdout = tee.stream
-        if tee.failure:  # through a file, because this may be a process of Boltz's pool
-            (run.reasons / path.name).write_text(" ".join(tee.failure.split()).rstrip(".")[:300])
-
-    return process_input
 
 
 class _RootManifest:
@@ -215,8 +170,8 @@ class _RootManifest:
         run = current()
         if run is None:
             return self._stock.load(path)
-        manifest = self._stock.load(path) if run.mesh.is_root else None
-        manifest = run.mesh.broadcast_object(manifest)
+        manifest = self._stock.load(path) if run.session.is_root else None
+        manifest = run.session.from_root(manifest)
         run.with_affinity = any(record.affinity for record in manifest.records)
         return manifest
 
@@ -224,8 +179,9 @@ class _RootManifest:
 def _decided_by_root(stock: Callable[..., Any], affinity: bool = False) -> Callable[..., Any]:
     """What is still to be predicted, as the root rank sees it.
 
-    Stock hands every input to the affinity pass, also those without an affinity request, for which
-    its data module finds no structure: with several inputs only those that ask for it may go on.
+    Stock hands every input to the affinity pass, also those without an affinity request or whose
+    structure could not be written. Its data module finds no structure for them and ends the run:
+    only the others may go on.
     """
 
     @wraps(stock)
@@ -233,9 +189,12 @@ def _decided_by_root(stock: Callable[..., Any], affinity: bool = False) -> Calla
         run = current()
         if run is None:
             return stock(**options)
-        left = stock(**options) if run.mesh.is_root else None
+        left = stock(**options) if run.session.is_root else None
         if left is not None and affinity:
-            left = type(left)([r for r in left.records if r.affinity])
-        return run.mesh.broadcast_object(left)
+            done = options["outdir"] / "predictions"
+            asked = [r for r in left.records if r.affinity]
+            ready = [r for r in asked if (done / r.id / f"pre_affinity_{r.id}.npz").exists()]
+            left = type(left)(ready)
+        return run.session.from_root(left)
 
     return filter_inputs

@@ -31,15 +31,15 @@ def folded(projections: Sequence[nn.Sequential]) -> tuple[Tensor, Tensor]:
     """Several (LayerNorm, Linear without bias) on one input as one Linear on its normalised form.
 
     Args:
-        projections: each maps [..., C] to [..., H].
+        projections: each maps [..., C] to [..., H]; a rearrangement may follow the Linear.
 
     Returns:
         weight [L * H, C] and bias [L * H], to be used on `F.layer_norm(x, (C,))`.
     """
     # Folded at full precision; the Linear that uses them rounds as autocast says.
     with torch.autocast(projections[0][1].weight.device.type, enabled=False):
-        weight = torch.cat([linear.weight * norm.weight for norm, linear in projections])
-        bias = torch.cat([linear.weight @ norm.bias for norm, linear in projections])
+        weight = torch.cat([linear.weight * norm.weight for norm, linear, *_ in projections])
+        bias = torch.cat([linear.weight @ norm.bias for norm, linear, *_ in projections])
     return weight, bias
 
 
@@ -57,9 +57,11 @@ class AtomEncoder(TiledModule):
                 f"{twin.atoms_per_window_keys} keys; foldcp expects {WINDOW} and {KEYS}: use a "
                 "Boltz checkpoint with these"
             )
-        self.use_no_atom_char = twin.use_no_atom_char
-        self.use_atom_backbone_feat = twin.use_atom_backbone_feat
-        self.use_residue_feats_atoms = twin.use_residue_feats_atoms
+        # Boltz-1 has none of these choices, and reads the padding mask as a feature instead.
+        self.use_no_atom_char = getattr(twin, "use_no_atom_char", False)
+        self.use_atom_backbone_feat = getattr(twin, "use_atom_backbone_feat", False)
+        self.use_residue_feats_atoms = getattr(twin, "use_residue_feats_atoms", False)
+        self.reads_mask = not hasattr(twin, "use_no_atom_char")
 
     def embed(self, feats: Feats, block: AtomBlock) -> Tensor:
         """Linear of the atom features by table look-up.
@@ -74,7 +76,7 @@ class AtomEncoder(TiledModule):
         w = linear.weight
         pos, charge = (block.cut(feats[k]).to(w.dtype) for k in ("ref_pos", "ref_charge"))
         known = torch.zeros(1, *block.mask.shape, w.shape[0], dtype=w.dtype, device=w.device)
-        at = 4
+        at = 5 if self.reads_mask else 4
 
         def look_up(index: Tensor, classes: int) -> None:
             nonlocal at
@@ -95,6 +97,8 @@ class AtomEncoder(TiledModule):
             at += 1
             look_up(feats["mol_type"][:, token], _MOL_TYPES)
         assert at == w.shape[1], "columns of embed_atom_features left over"
+        if self.reads_mask:
+            known.add_(w[:, 4])
         known.mul_(block.mask[:, None])
         return known.add_(F.linear(pos, w[:, :3], linear.bias)).add_(charge[..., None] * w[:, 3])
 

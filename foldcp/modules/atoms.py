@@ -65,7 +65,11 @@ class AtomBlock:
         tokens: tokens that the buffer touches.
         own_tokens: tokens that the own block touches.
         key_mask: bool [W, 128], True for keys that are real atoms of the buffer.
-        counts: atoms of each token of this rank's shard [n].
+        own_index: long [own], the token of the own block's atoms counted from `own_tokens[0]`;
+            padding atoms have a row of their own after the last one.
+        own_counts: long [w], atoms of the own block per token of `own_tokens`; None where atoms are
+            not sorted by token.
+        divisor: atoms of each token of this rank's shard, + 1e-6 as in Boltz [n, 1].
         ranges: which tokens any run of atoms touches.
         gather, collect, halo, everyone: the exchanges of the methods below.
     """
@@ -79,7 +83,9 @@ class AtomBlock:
     tokens: Span
     own_tokens: Span
     key_mask: Tensor
-    counts: Tensor
+    own_index: Tensor
+    own_counts: Tensor | None
+    divisor: Tensor
     ranges: TokenRanges
     gather: Plan
     collect: Plan
@@ -112,16 +118,20 @@ class AtomBlock:
 
         As in Boltz the divisor is the atom count + 1e-6, so that tokens without atoms get 0.
         """
-        lo, hi = self.own
-        width = self.own_tokens[1] - self.own_tokens[0]
-        # Padding atoms are added to a row of their own, which is dropped.
-        index = self.token[lo:hi] + (self.tokens[0] - self.own_tokens[0])
-        index = index.masked_fill(~self.mask[lo:hi], width)
-        sums = x.new_zeros(x.shape[0], width + 1, x.shape[2]).index_add_(1, index, x)
-        (total,) = scatter_add(
-            self.mesh, self.collect, (sums[:, :width],), ((1,),), "atom_to_token"
-        )
-        return total / (self.counts.to(total.dtype) + 1e-6)[:, None]
+        sums = self._sums(x)
+        (total,) = scatter_add(self.mesh, self.collect, (sums,), ((1,),), "atom_to_token")
+        return total / self.divisor.to(total.dtype)
+
+    def _sums(self, x: Tensor) -> Tensor:
+        """Sums over the atoms of each token: own block [M, own, C] -> [M, w, C]."""
+        samples, width = x.shape[0], self.own_tokens[1] - self.own_tokens[0]
+        if x.is_cuda and self.own_counts is not None:
+            # Additions by index are atomic there: two runs would add in another order.
+            lengths = self.own_counts.expand(samples, -1).contiguous()
+            x = x.contiguous()
+            return torch.segment_reduce(x, "sum", lengths=lengths, axis=1, unsafe=True)
+        sums = x.new_zeros(samples, width + 1, x.shape[2]).index_add_(1, self.own_index, x)
+        return sums[:, :width]
 
     def with_halo(self, x: Tensor) -> Tensor:
         """Refill the halo of [M, a, C] from the ranks that own its windows."""
@@ -165,7 +175,10 @@ def atom_block(
     shards = tuple((layout.shard_span(r),) for r in ranks)
     me, (lo, hi) = mesh.rank, buffers[mesh.rank]
     counts = mask.new_zeros(layout.padded, dtype=torch.long).index_add_(0, token, mask.long())
+    shard = counts[slice(*layout.shard_span())].to(feats["atom_pad_mask"].dtype)
+    own = owned[me][0] - lo, owned[me][1] - lo
     my_mask = mask[lo:hi]
+    own_index, own_counts = _segments(token, mask, owned[me], own_touched[me])
 
     def between(own: tuple[Span, ...], want: tuple[Span, ...]) -> Plan:
         return boxes_plan(mesh.size, me, tuple((o,) for o in own), tuple((w,) for w in want))
@@ -174,19 +187,30 @@ def atom_block(
         mesh=mesh,
         layout=layout,
         buffers=buffers,
-        own=(owned[me][0] - lo, owned[me][1] - lo),
+        own=own,
         mask=my_mask,
         token=(token[lo:hi] - touched[me][0]).masked_fill(~my_mask, 0),
         tokens=touched[me],
         own_tokens=own_touched[me],
         key_mask=key_windows(my_mask[None, :, None])[0, :, 0],
-        counts=counts[slice(*layout.shard_span())],
+        own_index=own_index,
+        own_counts=own_counts,
+        divisor=(shard + 1e-6)[:, None],
         ranges=ranges,
         gather=boxes_plan(mesh.size, me, shards, tuple((t,) for t in touched)),
         collect=boxes_plan(mesh.size, me, shards, tuple((t,) for t in own_touched)),
         halo=between(owned, buffers),
         everyone=between(owned, ((0, end),) * mesh.size),
     )
+
+
+def _segments(token: Tensor, mask: Tensor, own: Span, tokens: Span) -> tuple[Tensor, Tensor | None]:
+    """(own_index, own_counts) of an AtomBlock."""
+    width = tokens[1] - tokens[0]
+    index = (token[slice(*own)] - tokens[0]).masked_fill(~mask[slice(*own)], width)
+    if bool((index.diff() < 0).any()):
+        return index, None
+    return index, index.new_zeros(width + 1).index_add_(0, index, torch.ones_like(index))[:width]
 
 
 def _check(feats: Feats, atom_layout: AtomLayout, mesh: Mesh) -> None:

@@ -14,7 +14,12 @@ from foldcp.exchange import fetch
 from foldcp.layout import PairLayout
 from foldcp.mesh import Mesh
 from foldcp.modules.base import TiledModule, wide
-from foldcp.modules.confidence_heads import PDE_SUMS, ConfidenceHeads, gather_errors
+from foldcp.modules.confidence_heads import (
+    PDE_SUMS,
+    ConfidenceHeads,
+    WriteRows,
+    gather_errors,
+)
 from foldcp.modules.pair_embedding import PairEmbedding
 from foldcp.modules.pairformer import PairformerModule
 from foldcp.modules.scores import (
@@ -22,6 +27,7 @@ from foldcp.modules.scores import (
     EPS,
     NONPOLYMER,
     ColumnGroups,
+    InterfaceWeights,
     Ligand,
     atom_interface,
     distances,
@@ -32,6 +38,7 @@ from foldcp.modules.scores import (
     tm_scores,
 )
 from foldcp.plans import token_plan
+from foldcp.spool import MatrixSink
 from foldcp_kernels.chunking import chunk_length, spans
 from foldcp_kernels.relative_position import add_rows_of_table_
 
@@ -39,13 +46,15 @@ Feats = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
-class _Tokens:
+class Tokens:
     """What every sample shares: the normalised single shard and its projections.
 
-    `rows` and `cols` are terms of the pair tile [1, T, C]; `left` and `right` factors, or None.
+    `inputs` is the shard that they are projections of. `rows` and `cols` are terms of the pair
+    tile [1, T, C]; `left` and `right` factors, or None.
     """
 
     s: Tensor
+    inputs: Tensor
     rows: Tensor
     cols: Tensor
     left: Tensor | None
@@ -55,14 +64,20 @@ class _Tokens:
 class ConfidenceModule(TiledModule):
     """pLDDT, PAE, PDE and the scores made of them. AlphaFold 3, Algorithm 31."""
 
+    weights = InterfaceWeights()
+
     def __init__(self, twin: nn.Module, mesh: Mesh) -> None:
         super().__init__(twin, mesh)
+        self.pair_embedding: PairEmbedding | None = None
+        self.adopt(twin, mesh)
+
+    def adopt(self, twin: nn.Module, mesh: Mesh) -> None:
+        """Take over the twin's choices and put tiled modules in the place of its own."""
         self.no_update_s = twin.no_update_s
         self.add_s_to_z_prod = twin.add_s_to_z_prod
         self.add_s_input_to_s = twin.add_s_input_to_s
         self.pairformer_stack = PairformerModule(twin.pairformer_stack, mesh)
         self.confidence_heads = ConfidenceHeads(twin.confidence_heads, mesh)
-        self.pair_embedding = None
         if twin.add_z_input_to_z:
             self.pair_embedding = PairEmbedding(
                 twin.rel_pos,
@@ -83,6 +98,7 @@ class ConfidenceModule(TiledModule):
         contact_probability: Tensor,
         layout: PairLayout,
         reuse_z: bool = False,
+        sink: MatrixSink | None = None,
     ) -> dict[str, Any]:
         """Rate M predicted structures, without gradient.
 
@@ -93,12 +109,14 @@ class ConfidenceModule(TiledModule):
             contact_probability: [1, T_r, T_c], from the distogram.
             layout: the tiling.
             reuse_z: the last sample may overwrite `z`, which saves a tile.
+            sink: takes the rows of "pae" and "pde" on the root rank; None keeps the matrices.
 
         Returns:
             `plddt` [M, N] ([M, A] with atom-level confidence), `complex_plddt`, `complex_iplddt`,
             `complex_pde`, `complex_ipde`, `ptm`, `iptm`, `ligand_iptm`, `protein_iptm` [M] and
-            `pair_chains_iptm` ([M] by column chain, then row chain) on every rank; `pae` and `pde`
-            [M, N, N] in angstrom in CPU memory on the root rank, None on the others.
+            `pair_chains_iptm` ([M] by column chain, then row chain) on every rank; without `sink`
+            also `pae` and `pde` [M, N, N] in angstrom in CPU memory on the root rank, None on the
+            others.
 
         Raises:
             ValueError: a tensor is not a tile of this layout.
@@ -110,7 +128,9 @@ class ConfidenceModule(TiledModule):
         samples, n = len(x_pred), layout.n
         dtype = wide(z[:1, :1, :1]).dtype
         groups, chains = ColumnGroups.of(feats, dtype), ligands(feats)
-        matrices = torch.empty((2, samples, n, n), dtype=dtype) if self.mesh.is_root else None
+        matrices = None
+        if self.mesh.is_root and sink is None:
+            matrices = torch.empty((2, samples, n, n), dtype=dtype)
         found, spare = [], None
         for m in range(samples):
             if m + 1 == samples and reuse_z:
@@ -118,32 +138,55 @@ class ConfidenceModule(TiledModule):
             else:
                 tile = spare = torch.empty_like(z) if spare is None else spare
             near = self._build(tile, z, tokens, x_pred[m], feats, layout)
-            s_m, tile = self.pairformer_stack(tokens.s, tile, layout)
+            s_m, tile = self.refine(tokens, tile, m, feats, layout)
             errors, sums = self.confidence_heads.pair_errors(
                 tile, contact_probability, feats, groups, layout
             )
-            out = None if matrices is None else matrices[:, m]
-            gather_errors(errors, out, layout, self.mesh)
+            write = _to_memory(matrices[:, m]) if matrices is not None else None
+            if sink is not None:
+                write = _to_sink(sink, m)
+            gather_errors(errors, write, layout, self.mesh)
             totals = row_totals(torch.cat([sums, near[:, None].to(sums)], 1), layout, self.mesh)
             found.append(self._scores(s_m, x_pred[m], totals, feats, groups, chains, layout))
-        pae, pde = (None, None) if matrices is None else matrices
-        return {**_join(found), "pae": pae, "pde": pde}
+        scores = _join(found)
+        if sink is None:
+            scores["pae"], scores["pde"] = (None, None) if matrices is None else matrices
+        return scores
 
-    def _tokens(self, s_inputs: Tensor, s: Tensor, layout: PairLayout) -> _Tokens:
+    def refine(
+        self, tokens: Tokens, tile: Tensor, sample: int, feats: Feats, layout: PairLayout
+    ) -> tuple[Tensor, Tensor]:
+        """The stack on one sample: (single shard, pair tile), the tile in place."""
+        return self.pairformer_stack(tokens.s, tile, layout)
+
+    def singles(self, s_inputs: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+        """The shards (input embedding, single) that the module works with."""
         s_inputs = self.s_inputs_norm(s_inputs)
         if not self.no_update_s:
             s = self.s_norm(s)
         if self.add_s_input_to_s:
             s = s + self.s_input_to_s(s_inputs)
-        shards = [self.s_to_z(s_inputs), self.s_to_z_transpose(s_inputs)]
+        return s_inputs, s
+
+    def sides(self, s_inputs: Tensor) -> list[Tensor]:
+        """What a pair takes from its row and from its column, shards."""
+        return [self.s_to_z(s_inputs), self.s_to_z_transpose(s_inputs)]
+
+    def pair_rows(self, z: Tensor) -> Tensor:
+        """What rows of the pair tile become before anything is added."""
+        return wide(self.z_norm(z))
+
+    def _tokens(self, s_inputs: Tensor, s: Tensor, layout: PairLayout) -> Tokens:
+        s_inputs, s = self.singles(s_inputs, s)
+        shards = self.sides(s_inputs)
         if self.add_s_to_z_prod:
             shards += [self.s_to_z_prod_in1(s_inputs), self.s_to_z_prod_in2(s_inputs)]
         plan = token_plan(layout, ("rows", "cols") * (len(shards) // 2))
         got = fetch(self.mesh, plan, tuple(shards), ((1,),) * len(shards), "confidence")
-        return _Tokens(s, *got, *(None,) * (4 - len(got)))
+        return Tokens(s, s_inputs, *got, *(None,) * (4 - len(got)))
 
     def _build(
-        self, out: Tensor, z: Tensor, tokens: _Tokens, x: Tensor, feats: Feats, layout: PairLayout
+        self, out: Tensor, z: Tensor, tokens: Tokens, x: Tensor, feats: Feats, layout: PairLayout
     ) -> Tensor:
         """Write the pair tile of one sample to `out` (which may be `z`).
 
@@ -159,7 +202,7 @@ class ConfidenceModule(TiledModule):
         near = x.new_zeros(r1 - r0)
         each = 5 * layout.tile_cols * z.shape[-1] * wide(z[:1, :1, :1]).element_size()
         for lo, hi in spans(r1 - r0, chunk_length(r1 - r0, each, z.device)):
-            rows = wide(self.z_norm(z[:, lo:hi]))
+            rows = self.pair_rows(z[:, lo:hi])
             rows.add_(tokens.rows[:, lo:hi, None]).add_(tokens.cols[:, None])
             if tokens.left is not None:
                 product = tokens.left[:, lo:hi, None] * tokens.right[:, None]
@@ -200,7 +243,9 @@ class ConfidenceModule(TiledModule):
             interface = atom_interface(
                 wide(x), feats["asym_id"][0, token] * real, layout, self.mesh
             )
-        complex_plddt, complex_iplddt = interface_plddt(plddt[0], mask, ligand, interface)
+        complex_plddt, complex_iplddt = interface_plddt(
+            plddt[0], mask, ligand, interface, self.weights
+        )
         frames = frame_mask(x, feats, chains).to(sums)
         return {
             "plddt": plddt,
@@ -210,6 +255,25 @@ class ConfidenceModule(TiledModule):
             "complex_ipde": (between / (between_weight + EPS))[None],
             **tm_scores(sums[:, :-PDE_SUMS], groups, frames),
         }
+
+
+def _to_memory(out: Tensor) -> WriteRows:
+    """Writes rows of PAE and PDE to `out` [2, N, N]."""
+
+    def write(lo: int, block: Tensor) -> None:
+        out[:, lo : lo + block.shape[1]].copy_(block)
+
+    return write
+
+
+def _to_sink(sink: MatrixSink, sample: int) -> WriteRows:
+    """Hands rows of PAE and PDE to `sink`."""
+
+    def write(lo: int, block: Tensor) -> None:
+        sink.rows("pae", sample, lo, block[0])
+        sink.rows("pde", sample, lo, block[1])
+
+    return write
 
 
 def _join(found: list[dict[Any, Any]]) -> dict[Any, Any]:

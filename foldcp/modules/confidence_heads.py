@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,7 @@ from foldcp_kernels.chunking import chunk_length
 from foldcp_kernels.heads import bin_centres, expectations, expected_values, tm_values
 
 Feats = Mapping[str, Tensor]
+WriteRows = Callable[[int, Tensor], None]
 
 MAX_ERROR = 32.0  # angstrom, upper end of the PAE and PDE bins
 PDE_SUMS = 4  # weighted PDE and weight over all pairs, then over pairs of different chains
@@ -29,8 +30,9 @@ class ConfidenceHeads(TiledModule):
 
     def __init__(self, twin: nn.Module, mesh: Mesh) -> None:
         super().__init__(twin, mesh)
-        self.use_separate_heads = twin.use_separate_heads
-        self.token_level_confidence = twin.token_level_confidence
+        # Boltz-1 has neither choice: one head for all pairs, and pLDDT of tokens.
+        self.use_separate_heads = getattr(twin, "use_separate_heads", False)
+        self.token_level_confidence = getattr(twin, "token_level_confidence", True)
         self.max_num_atoms_per_token = twin.max_num_atoms_per_token
 
     def expected(
@@ -152,12 +154,13 @@ class ConfidenceHeads(TiledModule):
         return out
 
 
-def gather_errors(errors: Tensor, out: Tensor | None, layout: PairLayout, mesh: Mesh) -> None:
-    """Bring tiles to the root's CPU memory, a row chunk at a time.
+def gather_errors(errors: Tensor, write: WriteRows | None, layout: PairLayout, mesh: Mesh) -> None:
+    """Bring tiles to the root, a row chunk at a time.
 
     Args:
         errors: this rank's tile [K, T_r, T_c].
-        out: [K, N, N] on the root, written; None elsewhere.
+        write: called on the root as `write(lo, block)`, with rows lo, lo + 1, ... [K, rows, N] in
+            increasing order, on the mesh's device and valid until it returns; None elsewhere.
         layout: the tiling. mesh: the mesh.
     """
     each = 2 * len(errors) * layout.padded * errors.element_size()
@@ -170,5 +173,5 @@ def gather_errors(errors: Tensor, out: Tensor | None, layout: PairLayout, mesh: 
     )
     for lo, (region,) in zip(starts, regions, strict=True):
         count = layout.valid((lo, lo + region.shape[1]))
-        if out is not None and count:
-            out[:, lo : lo + count].copy_(region[:, :count, : layout.n])
+        if write is not None and count:
+            write(lo, region[:, :count, : layout.n])

@@ -119,17 +119,23 @@ class DiffusionModule(TiledModule):
 
         Source: AlphaFold 3 supplement, Algorithm 20.
         """
+        return self.with_tokens(prepared, r_noisy, s)[0]
+
+    def with_tokens(self, prepared: Prepared, r_noisy: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+        """As `forward`, with the token activations that the update is made of [M, n, 2 token_s]."""
         block, encoder = prepared.block, self.atom_attention_encoder
         q = prepared.q + encoder.r_to_q_trans(block.cut(r_noisy))
         q = atom_transformer(prepared.encoder, q)
         lo, hi = block.own
-        a = block.to_tokens(encoder.atom_to_token_trans(q[:, lo:hi]))
+        linear, _ = encoder.atom_to_token_trans  # and a ReLU, in place here: it is the peak
+        a = block.to_tokens(linear(q[:, lo:hi]).relu_())
         a = a + self.s_to_a_linear(s)
         a = token_transformer(
             self.token_transformer.layers, a, s, prepared.token_bias, prepared.layout, self.mesh
         )
         decoder = self.atom_attention_decoder
         # Projected before it travels: atom_s channels instead of 2 token_s.
-        to_atoms = block.from_tokens(decoder.a_to_q_trans(self.a_norm(a)))
+        a = self.a_norm(a)
+        to_atoms = block.from_tokens(decoder.a_to_q_trans(a))
         q = atom_transformer(prepared.decoder, block.with_halo(q) + to_atoms)
-        return block.gather_atoms(decoder.atom_feat_to_atom_pos_update(q[:, lo:hi]))
+        return block.gather_atoms(decoder.atom_feat_to_atom_pos_update(q[:, lo:hi])), a

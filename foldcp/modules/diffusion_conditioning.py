@@ -61,7 +61,8 @@ class DiffusionConditioning(TiledModule):
 
     def __init__(self, twin: nn.Module, mesh: Mesh) -> None:
         super().__init__(twin, mesh)
-        self.atom_encoder = AtomEncoder(twin.atom_encoder, mesh)
+        if not isinstance(twin.atom_encoder, AtomEncoder):
+            self.atom_encoder = AtomEncoder(twin.atom_encoder, mesh)
 
     @torch.no_grad()
     def forward(

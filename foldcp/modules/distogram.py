@@ -48,7 +48,8 @@ class DistogramModule(TiledModule):
 
     def __init__(self, twin: nn.Module, mesh: Mesh) -> None:
         super().__init__(twin, mesh)
-        self.num_distograms, self.num_bins = twin.num_distograms, twin.num_bins
+        # Boltz-1 has one distogram, and does not say how many bins.
+        self.num_bins = getattr(twin, "num_bins", twin.distogram.out_features)
 
     def logits_rows(self, z: Tensor, layout: PairLayout) -> Iterator[tuple[Span, Tensor]]:
         """Logits of the first distogram, row chunk by row chunk.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -49,7 +51,8 @@ class InputEmbedder(TiledModule):
 
         Source: AlphaFold 3 supplement, Algorithm 2.
         """
-        s = self._atom_part(feats, layout, atom_layout)
+        encoder, projections = self.atom_attention_encoder, [self.atom_enc_proj_z]
+        s = atom_part(self.atom_encoder, encoder, projections, feats, layout, atom_layout)
         valid = layout.valid(layout.shard_span())
         lo = layout.shard_span()[0]
         local = {k: feats[k][:, lo : lo + valid] for k in self._keys(affinity)}
@@ -75,18 +78,42 @@ class InputEmbedder(TiledModule):
         chosen = tuple(key for flag, key in used if getattr(self, flag))
         return ("res_type", f"profile{end}", f"deletion_mean{end}", *chosen)
 
-    def _atom_part(self, feats: Feats, layout: PairLayout, atom_layout: AtomLayout) -> Tensor:
-        """Mean over each token's atoms of what the atom transformer makes of them."""
-        encoder = self.atom_attention_encoder
-        transformer = encoder.atom_encoder
-        depth = len(transformer.diffusion_transformer.layers)
-        block = atom_block(feats, layout, atom_layout, self.mesh, depth)
-        with torch.autocast(self.mesh.device.type, enabled=False):
-            c = self.atom_encoder.embed(feats, block)
-        (bias,) = self.atom_encoder.biases(feats, block, c, [self.atom_enc_proj_z])
-        # One Linear serves all layers: its heads are those of layer 0, then of layer 1, ...
-        bias = (x.contiguous() for x in bias.chunk(depth, 1))
-        q = atom_transformer(atom_stack(transformer, c, bias), c)
-        with torch.autocast(self.mesh.device.type, enabled=False):
-            own = q[:, block.own[0] : block.own[1]]
-            return block.to_tokens(encoder.atom_to_token_trans(own)).to(q.dtype)
+
+def atom_part(
+    embedding: AtomEncoder,
+    encoder: nn.Module,
+    projections: Sequence[nn.Module],
+    feats: Feats,
+    layout: PairLayout,
+    atom_layout: AtomLayout,
+) -> Tensor:
+    """Mean over each token's atoms of what the atom transformer makes of them.
+
+    Args:
+        embedding: embeds the atoms and their pairs.
+        encoder: the Boltz AtomAttentionEncoder.
+        projections: (LayerNorm, Linear) from atom pairs to heads: one per layer, or one for all.
+        feats: collated compact features.
+        layout: the tiling of tokens. atom_layout: the blocks of atom windows.
+
+    Returns:
+        This rank's shard [1, n, token_s].
+
+    Raises:
+        ValueError: `atom_layout` does not fit the features or the mesh.
+
+    Source: AlphaFold 3 supplement, Algorithm 5.
+    """
+    mesh, transformer = embedding.mesh, encoder.atom_encoder
+    depth = len(transformer.diffusion_transformer.layers)
+    block = atom_block(feats, layout, atom_layout, mesh, depth)
+    with torch.autocast(mesh.device.type, enabled=False):
+        c = embedding.embed(feats, block)
+    bias = embedding.biases(feats, block, c, projections)
+    # A Linear that serves all layers has the heads of layer 0 first, then those of layer 1, ...
+    shared = depth // len(projections)
+    layers = [x.contiguous() for of_one in bias for x in of_one.chunk(shared, 1)]
+    q = atom_transformer(atom_stack(transformer, c, layers), c)
+    with torch.autocast(mesh.device.type, enabled=False):
+        own = q[:, block.own[0] : block.own[1]]
+        return block.to_tokens(encoder.atom_to_token_trans(own)).to(q.dtype)

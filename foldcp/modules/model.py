@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from foldcp.layout import WINDOW, AtomLayout, PairLayout
 from foldcp.mesh import Mesh
 from foldcp.modules.pair_embedding import PairEmbedding
 from foldcp.plans import root_plan, token_plan
+from foldcp.spool import MatrixSink
 from foldcp_kernels.chunking import chunk_length, spans
 
 Features = dict[str, Any]
@@ -37,6 +38,27 @@ class Settings:
     keep_z: bool = False
 
 
+class KeptTrunk(Protocol):
+    """Keeps the result of one input's trunk, so that a run that died need not compute it again."""
+
+    def load(self) -> tuple[Tensor, Tensor] | None:
+        """(single shard, pair tile) where they were kept; may replace `ref_pos` in the features."""
+
+    def save(self, s: Tensor, z: Tensor) -> None:
+        """Keep them."""
+
+
+class Keeper(Protocol):
+    """Makes, per input, what keeps its trunk."""
+
+    def begin(self, feats: Features, settings: Settings) -> KeptTrunk:
+        """Of one input."""
+
+
+class NotFinite(ValueError):
+    """A prediction with NaN or infinite coordinates; raised alike on all ranks."""
+
+
 class FoldOnMesh:
     """Runs a swapped Boltz-2.
 
@@ -53,10 +75,24 @@ class FoldOnMesh:
         steering: Callable[[Features, torch.device], Any] | None = None,
     ) -> None:
         self.model, self.mesh, self.steering = model, mesh, steering
+        self.keeper: Keeper | None = None
+        self.pair_embedding = self._pair_embedding()
+
+    def _pair_embedding(self) -> PairEmbedding:
+        model = self.model
         bond_types = model.token_bonds_type if model.bond_type_feature else None
-        self.pair_embedding = PairEmbedding(
-            model.rel_pos, model.token_bonds, bond_types, model.contact_conditioning, mesh
+        return PairEmbedding(
+            model.rel_pos, model.token_bonds, bond_types, model.contact_conditioning, self.mesh
         )
+
+    @property
+    def conditioner(self) -> nn.Module:
+        """Conditions the sampler on the trunk."""
+        return self.model.diffusion_conditioning
+
+    def rate(self, *trunk: Any, **options: Any) -> Outputs:
+        """The confidence module's results, see `ConfidenceModule.forward`."""
+        return self.model.confidence_module(*trunk, **options)
 
     def layouts(self, feats: Features) -> tuple[PairLayout, AtomLayout]:
         """The tilings of one sample."""
@@ -66,38 +102,53 @@ class FoldOnMesh:
 
     @torch.no_grad()
     def __call__(
-        self, feats: Features, settings: Settings, progress: StageProgress | None = None
+        self,
+        feats: Features,
+        settings: Settings,
+        progress: StageProgress | None = None,
+        sink: MatrixSink | None = None,
     ) -> Outputs:
         """Predict one sample.
 
         Args:
             feats: compact features (collated, B = 1) on the mesh's device, equal on all ranks.
             settings: recycles, steps, samples. progress: called with (stage, done, in all).
+            sink: takes pae, pde (and z, when kept) on the root rank, row block by row block.
 
         Returns:
-            Stock's outputs; pae, pde (and z, when kept) only on the root rank.
+            Stock's outputs; pae, pde (and z, when kept) only on the root rank, and without `sink`.
         """
         model = self.model
         layout, atoms = self.layouts(feats)
         agree(layout, atoms, self.mesh)
         report = progress or (lambda *_: None)
+        kept = None if self.keeper is None else self.keeper.begin(feats, settings)
+        found = None if kept is None else kept.load()
+        report("input embedding", 0, 1)
         s_inputs = model.input_embedder(feats, layout, atoms)
-        s, z = self.trunk(feats, s_inputs, layout, settings.recycling_steps, report)
+        s, z = found or self.trunk(feats, s_inputs, layout, settings.recycling_steps, report)
+        if kept is not None and found is None:
+            kept.save(s, z)
         self.mesh.pool.clear()  # what follows has exchanges of other sizes
+        report("distogram", 0, 1)
         contact = model.distogram_module.contact_probability(z, layout)
         out: Outputs = {"s": self._tokens(s, layout)}
         if getattr(model, "predict_bfactor", False):
             out["pbfactor"] = model.bfactor_module(out["s"])
         if settings.keep_z:
-            out["z"] = self._to_root(z, layout)
+            self._to_root(z, layout, out, sink)
         coords = self._sample(feats, s, s_inputs, z, layout, atoms, settings, report)
+        if not torch.isfinite(coords).all():
+            raise NotFinite(
+                "the sampled coordinates are not finite: check the input (forced constraints, "
+                "potentials, --step_scale), or use FOLDCP_PRECISION=fp32"
+            )
         out["sample_atom_coords"] = coords
         self.mesh.pool.clear()
         if model.confidence_prediction:
+            report("confidence", 0, 1)
             out.update(
-                model.confidence_module(
-                    s_inputs, s, z, coords, feats, contact, layout, reuse_z=True
-                )
+                self.rate(s_inputs, s, z, coords, feats, contact, layout, reuse_z=True, sink=sink)
             )
             report("confidence", 1, 1)
         return out
@@ -127,9 +178,10 @@ class FoldOnMesh:
         total = deep + len(model.pairformer_module.layers)
         for i in range(passes):
             stage = f"recycle {i + 1}/{passes}"
+            report(stage, 0, total)
             s = s_init + model.s_recycle(model.s_norm(s))
             self._recycle_pair(z, feats, sides, layout)
-            if model.use_templates:
+            if getattr(model, "use_templates", False):
                 z = model.template_module(z, feats, layout)
             z = model.msa_module(
                 z, s_inputs, feats, layout, lambda k, _, t=stage: report(t, k, total)
@@ -165,7 +217,8 @@ class FoldOnMesh:
     ) -> Tensor:
         """Coordinates [M, A, 3], equal on all ranks, in angstrom."""
         model = self.model
-        conditioning = model.diffusion_conditioning(
+        report("conditioning", 0, 1)
+        conditioning = self.conditioner(
             s,
             z,
             lambda lo, hi: self.pair_embedding.relpos_rows(feats, layout, lo, hi),
@@ -194,14 +247,22 @@ class FoldOnMesh:
         (whole,) = fetch(self.mesh, token_plan(layout, ("all",)), (s,), ((1,),), "gather")
         return whole[:, : layout.n]
 
-    def _to_root(self, z: Tensor, layout: PairLayout) -> Tensor | None:
-        """The whole pair tensor on the root rank's host memory, None elsewhere."""
-        n = layout.n
-        out = z.new_empty((1, n, n, z.shape[3]), device="cpu") if self.mesh.is_root else None
-        pieces, row = 16, 0
+    def _to_root(
+        self, z: Tensor, layout: PairLayout, out: Outputs, sink: MatrixSink | None
+    ) -> None:
+        """Bring the whole pair tensor to `sink`, or to out["z"] in host memory, on the root."""
+        n, whole = layout.n, None
+        if sink is None:
+            if self.mesh.is_root:
+                whole = z.new_empty((1, n, n, z.shape[3]), device="cpu")
+            out["z"] = whole
+        each = 2 * layout.padded * z.shape[3] * z.element_size()
+        pieces = -(-layout.tile_rows // chunk_length(layout.tile_rows, each, z.device))
+        row = 0
         for (rows,) in stream(self.mesh, root_plan(layout, pieces), (z,), ((1, 2),), "gather"):
-            if out is not None and row < n:
-                take = min(rows.shape[1], n - row)
-                out[:, row : row + take] = rows[:, :take, :n]
+            take = min(rows.shape[1], n - row) if self.mesh.is_root else 0
+            if take > 0 and sink is not None:
+                sink.rows("z", 0, row, rows[0, :take, :n])
+            elif take > 0:
+                whole[:, row : row + take] = rows[:, :take, :n]
             row += rows.shape[1]
-        return out

@@ -114,14 +114,16 @@ class MSALayer(TiledModule):
 
 
 class MSAModule(TiledModule):
-    """The MSA module; `forward` returns stock's z + MSAModule(z)."""
+    """The MSA module of blocks of class `layer`; `forward` returns stock's z + MSAModule(z)."""
+
+    layer: type[TiledModule] = MSALayer
 
     def __init__(self, twin: nn.Module, mesh: Mesh) -> None:
         super().__init__(twin, mesh)
         self.use_paired_feature = twin.use_paired_feature
         self.subsample_msa = twin.subsample_msa
         self.num_subsampled_msa = twin.num_subsampled_msa
-        self.layers = nn.ModuleList(MSALayer(x, mesh) for x in twin.layers)
+        self.layers = nn.ModuleList(self.layer(x, mesh) for x in twin.layers)
 
     def forward(
         self,

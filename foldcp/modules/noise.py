@@ -1,9 +1,11 @@
-"""Noise levels of the diffusion sampler and the scaling of its network, with Boltz's arithmetic."""
+"""Noise levels of the diffusion sampler and the numbers of its steps, with Boltz's arithmetic."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from math import sqrt
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -72,23 +74,40 @@ def noise_schedule(
     return level[0], out
 
 
-class Preconditioning:
-    """Scalings of the score model's input and output, one number per step on the device.
+class StepNumbers:
+    """What differs between sampling steps, on the device: one row of numbers per step.
 
     Args:
-        steps: the sampling steps. sigma_data: of the sampler. device: of the run.
+        steps: the sampling steps. sigma_data, step_scale: of the sampler. device: of the run.
 
-    Source: Karras et al. 2022, table 1.
+    Source: Karras et al. 2022, table 1; AlphaFold 3 supplement, Algorithm 18.
     """
 
-    def __init__(self, steps: list[NoiseStep], sigma_data: float, device: torch.device) -> None:
-        sigma = torch.tensor([s.t_hat for s in steps], device=device)
-        total = sigma**2 + sigma_data**2
-        self.skip = sigma_data**2 / total
-        self.out = sigma * sigma_data / torch.sqrt(total)
-        self.input = 1 / torch.sqrt(total)
-        self.time = torch.log((sigma / sigma_data).clamp(min=1e-20)) * 0.25
+    def __init__(
+        self, steps: Sequence[NoiseStep], sigma_data: float, step_scale: float, device: torch.device
+    ) -> None:
+        def each(number: Callable[[NoiseStep], float]) -> Tensor:
+            return torch.tensor([number(s) for s in steps], device=device)
 
-    def mix(self, step: int, noisy: Tensor, update: Tensor) -> Tensor:
-        """Denoised coordinates of a step from the score model's update, [M, A, 3]."""
-        return self.skip[step] * noisy + self.out[step] * update
+        sigma = each(lambda s: s.t_hat)
+        total = sigma**2 + sigma_data**2
+        skip, out = sigma_data**2 / total, sigma * sigma_data / torch.sqrt(total)
+        noise = each(lambda s: sqrt(s.noise_var))
+        move = each(lambda s: step_scale * (s.sigma_next - s.t_hat))
+        self.time = torch.log((sigma / sigma_data).clamp(min=1e-20)) * 0.25
+        self.rows = torch.stack([noise, 1 / torch.sqrt(total), skip, out, sigma, move], 1)
+
+
+class Scales(NamedTuple):
+    """One row of `StepNumbers`: numbers on the device.
+
+    `noise` scales what the step adds, `input` what the score model takes, `skip` and `out` mix its
+    update in; `sigma` is the noise level, `move` the step towards the next one.
+    """
+
+    noise: Tensor
+    input: Tensor
+    skip: Tensor
+    out: Tensor
+    sigma: Tensor
+    move: Tensor

@@ -48,7 +48,9 @@ class RelativePositionEncoder(TiledModule):
     def __init__(self, twin: nn.Module, mesh: Mesh) -> None:
         super().__init__(twin, mesh)
         self.r_max, self.s_max = twin.r_max, twin.s_max
-        self.fix_sym_check, self.cyclic_pos_enc = twin.fix_sym_check, twin.cyclic_pos_enc
+        # Boltz-1 has neither choice: it counts cycles, and compares copies of any two chains.
+        self.fix_sym_check = getattr(twin, "fix_sym_check", False)
+        self.cyclic_pos_enc = getattr(twin, "cyclic_pos_enc", True)
         self._prepared: tuple[tuple[Any, ...], Positions] | None = None
 
     def rows(self, feats: Feats, layout: PairLayout, lo: int, hi: int) -> Tensor:
@@ -140,7 +142,8 @@ class PairEmbedding:
 
     Args:
         rel_pos: the Boltz relative position encoder. token_bonds: Linear(1, C) without bias.
-        token_bonds_type: Embedding of bond types, or None. contact_conditioning: the Boltz module.
+        token_bonds_type: Embedding of bond types, or None.
+        contact_conditioning: the Boltz module, or None (Boltz-1).
         mesh: the mesh.
 
     Raises:
@@ -152,7 +155,7 @@ class PairEmbedding:
         rel_pos: nn.Module,
         token_bonds: nn.Linear,
         token_bonds_type: nn.Embedding | None,
-        contact_conditioning: nn.Module,
+        contact_conditioning: nn.Module | None,
         mesh: Mesh,
     ) -> None:
         if token_bonds.weight.shape[1] != 1:
@@ -186,18 +189,21 @@ class PairEmbedding:
                 f"`out` is {list(out.shape)}; rows {lo}:{hi} of the tile are expected as "
                 f"[1, {hi - lo}, {layout.tile_cols}, C]: pass z[:, {lo}:{hi}]"
             )
-        usual = self._contact_default(feats)
+        table = self.rel_pos.table()
+        if self.contact_conditioning is not None:
+            table += self._contact_default(feats)
         if self.token_bonds_type is not None:
-            usual = usual + self.token_bonds_type.weight[0]
-        table = self.rel_pos.table() + usual
+            table += self.token_bonds_type.weight[0]
         add_relative_position(out, table, self.rel_pos.positions(feats, layout).cut(lo, hi))
         self._add_listed(out, feats, layout, lo, hi)
 
     def _add_listed(self, out: Tensor, feats: Feats, layout: PairLayout, lo: int, hi: int) -> None:
-        key = (layout, feats["token_bond_index"], feats["contact_index"])
+        bonds = feats["token_bond_index"]
+        contacts = bonds[:, :0] if self.contact_conditioning is None else feats["contact_index"]
+        key = (layout, bonds, feats.get("contact_index"))
         held = self._lists
         if held is None or not _unchanged(held[0], key):
-            self._lists = held = (key, _listed(key[1], layout), _listed(key[2], layout))
+            self._lists = held = (key, _listed(bonds, layout), _listed(contacts, layout))
         for pairs, values in ((held[1], self._bonds), (held[2], self._contacts)):
             found = pairs.between(lo, hi)
             if found is not None:

@@ -31,7 +31,13 @@ def pair_mask(layout: PairLayout, device: torch.device) -> Tensor:
 
 
 class PairBlock(TiledModule):
-    """The pair ops of one block: four triangle updates and a transition."""
+    """The pair ops of one block: four triangle updates and a transition.
+
+    Attributes:
+        transition_name: what the twin calls the pair transition.
+    """
+
+    transition_name = "transition_z"
 
     def __init__(self, twin: nn.Module, mesh: Mesh) -> None:
         super().__init__(twin, mesh)
@@ -41,7 +47,8 @@ class PairBlock(TiledModule):
         self.tri_mul_in = TriangleMultiplicationIncoming(twin.tri_mul_in, mesh)
         self.tri_att_start = TriangleAttentionStartingNode(twin.tri_att_start, mesh)
         self.tri_att_end = TriangleAttentionEndingNode(twin.tri_att_end, mesh)
-        self.transition_z = Transition(twin.transition_z, mesh)
+        name = self.transition_name
+        setattr(self, name, Transition(getattr(twin, name), mesh))
 
     def update_pair(self, z: Tensor, layout: PairLayout, mask: Tensor) -> Tensor:
         """Run the pair ops.
@@ -58,7 +65,7 @@ class PairBlock(TiledModule):
         z = self.tri_mul_in(z, layout, mask)
         z = self.tri_att_start(z, layout)
         z = self.tri_att_end(z, layout)
-        return self.transition_z(z)
+        return getattr(self, self.transition_name)(z)
 
 
 class PairformerNoSeqLayer(PairBlock):
@@ -126,11 +133,13 @@ class PairformerLayer(PairBlock):
 
 
 class PairformerModule(TiledModule):
-    """A stack of pairformer blocks."""
+    """A stack of pairformer blocks of class `layer`."""
+
+    layer: type[PairBlock] = PairformerLayer
 
     def __init__(self, twin: nn.Module, mesh: Mesh) -> None:
         super().__init__(twin, mesh)
-        self.layers = nn.ModuleList(PairformerLayer(x, mesh) for x in twin.layers)
+        self.layers = nn.ModuleList(self.layer(x, mesh) for x in twin.layers)
 
     def forward(
         self, s: Tensor, z: Tensor, layout: PairLayout, progress: Progress | None = None

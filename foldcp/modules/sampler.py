@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from math import sqrt
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from foldcp.layout import AtomLayout, PairLayout
 from foldcp.mesh import Mesh
-from foldcp.modules.alignment import random_augmentation, rigid_align
+from foldcp.modules.alignment import Alignment, draw_augmentation, rotation_matrix
 from foldcp.modules.atoms import Feats
 from foldcp.modules.base import TiledModule
 from foldcp.modules.diffusion import DiffusionModule, Prepared
 from foldcp.modules.diffusion_conditioning import Conditioning
-from foldcp.modules.noise import Preconditioning, noise_schedule
+from foldcp.modules.noise import NoiseStep, Scales, StepNumbers, noise_schedule
+from foldcp.modules.samples import sample_bytes, samples_at_once
 from foldcp.modules.steering import Particles, Steering
+from foldcp.modules.step_graph import Steps, recorder
 
 _SETTINGS = (
     "sigma_min",
@@ -35,10 +37,17 @@ _SETTINGS = (
 class AtomDiffusion(TiledModule):
     """The sampler around the score model. AlphaFold 3 supplement, Algorithm 18."""
 
+    network = DiffusionModule
+
+    @property
+    def step(self) -> type[SamplingStep]:
+        """The class of a step."""
+        return SamplingStep
+
     def __init__(self, twin: nn.Module, mesh: Mesh) -> None:
         super().__init__(twin, mesh)
         # A compiled score model keeps the module it was made from here.
-        self.score_model = DiffusionModule(
+        self.score_model = self.network(
             getattr(twin.score_model, "_orig_mod", twin.score_model), mesh
         )
         for name in _SETTINGS:
@@ -68,7 +77,8 @@ class AtomDiffusion(TiledModule):
             layout: the tiling. atom_layout: the blocks of windows.
             num_sampling_steps: None for the model's own number.
             multiplicity: samples to return.
-            max_parallel_samples: samples that the score model takes at once; None for all.
+            max_parallel_samples: samples that the score model takes at once, None for all; fewer
+                where memory is short.
             steering: potentials that steer the samples, None for none.
             progress: called as `(steps done, steps)` after every step.
 
@@ -82,46 +92,133 @@ class AtomDiffusion(TiledModule):
 
         Source: AlphaFold 3 supplement, Algorithm 18.
         """
-        device = self.mesh.device
         steps = self.num_sampling_steps if num_sampling_steps is None else num_sampling_steps
-        sigma, levels = noise_schedule(self, steps, device)
+        sigma, levels = noise_schedule(self, steps, self.mesh.device)
         count = multiplicity * (steering.num_particles if steering is not None else 1)
-        shape = (count, feats["atom_pad_mask"].shape[1], 3)
-        with torch.autocast(device.type, enabled=False):
+        with torch.autocast(self.mesh.device.type, enabled=False):
             prepared = self.score_model.prepare(
                 conditioning, s_inputs, s_trunk, feats, layout, atom_layout
             )
-            scale = Preconditioning(levels, self.sigma_data, device)
-            time = self.score_model.embed_times(scale.time)
-            coords = sigma * torch.randn(shape, device=device)
-            mask = feats["atom_pad_mask"].to(coords.dtype)
+            coords = sigma * torch.randn(
+                (count, feats["atom_pad_mask"].shape[1], 3), device=self.mesh.device
+            )
+            step = self._step(prepared, feats, coords, max_parallel_samples)
             particles = None
             if steering is not None:
                 particles = Particles(steering, coords, self.step_scale, self.mesh)
-            for i, level in enumerate(levels):
-                rotation, shift = random_augmentation(count, coords)
-                coords = (coords - coords.mean(dim=-2, keepdim=True)) @ rotation + shift
-                eps = sqrt(level.noise_var) * torch.randn(shape, device=device)
-                noisy = coords + eps
-                r_noisy = scale.input[i] * noisy
-                update = self._score(prepared, r_noisy, time[i], max_parallel_samples)
-                denoised = scale.mix(i, noisy, update)
-                if particles is not None:
-                    particles.rotate(rotation)
-                    noisy, denoised = particles.steer(noisy, denoised, eps, level, i, steps)
-                if self.alignment_reverse_diff:
-                    noisy = rigid_align(noisy, denoised, mask)
-                direction = (noisy - denoised) / level.t_hat
-                coords = noisy + self.step_scale * (level.sigma_next - level.t_hat) * direction
-                if progress is not None:
-                    progress(i + 1, steps)
-        return coords
+            return self._run(step, coords, levels, particles, progress or (lambda *_: None))
 
-    def _score(
-        self, prepared: Prepared, r_noisy: Tensor, time: Tensor, at_once: int | None
+    def _step(
+        self, prepared: Prepared, feats: Feats, coords: Tensor, at_most: int | None
+    ) -> SamplingStep:
+        """Everything that the steps share; the last place that waits for the device."""
+        count, atoms, _ = coords.shape
+        align = None
+        if self.alignment_reverse_diff:
+            mask = feats["atom_pad_mask"].to(coords.dtype)
+            align = Alignment(mask, int(mask.sum()))
+        at_once = samples_at_once(count, at_most, sample_bytes(prepared, atoms), self.mesh)
+        return self.step(self.score_model, prepared, align, at_once)
+
+    def _run(
+        self,
+        step: SamplingStep,
+        coords: Tensor,
+        levels: Sequence[NoiseStep],
+        particles: Particles | None,
+        progress: Callable[[int, int], None],
     ) -> Tensor:
-        """The score model's update of all samples, at most `at_once` of them per call."""
-        s = self.score_model.condition(prepared, time)
-        count = r_noisy.shape[0]
-        calls = -(-count // (at_once or count))
-        return torch.cat([self.score_model(prepared, x, s) for x in r_noisy.chunk(calls)])
+        """All steps, from the first noise [M, A, 3] to coordinates. Only potentials may sync."""
+        numbers = StepNumbers(levels, self.sigma_data, self.step_scale, coords.device)
+        times = self.score_model.embed_times(numbers.time)
+        unique = step.align is None or step.align.unique
+        run = Steps(step, recorder(self.mesh, particles is not None, unique))
+        for i, level in enumerate(levels):
+            quaternion, shift = draw_augmentation(coords.shape[0], coords)
+            eps = torch.randn(coords.shape, device=coords.device)
+            given = (coords, quaternion, shift, eps, numbers.rows[i], times[i])
+            if particles is None:
+                coords = run(*given)
+            else:
+                coords = step(*given, partial(_steer, particles, level, i, len(levels)))
+            step.finished(i, None if particles is None else particles.taken)
+            progress(i + 1, len(levels))
+        return run.finish(coords)
+
+
+class SamplingStep:
+    """One step of the sampler, a function of its arguments and of what does not change.
+
+    Args:
+        score_model: the network. prepared: what its calls share.
+        align: moves the noisy coordinates onto the denoised ones, None for none.
+        at_once: samples that the network takes per call.
+    """
+
+    def __init__(
+        self,
+        score_model: DiffusionModule,
+        prepared: Prepared,
+        align: Alignment | None,
+        at_once: int,
+    ) -> None:
+        self._score_model, self._prepared, self._at_once = score_model, prepared, at_once
+        self.align = align
+
+    def __call__(
+        self,
+        coords: Tensor,
+        quaternion: Tensor,
+        shift: Tensor,
+        eps: Tensor,
+        row: Tensor,
+        time: Tensor,
+        steer: Callable[..., tuple[Tensor, Tensor]] | None = None,
+    ) -> Tensor:
+        """From the coordinates of one noise level to those of the next.
+
+        Args:
+            coords: [M, A, 3] in angstrom. quaternion: [M, 4]. shift: [M, 1, 3].
+            eps: standard normal [M, A, 3]. row: of `StepNumbers.rows`. time: its embedding.
+            steer: `(rotation, noisy, denoised, noise) -> (noisy, denoised)`, may redraw samples.
+
+        Returns:
+            [M, A, 3].
+
+        Source: AlphaFold 3 supplement, Algorithm 18.
+        """
+        scale = Scales(*row.unbind())
+        rotation = rotation_matrix(quaternion)
+        coords = (coords - coords.mean(dim=-2, keepdim=True)) @ rotation + shift
+        noise = scale.noise * eps
+        noisy = coords + noise
+        denoised = scale.skip * noisy + scale.out * self._score(scale.input * noisy, time)
+        if steer is not None:
+            noisy, denoised = steer(rotation, noisy, denoised, noise)
+        if self.align is not None:
+            noisy = self.align(noisy, denoised)
+        return noisy + scale.move * ((noisy - denoised) / scale.sigma)
+
+    def finished(self, step: int, taken: Tensor | None) -> None:
+        """Called after each step; `taken` [M] are the samples that it redrew, None for all."""
+
+    def _score(self, r_noisy: Tensor, time: Tensor) -> Tensor:
+        """The score model's update of all samples."""
+        s = self._score_model.condition(self._prepared, time)
+        calls = -(-r_noisy.shape[0] // self._at_once)
+        parts = [self._score_model(self._prepared, x, s) for x in r_noisy.chunk(calls)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _steer(
+    particles: Particles,
+    level: NoiseStep,
+    step: int,
+    steps: int,
+    rotation: Tensor,
+    noisy: Tensor,
+    denoised: Tensor,
+    noise: Tensor,
+) -> tuple[Tensor, Tensor]:
+    particles.rotate(rotation)
+    return particles.steer(noisy, denoised, noise, level, step, steps)

@@ -22,7 +22,6 @@ Feats = Mapping[str, Tensor]
 
 PROTEIN, NONPOLYMER = 0, 3  # Boltz's numbers of chain types
 CONTACT = 8.0  # angstrom between representative atoms of an interface
-LIGAND_WEIGHT, INTERFACE_WEIGHT, OTHER_WEIGHT = 20.0, 10.0, 1.0
 EPS = 1e-5
 _COLLINEAR = 0.9063  # cosine of 25 degrees
 _EXPANDED_FROM = 25  # points from which torch.cdist expands |x - y|^2, as stock's call does
@@ -217,22 +216,39 @@ def _independent(u: Tensor, v: Tensor) -> Tensor:
     return ((u * v).sum(1).abs() < _COLLINEAR) & apart[:, 0]
 
 
+@dataclass(frozen=True)
+class InterfaceWeights:
+    """Weights of ligands, of other interfaces and of the rest in the interface-weighted pLDDT.
+
+    `floor` is added to the sum of weights, so that a complex without interface has a score.
+    """
+
+    ligand: float = 20.0
+    interface: float = 10.0
+    other: float = 1.0
+    floor: float = 0.0
+
+
 def interface_plddt(
-    plddt: Tensor, mask: Tensor, ligand: Tensor, interface: Tensor
+    plddt: Tensor,
+    mask: Tensor,
+    ligand: Tensor,
+    interface: Tensor,
+    weights: InterfaceWeights = InterfaceWeights(),
 ) -> tuple[Tensor, Tensor]:
     """The mean pLDDT and its interface-weighted form.
 
     Args:
         plddt: [L] over tokens or atoms. mask: 1 where real [L]. ligand: bool [L].
-        interface: bool [L], within 8 angstrom of another chain.
+        interface: bool [L], within 8 angstrom of another chain. weights: of each kind.
 
     Returns:
         (complex_plddt, complex_iplddt), [1] each.
     """
-    near = torch.where(interface, INTERFACE_WEIGHT, OTHER_WEIGHT)
-    weight = torch.where(ligand, LIGAND_WEIGHT, near).to(mask.dtype) * mask
+    near = torch.where(interface, weights.interface, weights.other)
+    weight = torch.where(ligand, weights.ligand, near).to(mask.dtype) * mask
     mean = (plddt * mask).sum() / mask.sum()
-    return mean[None], ((plddt * weight).sum() / weight.sum())[None]
+    return mean[None], ((plddt * weight).sum() / (weight.sum() + weights.floor))[None]
 
 
 def atom_interface(x: Tensor, chain: Tensor, layout: PairLayout, mesh: Mesh) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -40,8 +41,11 @@ class Steering(Protocol):
 class Particles:
     """State of the steered samples between sampling steps.
 
+    After a step that redrew particles, `taken` [M] says which; None when all went on.
+
     Potentials sum with atomics on a GPU, so ranks could differ in the last bit and then redraw
-    different particles: all take the numbers of rank 0.
+    different particles: only rank 0 evaluates them, and all take its numbers. The others would
+    wait in any case; to share the work would cost an exchange in each gradient step.
 
     Args:
         steering: the potentials. coords: [M, A, 3], gives shape and device.
@@ -54,6 +58,7 @@ class Particles:
         self._steering, self._step_scale, self._mesh = steering, step_scale, mesh
         self._energies = coords.new_empty(coords.shape[0], 0)
         self._update = torch.zeros_like(coords) if steering.guide else None
+        self.taken: Tensor | None = None
 
     def rotate(self, rotation: Tensor) -> None:
         """Turn the last guidance with the coordinates, rotation [M, 3, 3]."""
@@ -84,8 +89,9 @@ class Particles:
             last or (step % steering.resampling_interval == 0 and level.noise_var > 0)
         )
         weights = self._weights(denoised, eps, level, time, step) if redraw else None
+        self.taken = None
         if steering.guide and not last:
-            update = self._from_root(steering.guidance(denoised, time))
+            update = self._from_root(lambda: steering.guidance(denoised, time), denoised)
             denoised = denoised + update
             factor = -self._step_scale * (level.sigma_next - level.t_hat) / level.t_hat
             self._update = update * factor
@@ -95,8 +101,9 @@ class Particles:
         # Drawn on every rank, so that all generators move alike.
         drawn = torch.multinomial(weights, 1 if last else size, replacement=True)
         first = size * torch.arange(groups, device=drawn.device)
-        index = self._from_root((drawn + first[:, None]).flatten())
-        self._energies = self._energies[index]
+        drawn = (drawn + first[:, None]).flatten()
+        index = self._from_root(lambda: drawn, drawn)
+        self._energies, self.taken = self._energies[index], index
         if self._update is not None:
             self._update = self._update[index]
         return noisy[index], denoised[index]
@@ -105,7 +112,7 @@ class Particles:
         self, denoised: Tensor, eps: Tensor, level: NoiseStep, time: float, step: int
     ) -> Tensor:
         """Probability of each particle within its sample [samples, particles]."""
-        energy = self._from_root(self._steering.energy(denoised, time))
+        energy = self._from_root(lambda: self._steering.energy(denoised, time), denoised[:, 0, 0])
         held = self._energies.shape[1]
         before = self._energies[:, -1] if held else torch.zeros_like(energy)
         self._energies = torch.cat([self._energies, energy[:, None]], 1)
@@ -115,12 +122,12 @@ class Particles:
             log_weight = log_weight + moved.sum(dim=(-1, -2)) / (2 * level.noise_var)
         return log_weight.view(-1, self._steering.num_particles).softmax(1)
 
-    def _from_root(self, x: Tensor) -> Tensor:
-        """Every rank takes rank 0's tensor."""
+    def _from_root(self, make: Callable[[], Tensor], like: Tensor) -> Tensor:
+        """What `make` gives on rank 0, on every rank; of the shape and dtype of `like`."""
         if self._mesh.size == 1:
-            return x
-        size, whole = self._mesh.size, ((0, x.numel()),)
+            return make()
+        size, whole = self._mesh.size, ((0, like.numel()),)
         own = (whole, *(((0, 0),) for _ in range(size - 1)))
         plan = boxes_plan(size, self._mesh.rank, own, (whole,) * size)
-        source = x.flatten() if self._mesh.is_root else x.new_empty(0)
-        return fetch(self._mesh, plan, (source,), ((0,),), "steering")[0].view(x.shape)
+        source = make().flatten() if self._mesh.is_root else like.new_empty(0)
+        return fetch(self._mesh, plan, (source,), ((0,),), "steering")[0].view(like.shape)

@@ -50,8 +50,9 @@ def attention_pair_bias(
             f"`bias` tile is {list(bias.shape)}; layout (N={layout.n}, mesh {layout.mesh_rows}x"
             f"{layout.mesh_cols}) expects [.., .., {layout.tile_rows}, {layout.tile_cols}]"
         )
-    plan = token_plan(layout, ("rows", "cols", "cols"))
-    q, k, v = fetch(mesh, plan, (q, k, v), ((1,),) * 3, "attention_pair_bias")
+    if mesh.size > 1:
+        plan = token_plan(layout, ("rows", "cols", "cols"))
+        q, k, v = fetch(mesh, plan, (q, k, v), ((1,),) * 3, "attention_pair_bias")
     keys = layout.valid(layout.col_span())
     o, lse = _partial(q, k[:, :keys], v[:, :keys], bias[..., :keys], scale)
     if layout.mesh_cols == 1:

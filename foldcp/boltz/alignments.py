@@ -1,0 +1,134 @@
+"""Alignments that cannot be used: found while an input is read, and named with what to do.
+
+Stock ends in a traceback without the file's name, folds the chain as if it had no alignment, or
+fails when the features are computed.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from boltz.data import const
+from boltz.data.types import MSA, Record, StructureV2
+from tqdm import tqdm
+
+from foldcp.boltz.run import current
+
+_FORM = {
+    ".a3m": "an a3m file holds '>name' lines, each followed by one line of aligned residues",
+    ".csv": "a csv file holds the columns 'key' and 'sequence', one aligned sequence per row",
+}
+
+read: list[Path] = []  # files that were parsed for the input under way, in order
+
+
+class Unreadable(BaseException):
+    """An input cannot be used, as the message says.
+
+    Not an `Exception`: Boltz answers those with a traceback.
+    """
+
+
+def checked(stock: Callable[..., MSA]) -> Callable[..., MSA]:
+    """Boltz's parser of one kind of alignment, with messages that name the file.
+
+    Args:
+        stock: `parse_a3m` or `parse_csv`.
+
+    Returns:
+        A parser that raises `Unreadable` for whatever `stock` fails on, or would let pass although
+        it is no alignment.
+    """
+
+    @wraps(stock)
+    def parse(path: Path, *args: Any, **options: Any) -> MSA:
+        if current() is None:
+            return stock(path, *args, **options)
+        try:
+            msa = stock(path, *args, **options)
+        except OSError as error:
+            raise _unreadable(path, error.strerror or str(error)) from error
+        except UnicodeDecodeError as error:
+            raise _unreadable(path, "it is not text") from error
+        except KeyError as error:
+            raise _unreadable(path, f"the letter {error} stands for no residue") from error
+        except AttributeError as error:  # of the missing value that pandas puts there
+            raise _unreadable(path, "a row has no sequence") from error
+        except Exception as error:
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            raise _unreadable(path, lines[0]) from error
+        _check_rows(path, msa)
+        read.append(path)
+        return msa
+
+    return parse
+
+
+def _unreadable(path: Path, why: str) -> Unreadable:
+    form = _FORM.get(path.suffix, "")
+    return Unreadable(f"the MSA {path} cannot be used ({why}): correct the file; {form}")
+
+
+def _check_rows(path: Path, msa: MSA) -> None:
+    if len(msa.sequences) == 0:
+        raise _unreadable(path, "it has no sequences")
+    lengths = msa.sequences["res_end"] - msa.sequences["res_start"]
+    wrong = np.flatnonzero(lengths != lengths[0])
+    if len(wrong):
+        row = int(wrong[0])
+        raise _unreadable(
+            path,
+            f"sequence {row + 1} has {lengths[row]} aligned positions and the first one "
+            f"{lengths[0]}; insertions are lower case, gaps '-'",
+        )
+
+
+def check_queries(record: Record, structure: StructureV2, folder: Path) -> None:
+    """Compare the first row of each alignment with the chain that it is for.
+
+    Args:
+        record: of an input that was just read, see `read`. structure: its chains and residues.
+        folder: of its processed alignments, numbered in the order in which they were parsed.
+
+    Raises:
+        Unreadable: a first row has another length than the chain. One that differs in its residues
+            is named on standard error: Boltz then folds the chain without the alignment.
+    """
+    for chain in record.chains:
+        if chain.msa_id == -1:
+            continue
+        path = read[int(str(chain.msa_id).rpartition("_")[2])]
+        msa = MSA.load(folder / f"{chain.msa_id}.npz")
+        first = msa.sequences[0]
+        query = msa.residues["res_type"][first["res_start"] : first["res_end"]]
+        place = structure.chains[chain.chain_id]
+        residues = structure.residues[place["res_idx"] : place["res_idx"] + place["res_num"]]
+        wanted = residues["res_type"]
+        if len(query) != len(wanted):
+            raise _unreadable(
+                path,
+                f"its first sequence has {len(query)} residues and chain {chain.chain_name} has "
+                f"{len(wanted)}; the first sequence must be the chain's own",
+            )
+        _warn_of_other_residues(path, chain.chain_name, query, wanted)
+
+
+def _warn_of_other_residues(path: Path, chain: str, query: np.ndarray, wanted: np.ndarray) -> None:
+    met, unk = const.token_ids["MET"], const.token_ids["UNK"]
+    at = np.flatnonzero(query != wanted)
+    # Boltz takes the chain's own residues where one side is unknown.
+    known = (wanted[at] == met).all() and (query[at] == unk).all()
+    if len(at) == 0 or known or (wanted[at] == unk).all():
+        return
+    mine, theirs = const.tokens[wanted[at[0]]], const.tokens[query[at[0]]]
+    tqdm.write(  # not print: Boltz shows a progress bar
+        f"foldcp: the MSA {path} is not used for chain {chain}: its first sequence differs from "
+        f"the chain's in {len(at)} residues (at {at[0] + 1} {theirs} instead of {mine}); put the "
+        "chain's own sequence first",
+        file=sys.stderr,
+    )

@@ -1,0 +1,109 @@
+"""FOLDCP_RESUME: each rank's result of the trunk is kept until the prediction is on disk."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from foldcp import resume
+from foldcp.mesh import Mesh
+from foldcp.modules.model import Features, Settings
+
+
+class TrunkKeeper:
+    """Makes, per input, what keeps its trunk. See `foldcp.modules.model.Keeper`.
+
+    Args:
+        folder: FOLDCP_RESUME. parts: whatever a trunk's result follows from besides the features
+            (weights, seed, precision, versions). mesh: the mesh; each rank keeps its own tile.
+    """
+
+    def __init__(self, folder: Path, parts: dict[str, Any], mesh: Mesh) -> None:
+        self._folder, self._parts, self._mesh = folder, parts, mesh
+        self._last: KeptTrunk | None = None
+
+    def begin(self, feats: Features, settings: Settings) -> KeptTrunk:
+        """What keeps the trunk of one input.
+
+        Args:
+            feats: compact features. settings: of the prediction.
+        """
+        # The random rotations of the conformers are kept with the trunk: without a seed they
+        # differ from run to run.
+        seen = {k: v for k, v in feats.items() if isinstance(v, Tensor) and k != "ref_pos"}
+        parts = {**self._parts, "recycling": settings.recycling_steps}
+        parts["mesh"] = f"{self._mesh.rows}x{self._mesh.cols}"
+        name = str(getattr((feats.get("record") or [None])[0], "id", "input"))
+        place = f"{name}_{resume.key(parts, seen)}"
+        rank = f"rank{self._mesh.rank}of{self._mesh.size}.trunk"
+        self._last = KeptTrunk(self._folder / place / rank, feats, self._mesh)
+        return self._last
+
+    def take(self) -> KeptTrunk | None:
+        """Hand over what keeps the trunk of the last input; to drop once its prediction is kept."""
+        last, self._last = self._last, None
+        return last
+
+
+class KeptTrunk:
+    """The trunk of one input on one rank.
+
+    Args:
+        path: of this rank's file. feats: of the input; `ref_pos` is replaced on loading.
+        mesh: the mesh.
+    """
+
+    def __init__(self, path: Path, feats: Features, mesh: Mesh) -> None:
+        self._path, self._feats, self._mesh = path, feats, mesh
+
+    def load(self) -> tuple[Tensor, Tensor] | None:
+        """The single shard and the pair tile, if every rank has its file; all ranks call it.
+
+        The generators of random numbers continue where they were when the trunk was kept.
+        """
+        device = self._mesh.device
+        try:
+            found = resume.load(self._path, device)
+        except (resume.Damaged, OSError) as error:
+            found = None
+            _say(f"{error}: it is not used, and the trunk is computed again")
+        # A GPU's generator has no place in a file of a CPU run, and the other way round.
+        if found is not None and ("cuda_state" in found) != (device.type == "cuda"):
+            found = None
+        if not all(self._mesh.all_gather_object(found is not None)):
+            return None
+        assert found is not None
+        self._feats["ref_pos"] = found["ref_pos"]
+        torch.set_rng_state(found["cpu_state"])
+        if "cuda_state" in found:
+            torch.cuda.set_rng_state(found["cuda_state"], device)
+        if self._mesh.is_root:
+            print(f"foldcp: the trunk is taken from {self._path.parent}", flush=True)
+        return found["s"], found["z"]
+
+    def save(self, s: Tensor, z: Tensor) -> None:
+        """Keep a trunk; a full disk costs only the possibility to resume."""
+        tensors = {"s": s, "z": z, "ref_pos": self._feats["ref_pos"]}
+        tensors["cpu_state"] = torch.get_rng_state()
+        if self._mesh.device.type == "cuda":
+            tensors["cuda_state"] = torch.cuda.get_rng_state(self._mesh.device)
+        try:
+            resume.save(self._path, tensors)
+        except OSError as error:
+            _say(f"the trunk could not be kept in {self._path} ({error.strerror or error})")
+
+    def drop(self) -> None:
+        """Remove this rank's file, and the folder after the last one."""
+        self._path.unlink(missing_ok=True)
+        try:
+            self._path.parent.rmdir()
+        except OSError:
+            return  # other ranks' files are still there, or it is gone
+
+
+def _say(message: str) -> None:
+    print(f"foldcp: FOLDCP_RESUME: {message}", file=sys.stderr, flush=True)

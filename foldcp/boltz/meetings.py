@@ -1,0 +1,118 @@
+"""How ranks meet and tell each other small things, through the launcher's store.
+
+Unlike collectives of torch.distributed these wait as long as it takes (reading inputs may take rank
+0 hours), and join ranks of different data-parallel groups.
+"""
+
+from __future__ import annotations
+
+import datetime
+import pickle
+import time
+from collections.abc import Callable
+from typing import Any
+
+from foldcp.boltz.launch import Place
+from foldcp.report import UserError
+
+_FIRST, _POLL = 0.005, 0.25  # seconds between two looks, at first and after a while
+
+
+def open_store(place: Place, serve: bool, seconds: float) -> Any:
+    """Connect to the store.
+
+    Args:
+        place: this process among the ranks. serve: be the one that the others connect to.
+        seconds: to wait for it.
+
+    Raises:
+        UserError: it was not reached in time.
+    """
+    from torch.distributed import DistError, PrefixStore, TCPStore
+
+    try:
+        store = TCPStore(
+            place.host,
+            place.port,
+            place.world,
+            serve,
+            timeout=datetime.timedelta(seconds=seconds),
+            wait_for_workers=False,
+        )
+    except DistError as error:
+        raise UserError(
+            f"rank {place.rank} of {place.world} ({place.launcher}) could not meet rank 0 at "
+            f"{place.host}:{place.port} within {seconds:.0f} s: check that all ranks were "
+            "started and that this address is free and reachable, or set MASTER_ADDR and "
+            f"MASTER_PORT ({str(error).splitlines()[0]})"
+        ) from error
+    return PrefixStore(place.prefix, store)
+
+
+class Meetings:
+    """Meetings of all ranks; each is held by all in the same order.
+
+    Args:
+        place: this process among the ranks. With more than one, `store` must be set.
+    """
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+        self.store: Any = None
+        self._held = 0
+
+    @property
+    def is_root(self) -> bool:
+        """True on rank 0."""
+        return self.place.rank == 0
+
+    def wait_for_root(self) -> None:
+        """Wait until rank 0 gets here too, however long its work takes; rank 0 does not wait."""
+        self.from_root(None)
+
+    def from_root(self, value: Any) -> Any:
+        """Rank 0's value on every rank, however long its work takes; rank 0 does not wait."""
+        if self.place.world == 1:
+            return value
+        key = self._key("root")
+        if self.is_root:
+            self.store.set(key, pickle.dumps(value))
+            return value
+        _until(lambda: self.store.check([key]))
+        return pickle.loads(self.store.get(key))  # noqa: S301
+
+    def gather(self, value: Any) -> list[Any]:
+        """The values of all ranks on every rank, in rank order."""
+        if self.place.world == 1:
+            return [value]
+        key = self._key("all")
+        self.store.set(f"{key}/{self.place.rank}", pickle.dumps(value))
+        keys = [f"{key}/{rank}" for rank in range(self.place.world)]
+        _until(lambda: self.store.check(keys))
+        return [pickle.loads(self.store.get(k)) for k in keys]  # noqa: S301
+
+    def meet(self, key: str, count: int) -> None:
+        """Wait until `count` ranks are here; the watch over the ranks ends the run if one is lost.
+
+        Args:
+            key: names the meeting, and is used once. count: ranks that meet.
+        """
+        self.store.add(key, 1)
+        _until(lambda: self.store.add(key, 0) >= count)
+
+    def part(self, seconds: float) -> None:
+        """The last meeting: use the store no more; who serves it waits some time for the others."""
+        self.store.add("parted", 1)
+        end = time.monotonic() + seconds
+        _until(lambda: time.monotonic() > end or self.store.add("parted", 0) >= self.place.world)
+
+    def _key(self, kind: str) -> str:
+        self._held += 1
+        return f"{kind}/{self._held}"
+
+
+def _until(happened: Callable[[], bool]) -> None:
+    pause = _FIRST
+    while not happened():
+        time.sleep(pause)
+        pause = min(_POLL, 1.5 * pause)

@@ -1,0 +1,84 @@
+"""SIGTERM and Ctrl-C end a run in seconds, even while a rank waits inside a collective.
+
+Lightning replaces the default actions by Python handlers, which only run once the main thread is
+back in the interpreter. A thread that reads Python's wakeup socket hears of a signal at once.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import struct
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from foldcp.report import KEPT
+
+if TYPE_CHECKING:
+    from foldcp.boltz.session import Session
+
+_GRACE = 3.0  # seconds in which the main thread may end by itself after Ctrl-C
+
+_HAS_SENDERS = hasattr(socket, "SO_PASSCRED")  # Linux
+_SENDER = struct.Struct("3i")  # pid, uid, gid of who wrote
+
+interrupted = threading.Event()  # this process got SIGINT: whatever then fails, fails of that
+
+
+def end_on_signals(session: Session) -> None:
+    """Make SIGTERM and SIGINT end all ranks of a session; does nothing outside the main thread.
+
+    Args:
+        session: of this process.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return
+    reader, writer = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    if _HAS_SENDERS:
+        reader.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+    writer.setblocking(False)
+    # Only signals with a Python handler reach the socket; this one need not do more.
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    signal.set_wakeup_fd(writer.detach(), warn_on_full_buffer=False)
+    os.register_at_fork(after_in_child=_forget)
+    threading.Thread(target=_wait, args=(session, reader), daemon=True).start()
+
+
+def _forget() -> None:
+    """Give a forked worker the default actions."""
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _receive(reader: socket.socket) -> int:
+    """Number of the next signal of this process.
+
+    A forked worker shares the socket until `_forget` has run in it: a pool may end it before that.
+    """
+    while True:
+        data, senders, *_ = reader.recvmsg(1, socket.CMSG_SPACE(_SENDER.size))
+        pids = [_SENDER.unpack(told[: _SENDER.size])[0] for _, _, told in senders]
+        if data and all(pid == os.getpid() for pid in pids):
+            return data[0]
+
+
+def _wait(session: Session, reader: socket.socket) -> None:
+    while True:
+        number = _receive(reader)
+        if number == signal.SIGTERM:
+            session.fail(_lost(session) or f"ended by SIGTERM; {KEPT}", 128 + signal.SIGTERM)
+        if number == signal.SIGINT:
+            interrupted.set()
+            time.sleep(_GRACE)
+            session.fail(f"interrupted; {KEPT}", 128 + signal.SIGINT)
+
+
+def _lost(session: Session) -> str | None:
+    """A launcher ends all ranks when one of them was killed: that one is the reason."""
+    try:
+        lost = session.peers.gone() if session.peers is not None else None
+    except RuntimeError:
+        return None
+    return None if lost is None else f"{lost}, all ranks end; {KEPT}"

@@ -1,0 +1,113 @@
+"""Boltz-1's confidence module on tiles: with a trunk of its own, or a pairformer stack alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from foldcp.layout import WINDOW, AtomLayout, PairLayout
+from foldcp.mesh import Mesh
+from foldcp.modules.atoms import Feats
+from foldcp.modules.boltz1.trunk import InputEmbedder, MSAModule, PairformerModule
+from foldcp.modules.confidence import ConfidenceModule as SharedConfidenceModule
+from foldcp.modules.confidence import Tokens
+from foldcp.modules.confidence_heads import ConfidenceHeads
+from foldcp.modules.pair_embedding import PairEmbedding
+from foldcp.modules.scores import InterfaceWeights
+from foldcp_kernels.chunking import chunk_length, spans
+
+
+class ConfidenceModule(SharedConfidenceModule):
+    """pLDDT, PAE, PDE and the scores made of them. AlphaFold 3, Algorithm 31."""
+
+    weights = InterfaceWeights(ligand=2.0, interface=1.0, other=0.0, floor=1e-5)
+
+    def adopt(self, twin: nn.Module, mesh: Mesh) -> None:
+        """See `foldcp.modules.confidence.ConfidenceModule.adopt`."""
+        self.imitate_trunk, self.use_s_diffusion = twin.imitate_trunk, twin.use_s_diffusion
+        self.no_update_s, self.add_s_to_z_prod = twin.no_update_s, twin.add_s_to_z_prod
+        self.confidence_heads = ConfidenceHeads(twin.confidence_heads, mesh)
+        self._s_diffusion: Tensor | None = None
+        if self.imitate_trunk:
+            self.input_embedder = InputEmbedder(twin.input_embedder, mesh)
+            self.msa_module = MSAModule(twin.msa_module, mesh)
+            self.pairformer_module = PairformerModule(twin.pairformer_module, mesh)
+        else:
+            self.add_s_input_to_s = twin.add_s_input_to_s
+            self.pairformer_stack = PairformerModule(twin.pairformer_stack, mesh)
+        if self.imitate_trunk or twin.add_z_input_to_z:
+            self.pair_embedding = PairEmbedding(twin.rel_pos, twin.token_bonds, None, None, mesh)
+
+    @torch.no_grad()
+    def forward(
+        self,
+        s_inputs: Tensor,
+        s: Tensor,
+        z: Tensor,
+        x_pred: Tensor,
+        feats: Feats,
+        contact_probability: Tensor,
+        layout: PairLayout,
+        s_diffusion: Tensor | None = None,
+        **options: Any,
+    ) -> dict[str, Any]:
+        """Rate M predicted structures, see `foldcp.modules.confidence.ConfidenceModule.forward`.
+
+        Args:
+            s_inputs, s, z, x_pred, feats, contact_probability, layout, options: see there.
+            s_diffusion: token activations of the sampler, shard [M, n, 2 token_s], for a module
+                that reads them.
+
+        Raises:
+            ValueError: `s_diffusion` is missing, or a tensor is not a tile of this layout.
+        """
+        if self.use_s_diffusion and s_diffusion is None:
+            raise ValueError("`s_diffusion` is None; this module expects the sampler's tokens")
+        if self.imitate_trunk:
+            windows = feats["atom_pad_mask"].shape[1] // WINDOW
+            atoms = AtomLayout(windows, layout.size, layout.rank)
+            s_inputs = self.input_embedder(feats, layout, atoms)
+        self._s_diffusion = s_diffusion
+        try:
+            return super().forward(
+                s_inputs, s, z, x_pred, feats, contact_probability, layout, **options
+            )
+        finally:
+            self._s_diffusion = None
+
+    def singles(self, s_inputs: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+        """See `foldcp.modules.confidence.ConfidenceModule.singles`."""
+        if not self.imitate_trunk:
+            return super().singles(s_inputs, s)
+        return s_inputs, self.s_init(s_inputs) + self.s_recycle(self.s_norm(s))
+
+    def sides(self, s_inputs: Tensor) -> list[Tensor]:
+        """See `foldcp.modules.confidence.ConfidenceModule.sides`."""
+        row, col = super().sides(s_inputs)
+        if self.imitate_trunk:
+            row, col = row + self.z_init_1(s_inputs), col + self.z_init_2(s_inputs)
+        return [row, col]
+
+    def pair_rows(self, z: Tensor) -> Tensor:
+        """See `foldcp.modules.confidence.ConfidenceModule.pair_rows`."""
+        rows = super().pair_rows(z)
+        return self.z_recycle(rows) if self.imitate_trunk else rows
+
+    def refine(
+        self, tokens: Tokens, tile: Tensor, sample: int, feats: Feats, layout: PairLayout
+    ) -> tuple[Tensor, Tensor]:
+        """See `foldcp.modules.confidence.ConfidenceModule.refine`."""
+        s = tokens.s
+        if self.use_s_diffusion:
+            found = self.s_diffusion_norm(self._s_diffusion[sample : sample + 1])
+            s = s + self.s_diffusion_to_s(found)
+        if not self.imitate_trunk:
+            return self.pairformer_stack(s, tile, layout)
+        z = self.msa_module(tile, tokens.inputs, feats, layout)
+        s, z = self.pairformer_module(s, z, layout)
+        each = 3 * z[:, :1].numel() * z.element_size()
+        for lo, hi in spans(z.shape[1], chunk_length(z.shape[1], each, z.device)):
+            z[:, lo:hi] = self.final_z_norm(z[:, lo:hi])
+        return self.final_s_norm(s), z

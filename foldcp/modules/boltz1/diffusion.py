@@ -1,0 +1,160 @@
+"""Boltz-1's diffusion on tiles: its score model, and the tokens that its confidence module reads.
+
+Boltz-1 computes the conditioned pair and the biases of all layers inside its score model, at the
+first step of a structure. They depend on no step: here they are computed beforehand, by the
+conditioning module of Boltz-2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import pi
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from foldcp.mesh import Mesh
+from foldcp.modules.atom_encoder import AtomEncoder
+from foldcp.modules.base import TiledModule
+from foldcp.modules.boltz1.trunk import finish_layers, pair_projections
+from foldcp.modules.diffusion import DiffusionModule as SharedDiffusionModule
+from foldcp.modules.diffusion_conditioning import DiffusionConditioning
+from foldcp.modules.noise import NoiseStep, StepNumbers
+from foldcp.modules.sampler import AtomDiffusion as SharedAtomDiffusion
+from foldcp.modules.sampler import SamplingStep
+from foldcp_kernels.adaptive_norm import adaptive_norm, gated_residual
+
+
+class CoordinateLinear(TiledModule):
+    """A Linear on coordinates; its twin's further inputs are zero in Boltz-1."""
+
+    def forward(self, r: Tensor) -> Tensor:
+        """[M, a, 3] -> [M, a, atom_s]."""
+        return F.linear(r, self.weight[:, : r.shape[-1]])
+
+
+class DiffusionModule(SharedDiffusionModule):
+    """The score model on token shards and atom windows. AlphaFold 3, Algorithm 20."""
+
+    def __init__(self, twin: nn.Module, mesh: Mesh) -> None:
+        super().__init__(twin, mesh)
+        encoder = AtomEncoder(twin.atom_attention_encoder, mesh)
+        encoder.r_to_q_trans = CoordinateLinear(encoder.r_to_q_trans, mesh)
+        self.atom_attention_encoder = encoder
+        for transformer in (
+            encoder.atom_encoder,
+            self.token_transformer,
+            self.atom_attention_decoder.atom_decoder,
+        ):
+            finish_layers(transformer)
+
+    def conditioner(self) -> DiffusionConditioning:
+        """What conditions this score model on the trunk; its parameters are this module's."""
+        view = nn.Module()
+        view.pairwise_conditioner = self.pairwise_conditioner
+        view.atom_encoder = self.atom_attention_encoder
+        for name, transformer in (
+            ("atom_enc_proj_z", self.atom_attention_encoder.atom_encoder.diffusion_transformer),
+            ("atom_dec_proj_z", self.atom_attention_decoder.atom_decoder.diffusion_transformer),
+            ("token_trans_proj_z", self.token_transformer),
+        ):
+            view.add_module(name, nn.ModuleList(pair_projections(transformer)))
+        view.train(self.training)
+        return DiffusionConditioning(view, self.mesh)
+
+
+class OutTokenFeatUpdate(TiledModule):
+    """Gathers the token activations of all sampling steps, for the confidence module."""
+
+    def embed_times(self, times: Tensor) -> Tensor:
+        """The normalised embedding of noise levels: [T] -> [T, C]."""
+        return self.norm_fourier(torch.cos(2 * pi * self.fourier_embed.proj(times[:, None])))
+
+    def forward(self, gathered: Tensor, tokens: Tensor, time: Tensor) -> Tensor:
+        """Add one step.
+
+        Args:
+            gathered: of the steps before [M, n, 2 token_s]. tokens: of this step.
+            time: embedding of its noise level [C].
+
+        Returns:
+            [M, n, 2 token_s].
+
+        Source: AlphaFold 3 supplement, Algorithm 25 (the conditioned transition).
+        """
+        block = self.transition_block
+        s = torch.cat([gathered, time.expand(*gathered.shape[:2], -1)], -1)
+        norm = block.adaln
+        normal = norm.s_norm(s)
+        a = self.norm_next(tokens)
+        b = adaptive_norm(a, norm.s_scale(normal), norm.s_bias(normal), sigmoid=True)
+        x, swish = block.swish_gate[0](b).chunk(2, -1)
+        hidden = F.silu(swish).mul_(x).mul_(block.a_to_b(b))
+        gate = block.output_projection[0](s)
+        return gated_residual(gathered, gate, block.b_to_a(hidden), sigmoid=True)
+
+
+class FollowedStep(SamplingStep):
+    """A sampling step whose token activations are gathered, see `OutTokenFeatUpdate`."""
+
+    update: OutTokenFeatUpdate
+    times: Tensor
+    gathered: Tensor | None = None
+
+    def follow(self, update: OutTokenFeatUpdate, times: Tensor) -> None:
+        """Begin with nothing gathered; `times` [T, C] embeds the noise levels of the steps."""
+        self.update, self.times, self.gathered = update, times, None
+
+    def finished(self, step: int, taken: Tensor | None) -> None:
+        """See `SamplingStep.finished`."""
+        before, tokens = self.gathered, self._tokens
+        if before is None:
+            before = torch.zeros_like(tokens)
+        if taken is not None:
+            before, tokens = before[taken], tokens[taken]
+        self.gathered = self.update(before, tokens, self.times[step])
+
+    def _score(self, r_noisy: Tensor, time: Tensor) -> Tensor:
+        s = self._score_model.condition(self._prepared, time)
+        calls = -(-r_noisy.shape[0] // self._at_once)
+        parts = [self._score_model.with_tokens(self._prepared, x, s) for x in r_noisy.chunk(calls)]
+        # Kept by assignment: a recorded step writes to the same tensor again when replayed.
+        update, self._tokens = (torch.cat(x) for x in zip(*parts, strict=True))
+        return update
+
+
+class AtomDiffusion(SharedAtomDiffusion):
+    """The sampler around the score model. AlphaFold 3 supplement, Algorithm 18.
+
+    Attributes:
+        gathered: after `sample`, token activations of all its steps, shard [M, n, 2 token_s]; None
+            when the confidence module does not read them.
+    """
+
+    network = DiffusionModule
+
+    def __init__(self, twin: nn.Module, mesh: Mesh) -> None:
+        super().__init__(twin, mesh)
+        self.gathered: Tensor | None = None
+        self.accumulate_token_repr = twin.accumulate_token_repr
+        if self.accumulate_token_repr:
+            self.out_token_feat_update = OutTokenFeatUpdate(twin.out_token_feat_update, mesh)
+
+    @property
+    def step(self) -> type[SamplingStep]:
+        """See `foldcp.modules.sampler.AtomDiffusion.step`."""
+        return FollowedStep if self.accumulate_token_repr else SamplingStep
+
+    def _run(
+        self, step: SamplingStep, coords: Tensor, levels: Sequence[NoiseStep], *rest: Any
+    ) -> Tensor:
+        if not isinstance(step, FollowedStep):
+            return super()._run(step, coords, levels, *rest)
+        update = self.out_token_feat_update
+        numbers = StepNumbers(levels, self.sigma_data, self.step_scale, coords.device)
+        step.follow(update, update.embed_times(numbers.time))
+        coords = super()._run(step, coords, levels, *rest)
+        self.gathered = step.gathered
+        return coords

@@ -1,0 +1,46 @@
+"""Boltz-1 on a mesh: the stages of Boltz-2 with Boltz-1's embeddings, conditioning and scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from foldcp.mesh import Mesh
+from foldcp.modules.model import Features, FoldOnMesh, Outputs
+from foldcp.modules.pair_embedding import PairEmbedding
+
+
+class FoldBoltz1OnMesh(FoldOnMesh):
+    """Runs a swapped Boltz-1.
+
+    Args:
+        model: Boltz-1 whose submodules are tiled modules (see foldcp.boltz.boltz1_swap).
+        mesh: the mesh.
+        steering: makes the steering of one sample from its features, None when none applies.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        mesh: Mesh,
+        steering: Callable[[Features, torch.device], Any] | None = None,
+    ) -> None:
+        super().__init__(model, mesh, steering)
+        self._conditioner = model.structure_module.score_model.conditioner()
+
+    def _pair_embedding(self) -> PairEmbedding:
+        return PairEmbedding(self.model.rel_pos, self.model.token_bonds, None, None, self.mesh)
+
+    @property
+    def conditioner(self) -> nn.Module:
+        """Conditions the sampler on the trunk."""
+        return self._conditioner
+
+    def rate(self, *trunk: Any, **options: Any) -> Outputs:
+        """The confidence module's results, see `ConfidenceModule.forward`."""
+        sampler = self.model.structure_module
+        tokens, sampler.gathered = sampler.gathered, None
+        return super().rate(*trunk, s_diffusion=tokens, **options)

@@ -1,0 +1,129 @@
+"""The trunk of Boltz-1 on tiles: input embedding, MSA and pairformer blocks."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from foldcp.layout import AtomLayout, PairLayout
+from foldcp.mesh import Mesh
+from foldcp.modules.atom_encoder import AtomEncoder
+from foldcp.modules.atoms import Feats
+from foldcp.modules.base import TiledModule, draw_dropout
+from foldcp.modules.input_embedder import atom_part
+from foldcp.modules.msa import MSAModule as SharedMSAModule
+from foldcp.modules.msa import OuterProductMean, PairWeightedAveraging
+from foldcp.modules.pairformer import AttentionPairBias, PairBlock
+from foldcp.modules.pairformer import PairformerModule as SharedPairformerModule
+from foldcp.modules.transition import Transition
+
+RES_TYPES, POCKET_KINDS = 33, 4  # Boltz's numbers of residue types and of pocket classes
+
+
+class InputEmbedder(TiledModule):
+    """Single inputs of this rank's token shard. AlphaFold 3 supplement, Algorithm 2."""
+
+    def __init__(self, twin: nn.Module, mesh: Mesh) -> None:
+        super().__init__(twin, mesh)
+        self.atom_attention_encoder = AtomEncoder(twin.atom_attention_encoder, mesh)
+        finish_layers(self.atom_attention_encoder.atom_encoder)
+
+    @torch.no_grad()
+    def forward(self, feats: Feats, layout: PairLayout, atom_layout: AtomLayout) -> Tensor:
+        """Embed the tokens (inference only).
+
+        Args:
+            feats: collated compact features, the same on every rank.
+            layout: the tiling of tokens. atom_layout: the blocks of atom windows.
+
+        Returns:
+            This rank's shard [1, n, token_s + 71]: what the atoms give, residue type, profile,
+            mean deletions and pocket class; padding tokens are zero.
+
+        Raises:
+            ValueError: `atom_layout` does not fit the features or the mesh.
+
+        Source: AlphaFold 3 supplement, Algorithm 2.
+        """
+        lo, hi = layout.shard_span()
+        real = layout.valid((lo, hi))
+        keys = ("res_type", "profile", "deletion_mean", "pocket_feature")
+        kind, profile, deletions, pocket = (feats[k][:, lo : lo + real] for k in keys)
+        encoder = self.atom_attention_encoder
+        projections = pair_projections(encoder.atom_encoder.diffusion_transformer)
+        atoms = atom_part(encoder, encoder, projections, feats, layout, atom_layout)
+        known = (F.one_hot(kind, RES_TYPES), profile, deletions[..., None])
+        known = (*known, F.one_hot(pocket, POCKET_KINDS))
+        known = torch.cat([x.to(atoms.dtype) for x in known], -1)
+        return torch.cat([atoms, F.pad(known, (0, 0, 0, hi - lo - real))], -1)
+
+
+def finish_layers(transformer: nn.Module) -> None:
+    """Give the layers of a Boltz-1 AtomTransformer or DiffusionTransformer what Boltz-2's end on.
+
+    It is a norm that Boltz-2 may leave out, and has no parameters then.
+    """
+    for layer in getattr(transformer, "diffusion_transformer", transformer).layers:
+        layer.post_lnorm = nn.Identity()
+
+
+def pair_projections(transformer: nn.Module) -> list[nn.Module]:
+    """(LayerNorm, Linear) from pairs to heads, of each layer of a Boltz-1 DiffusionTransformer."""
+    return [layer.pair_bias_attn.proj_z for layer in transformer.layers]
+
+
+class MSALayer(PairBlock):
+    """One block of the MSA module; the pair ops are its own."""
+
+    transition_name = "z_transition"
+
+    def __init__(self, twin: nn.Module, mesh: Mesh) -> None:
+        super().__init__(twin, mesh)
+        self.pair_weighted_averaging = PairWeightedAveraging(twin.pair_weighted_averaging, mesh)
+        self.msa_transition = Transition(twin.msa_transition, mesh)
+        self.outer_product_mean = OuterProductMean(twin.outer_product_mean, mesh)
+
+    def forward(
+        self, z: Tensor, m: Tensor, mask: Tensor, msa_mask: Tensor, layout: PairLayout
+    ) -> tuple[Tensor, Tensor]:
+        """See `foldcp.modules.msa.MSALayer.forward`."""
+        draw_dropout((m.shape[0], m.shape[1], 1, 1), m.device)
+        m = self.pair_weighted_averaging(m, z, layout)
+        m = self.msa_transition(m)
+        z = self.outer_product_mean(z, m, msa_mask, layout)
+        return self.update_pair(z, layout, mask), m
+
+
+class MSAModule(SharedMSAModule):
+    """The MSA module; `forward` returns stock's z + MSAModule(z)."""
+
+    layer = MSALayer
+
+
+class PairformerLayer(PairBlock):
+    """A pair block and, unless left out, the single track. AlphaFold 3, Algorithm 17."""
+
+    def __init__(self, twin: nn.Module, mesh: Mesh) -> None:
+        super().__init__(twin, mesh)
+        self.no_update_s = twin.no_update_s
+        if not self.no_update_s:
+            self.attention = AttentionPairBias(twin.attention, mesh)
+            self.transition_s = Transition(twin.transition_s, mesh)
+
+    def forward(
+        self, s: Tensor, z: Tensor, layout: PairLayout, mask: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """See `foldcp.modules.pairformer.PairformerLayer.forward`."""
+        z = self.update_pair(z, layout, mask)
+        if not self.no_update_s:
+            attention = self.attention
+            s = s + attention(attention.norm_s(s), attention.pair_bias(z), layout)
+            s = self.transition_s(s)
+        return s, z
+
+
+class PairformerModule(SharedPairformerModule):
+    """A stack of pairformer blocks."""
+
+    layer = PairformerLayer

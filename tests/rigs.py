@@ -1,0 +1,89 @@
+"""What goes wrong on cue inside the tiled model: "at PLACE WHAT RANK INPUT".
+
+PLACE is one of `PLACES`, WHAT one of `DEEDS`: rank RANK does it when it gets there while it
+predicts its INPUT-th input, once.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from foldcp.boltz import session, writers
+from foldcp.exchange import Exchange
+from foldcp.modules.confidence import ConfidenceModule
+from foldcp.modules.diffusion import DiffusionModule
+from foldcp.modules.model import FoldOnMesh
+from foldcp.modules.pairformer import PairformerModule
+
+# Place -> (class, method, how many calls of it to let pass).
+PLACES: dict[str, tuple[type, str, int]] = {
+    "start": (FoldOnMesh, "trunk", 0),
+    "trunk": (PairformerModule, "forward", 0),
+    "ring": (Exchange, "wait", 40),
+    "sampler": (DiffusionModule, "forward", 2),
+    "confidence": (ConfidenceModule, "forward", 0),
+    "writer": (writers.RootWriter, "_write", 0),
+}
+
+
+def _oom() -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 is full.")
+
+
+def _host_oom() -> None:
+    raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes.")
+
+
+def _bug() -> None:
+    raise RuntimeError("rigged to fail")
+
+
+def _nap() -> None:
+    """Stop this process for some seconds, as a debugger or an overfull machine may."""
+    pid = os.getpid()
+    if os.fork() == 0:
+        time.sleep(4)
+        os.kill(pid, signal.SIGCONT)
+        os._exit(0)
+    os.kill(pid, signal.SIGSTOP)
+
+
+DEEDS: dict[str, Callable[[], None]] = {
+    "oom": _oom,
+    "host-oom": _host_oom,
+    "raise": _bug,
+    "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "stop": lambda: os.kill(os.getpid(), signal.SIGSTOP),
+    "nap": _nap,
+    "term": lambda: os.kill(os.getppid(), signal.SIGTERM),
+    "hang": lambda: time.sleep(1000),
+}
+
+
+def install(what: str) -> None:
+    """Rig this process; see the module."""
+    _, place, deed, rank, index = what.split()
+    cls, name, calls = PLACES[place]
+    state = {"input": -1, "calls": calls}
+    predict, method = FoldOnMesh.__call__, getattr(cls, name)
+
+    def counted(self: FoldOnMesh, *args: Any, **options: Any) -> Any:
+        state["input"] += 1
+        return predict(self, *args, **options)
+
+    def rigged(self: Any, *args: Any, **options: Any) -> Any:
+        here = session.current()
+        if here is not None and here.place.rank == int(rank) and state["input"] == int(index):
+            state["calls"] -= 1
+            if state["calls"] == -1:
+                DEEDS[deed]()
+        return method(self, *args, **options)
+
+    FoldOnMesh.__call__ = counted
+    setattr(cls, name, rigged)

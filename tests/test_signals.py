@@ -1,0 +1,87 @@
+"""SIGTERM, Ctrl-C and killed processes under `foldcp run`: all end in seconds, nothing is left."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+PROTEIN = "version: 1\nsequences:\n  - protein: {id: A, sequence: MQIFVKTLTG, msa: empty}\n"
+# More steps than the test lasts, and workers that must not be left behind.
+ENDLESS = "--accelerator cpu --num_workers 2 --sampling_steps 20000 --recycling_steps 0 --seed 1"
+KEPT = "finished predictions are kept and skipped by the next run of the same command"
+CASES = {  # what gets which signal -> exit code and what is said
+    "Ctrl-C": ("group", signal.SIGINT, 130, f"interrupted; {KEPT}"),
+    "SIGTERM": ("launcher", signal.SIGTERM, 143, f"ended by SIGTERM; {KEPT}"),
+    "killed rank": ("rank 1", signal.SIGKILL, 1, "rank 1 (in diffusion of one) is gone: its proc"),
+    "killed launcher": ("launcher", signal.SIGKILL, -9, "lost rank 0 or the launcher"),
+}
+
+
+def _running(mark: str) -> list[int]:
+    """Processes whose environment carries a mark."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        try:
+            marked = mark.encode() in (folder / "environ").read_bytes().split(b"\0")
+            state = (folder / "stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            continue
+        if marked and state != "Z":
+            found.append(int(folder.name))
+    return found
+
+
+def _rank(mark: str, rank: int) -> int:
+    wanted = f"\0RANK={rank}\0".encode()
+    ranks = [p for p in _running(mark) if wanted in Path(f"/proc/{p}/environ").read_bytes()]
+    return min(ranks)  # its workers came later
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_everything_ends(case: str, tmp_path: Path, tiny_cache: Path) -> None:
+    who, number, code, said = CASES[case]
+    (tmp_path / "one.yaml").write_text(PROTEIN)
+    mark = f"FOLDCP_TEST_MARK={tmp_path}"
+    name, _, value = mark.partition("=")
+    shared = set(os.listdir("/dev/shm"))
+    places = ["--out_dir", str(tmp_path), "--cache", str(tiny_cache)]
+    command = [sys.executable, "-m", "foldcp", "run", "--nproc", "2", "predict"]
+    log = tmp_path / "log"
+    with log.open("w") as stderr:
+        launcher = subprocess.Popen(
+            [*command, str(tmp_path / "one.yaml"), *ENDLESS.split(), *places],
+            env={**os.environ, "FOLDCP": "1", "OMP_NUM_THREADS": "1", name: value},
+            stdout=subprocess.DEVNULL,
+            stderr=stderr,
+            start_new_session=True,
+        )
+    try:
+        until = time.monotonic() + 120
+        while "one diffusion" not in log.read_text() and time.monotonic() < until:
+            time.sleep(0.1)
+        time.sleep(0.5)
+        struck = time.monotonic()
+        if who == "group":
+            os.killpg(launcher.pid, number)
+        else:
+            os.kill(launcher.pid if who == "launcher" else _rank(mark, 1), number)
+        assert launcher.wait(30) == code, log.read_text()[-3000:]
+        while _running(mark) and time.monotonic() < struck + 10:
+            time.sleep(0.1)
+        assert not _running(mark)
+        assert time.monotonic() - struck < 10
+    finally:
+        for pid in _running(mark):
+            os.kill(pid, signal.SIGKILL)
+    lines = [line.rpartition("foldcp: ")[2] for line in log.read_text().splitlines()
+             if "foldcp: " in line]  # fmt: skip
+    assert [line for line in lines if said in line] == lines and lines
+    assert case == "killed launcher" or len(lines) == 1
+    assert set(os.listdir("/dev/shm")) <= shared
+    assert not list((tmp_path / "boltz_results_one" / "predictions").iterdir())
