@@ -64,6 +64,23 @@ def choose_kernels(options: dict[str, Any], config: Config, device: torch.device
         raise UserError(f"FOLDCP_KERNELS={name}: {error}") from error
 
 
+def check_graphs(config: Config, device: torch.device, ranks: int) -> None:
+    """Refuse FOLDCP_GRAPHS=1 where no step can be recorded.
+
+    Args:
+        config: of this run. device: of this rank. ranks: of its mesh.
+
+    Raises:
+        UserError: this is no GPU, or several ranks exchange tiles in a step.
+    """
+    if config.graphs != "1" or (device.type == "cuda" and ranks == 1):
+        return
+    why = f"this run is on {device.type}" if ranks == 1 else f"{ranks} ranks exchange tiles in it"
+    raise UserError(
+        f"FOLDCP_GRAPHS=1 records sampling steps as a CUDA graph, but {why}: use FOLDCP_GRAPHS=auto"
+    )
+
+
 def choose_device(options: dict[str, Any], place: Place) -> torch.device:
     """Check `--devices` and `--accelerator` and pick this rank's device.
 

@@ -107,6 +107,7 @@ def begin(options: dict[str, Any]) -> Run:
     ranks.group, ranks.groups = place.rank // size, config.dp
     device = preflight.choose_device(options, place)
     set_chunk_bytes(config.chunk_mb and config.chunk_mb * 10**6)
+    preflight.check_graphs(config, device, size)
     set_graphs(config.graphs)
     preflight.choose_kernels(options, config, device)
     preflight.check_same_everywhere(options, config, ranks)
