@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 
 from foldcp.boltz import session, writers
+from foldcp.boltz.session import Session
 from foldcp.exchange import Exchange
 from foldcp.modules.confidence import ConfidenceModule
 from foldcp.modules.diffusion import DiffusionModule
@@ -44,11 +46,11 @@ def _bug() -> None:
     raise RuntimeError("rigged to fail")
 
 
-def _nap() -> None:
-    """Stop this process for some seconds, as a debugger or an overfull machine may."""
+def _nap(seconds: float = 4) -> None:
+    """Stop this process for some time, as a debugger or an overfull machine may."""
     pid = os.getpid()
     if os.fork() == 0:
-        time.sleep(4)
+        time.sleep(seconds)
         os.kill(pid, signal.SIGCONT)
         os._exit(0)
     os.kill(pid, signal.SIGSTOP)
@@ -61,9 +63,15 @@ DEEDS: dict[str, Callable[[], None]] = {
     "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
     "stop": lambda: os.kill(os.getpid(), signal.SIGSTOP),
     "nap": _nap,
+    "long-nap": lambda: _nap(30),
     "term": lambda: os.kill(os.getppid(), signal.SIGTERM),
     "hang": lambda: time.sleep(1000),
 }
+
+
+def _note(what: str) -> None:
+    """Leave the time of something on standard error; one clock serves all ranks."""
+    print(f"rig: {what} {time.monotonic():.3f}", file=sys.stderr, flush=True)
 
 
 def install(what: str) -> None:
@@ -82,8 +90,17 @@ def install(what: str) -> None:
         if here is not None and here.place.rank == int(rank) and state["input"] == int(index):
             state["calls"] -= 1
             if state["calls"] == -1:
+                _note("struck")
                 DEEDS[deed]()
         return method(self, *args, **options)
 
+    meet = Session.meet
+
+    def met(self: Session, key: str, count: int) -> None:
+        meet(self, key, count)
+        if key.endswith("/left"):
+            _note("agreed")
+
+    Session.meet = met
     FoldOnMesh.__call__ = counted
     setattr(cls, name, rigged)

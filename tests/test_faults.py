@@ -6,6 +6,7 @@ Each case runs Boltz's command on four forked ranks over two inputs and goes wro
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,11 @@ def ends(folder: Path, small_cache: Path) -> dict[str, Ended]:
     return ends
 
 
+def _times(end: Ended, what: str) -> list[float]:
+    """When something happened on the ranks, see `rigs._note`."""
+    return [float(t) for text in end.stderr for t in re.findall(rf"rig: {what} ([\d.]+)", text)]
+
+
 def _written(folder: Path, out: str, clean: bool = True) -> set[str]:
     # A run that ends at once leaves its work behind; the next one clears it away.
     assert not clean or not list((folder / out).glob("boltz_results_pair/**/.partial*"))
@@ -93,6 +99,8 @@ def test_out_of_memory_costs_one_input(
     end = ends[f"{transport} {place}"]
     rank = MEMORY[place][0].split()[1]
     assert end.codes == [1, 1, 1, 1] and end.seconds < 30 and end.spread < 5, end
+    struck, agreed = _times(end, "struck"), _times(end, "agreed")
+    assert len(struck) == 1 and len(agreed) == 4 and max(agreed) - struck[0] < 5
     (message,) = end.messages()
     assert "1 input(s) could not be folded: first (out of memory: 1" in message
     assert f"tokens on mesh 2x2, rank {rank} in {MEMORY[place][1]}: it needed" in message
