@@ -1,5 +1,5 @@
 # make demo   fold ubiquitin with stock Boltz and on a 2x2 mesh, and compare (under 4 minutes)
-# make test   all tests (under 20 minutes)
+# make test   all tests (about 25 minutes on 2 cores)
 # make lint   ruff
 # make bench  what the README's figures come from (about 30 minutes); writes bench/results
 # make setup  only the environment, .venv; the other targets call it
