@@ -6,6 +6,7 @@ predicts its INPUT-th input, once.
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -42,6 +43,10 @@ def _host_oom() -> None:
     raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes.")
 
 
+def _full() -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
 def _bug() -> None:
     raise RuntimeError("rigged to fail")
 
@@ -59,6 +64,7 @@ def _nap(seconds: float = 4) -> None:
 DEEDS: dict[str, Callable[[], None]] = {
     "oom": _oom,
     "host-oom": _host_oom,
+    "full": _full,
     "raise": _bug,
     "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
     "stop": lambda: os.kill(os.getpid(), signal.SIGSTOP),

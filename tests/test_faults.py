@@ -60,6 +60,8 @@ def _cases(folder: Path, cache: Path) -> dict[str, Case]:
             cases[name] = Case(predict(name), 4, soon if deed in ("stop", "hang") else env, rig=rig)
         name = f"{transport} nap"
         cases[name] = Case(predict(name), 4, env, rig="at sampler nap 3 1")
+        name = f"{transport} full"
+        cases[name] = Case(predict(name), 4, env, rig="at writer full 0 0")
         again = f"{transport} kill"
         cases[f"{transport} again"] = Case(predict(again), 4, env, rig="real")
     one = {"FOLDCP_TRANSPORT": "auto"}
@@ -106,6 +108,15 @@ def test_out_of_memory_costs_one_input(
     assert f"tokens on mesh 2x2, rank {rank} in {MEMORY[place][1]}: it needed" in message
     assert "GB free; use more ranks (FOLDCP_NPROC), fewer samples" in message
     assert _written(folder, f"{transport} {place}") == {"second"}
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_a_full_disk_costs_one_input(folder: Path, ends: dict[str, Ended], transport: str) -> None:
+    end = ends[f"{transport} full"]
+    (message,) = end.messages()
+    assert end.codes == [1] * 4 and "1 input(s) could not be folded: first (it could not" in message
+    assert "(No space left on device): free the disk or pass another --out_dir" in message
+    assert _written(folder, f"{transport} full") == {"second"}
 
 
 def test_out_of_memory_alone(folder: Path, ends: dict[str, Ended]) -> None:

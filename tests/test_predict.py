@@ -17,6 +17,7 @@ import predict_inputs as inputs
 import pytest
 import torch
 from predict_runs import Case, Ended, run_cases
+from ranks import run
 from result_files import differences
 
 from bench.synthetic import write_checkpoint
@@ -186,17 +187,23 @@ def test_what_is_finished_is_left_alone(runs: Runs) -> None:
         assert "Found existing affinity predictions for all inputs" in said[1]
 
 
-def test_b_factors(session_folder: Path) -> None:
-    # Boltz computes them and writes none; `s`, which they follow from, is compared on 2x2 above.
+B_FACTORS = {"steps": 2, "samples": 1, "recycling": 0, "extra": ["pbfactor"]}
+
+
+def b_factors(mesh: Mesh, folder: Path) -> torch.Tensor | None:
+    prepared = parity.prepare(folder, parity.EXAMPLES / "ubiquitin.yaml")
+    model = parity.build_model(dtype=torch.float64)
+    apply(model, mesh)
+    feats = parity.compact_features(prepared)
+    return parity.stock_outputs(model, feats, **B_FACTORS).get("pbfactor")
+
+
+@pytest.mark.parametrize(("rows", "cols"), [(1, 1), (2, 2)])
+def test_b_factors(session_folder: Path, rows: int, cols: int) -> None:
+    # Boltz computes them and writes none.
     prepared = parity.prepare(session_folder, parity.EXAMPLES / "ubiquitin.yaml")
-    asked = {"steps": 2, "samples": 1, "recycling": 0, "extra": ["pbfactor"]}
-    found = []
-    for swapped in (False, True):
-        model = parity.build_model(dtype=torch.float64)
-        if swapped:
-            apply(model, Mesh.create(1, 1, "cpu"))
-        make = parity.compact_features if swapped else parity.stock_features
-        found.append(parity.stock_outputs(model, make(prepared), **asked)["pbfactor"])
-    ours, theirs = found[1], found[0]
+    stock = parity.build_model(dtype=torch.float64)
+    theirs = parity.stock_outputs(stock, parity.stock_features(prepared), **B_FACTORS)["pbfactor"]
+    ours = run(rows, cols, b_factors, session_folder)[0]
     assert ours.shape == theirs.shape and theirs.std() > 0.01
     assert (ours - theirs).abs().max() < TOLERANCE

@@ -24,10 +24,8 @@ class RootData:
 
     affinity = False
     num_workers: int
-
-    def compact(self, dataset: Any) -> None:
-        """Make one of stock's datasets hand out compact features, each input's once."""
-        raise NotImplementedError
+    # Makes one of stock's datasets hand out compact features, each input's once.
+    compact: Callable[[Any], None]
 
     def predict_dataloader(self) -> DataLoader:
         """The inputs, one per batch; on other ranks than the root only their numbers."""
@@ -73,7 +71,7 @@ class RootDataModule(RootData, Boltz2InferenceDataModule):
     """Boltz-2's data module; the affinity pass keeps stock features, on the root rank alone."""
 
     def compact(self, dataset: Any) -> None:
-        """See `RootData.compact`."""
+        """Make the dataset hand out compact features, each input's once."""
         features.install(dataset)
         dataset.__class__ = OncePerInput
 

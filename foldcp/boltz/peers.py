@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from contextlib import suppress
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -67,30 +67,23 @@ class Peers:
 
     Args:
         store: a connection of its own, which no other use may hold up.
-        place: this process among the ranks.
+        place: this process among the ranks. stage: what it is doing.
     """
 
-    def __init__(self, store: Any, place: Place) -> None:
+    def __init__(self, store: Any, place: Place, stage: Callable[[], str]) -> None:
         self._store, self._place = store, place
-        self._stage, self._beats, self._next = "starting", 0, 0.0
+        self._stage, self._beats, self._next = stage, 0, 0.0
         self._seen: dict[int, tuple[str, float]] = {}
         self._processes: dict[int, _Process] = {}
         store.set(f"peer/{place.rank}", json.dumps(asdict(_Process.own())))
         self.beat()
 
-    def at(self, stage: str) -> None:
-        """Say what this rank is doing."""
-        if stage != self._stage:
-            self._stage, self._next = stage, 0.0
-            with suppress(RuntimeError):  # the watching thread notices that the store is gone
-                self.beat()
-
-    def beat(self) -> None:
-        """Publish the stage if it is new or a beat is due."""
-        now = time.monotonic()
-        if now >= self._next:
-            self._beats, self._next = self._beats + 1, now + _BEAT
-            beat = f"{self._beats} {int(under_way.waiting)} {self._stage}"
+    def beat(self, now: bool = False) -> None:
+        """Publish the stage if a beat is due, or now."""
+        time_now = time.monotonic()
+        if now or time_now >= self._next:
+            self._beats, self._next = self._beats + 1, time_now + _BEAT
+            beat = f"{self._beats} {int(under_way.waiting)} {self._stage()}"
             self._store.set(f"beat/{self._place.rank}", beat)
 
     def lost(self, rank: int, patience: float) -> str | None:

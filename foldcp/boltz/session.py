@@ -111,7 +111,7 @@ class Session(Meetings):
         self.group, self.groups, self.epoch = 0, 1, 0
         self.patience = float(Config.timeout)
         self.peers: Peers | None = None
-        self.stage, self._heard = "", ""
+        self.stage, self._heard = "starting", ""
         self._over = threading.Event()
         end_on_signals(self)
         if place.world == 1:
@@ -121,16 +121,17 @@ class Session(Meetings):
         self.serves = place.rank == 0 and not place.agent_store
         self.store = open_store(place, self.serves, meeting_time)
         self._watched = open_store(place, False, meeting_time)
-        self.peers = Peers(open_store(place, False, meeting_time), place)
+        self.peers = Peers(open_store(place, False, meeting_time), place, lambda: self.stage)
         self._watcher = threading.Thread(target=self._watch, daemon=True)
         self._watcher.start()
         atexit.register(self._stop_watching)
 
     def at(self, stage: str) -> None:
         """Say what this rank is doing, for messages, also those of other ranks."""
-        self.stage = stage
-        if self.peers is not None:
-            self.peers.at(stage)
+        new, self.stage = stage != self.stage, stage
+        if new and self.peers is not None:
+            with suppress(RuntimeError):  # the watching thread notices that the store is gone
+                self.peers.beat(now=True)
 
     def form(self, rows: int, cols: int, device: torch.device, config: Config) -> Mesh:
         """Start torch.distributed for this rank's group and join its ranks to a mesh.

@@ -27,6 +27,8 @@ class _RootWriter:
 
     output_dir: Path
     failed: int
+    # (run, id, prediction, what stock writes): writes a prediction, on the root rank.
+    _write: Callable[[Run, str, dict[str, Any], Callable[[], None]], None]
 
     def write_on_batch_end(
         self,
@@ -69,11 +71,6 @@ class _RootWriter:
     def _fail(self, run: Run, record_id: str, reason: str) -> None:
         run.failed[record_id] = reason
         self.failed += 1
-
-    def _write(
-        self, run: Run, record_id: str, prediction: dict[str, Any], write: Callable[[], None]
-    ) -> None:
-        raise NotImplementedError
 
     def _wrote(self, run: Run, record_id: str, prediction: dict[str, Any]) -> None:
         """What all ranks do together after the root has written."""
