@@ -1,18 +1,26 @@
 """Build: the compiled extension, and foldcp.pth in site-packages; the rest is in pyproject.toml.
 
-The extension needs torch at build time, which an isolated build does not have (it would download
-gigabytes): `pip install --no-build-isolation` builds it, plain `pip install` makes a package
-without it and says so. FOLDCP_BUILD_CUDA=1 demands the CUDA part, 0 leaves it out, unset builds it
-where nvcc is found. TORCH_CUDA_ARCH_LIST chooses chips.
+The extension needs torch at build time. An isolated build does not download it (gigabytes) but
+takes the one of the environment that pip installs into; other torch of 2.11 or newer can load the
+result. toolchain.py decides what is built. What does not compile is left out and said, unless
+FOLDCP_BUILD_CUDA=1 demands the CUDA part; 0 leaves that out. TORCH_CUDA_ARCH_LIST chooses chips.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
+import shlex
 import shutil
+import site
 import subprocess
 import sys
+import sysconfig
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +28,23 @@ from setuptools import Distribution, setup
 
 from distutils.command.install_data import install_data  # isort: skip  # provided by setuptools
 
-ROOT = Path(__file__).parent
+ROOT = Path(__file__).resolve().parent
+sys.path.insert(0, str(ROOT))  # pip runs this file without its folder on the path
+import toolchain  # noqa: E402
+
 VERSION = "0.1.0"
+NAME = "foldcp_kernels._C"
 OLDEST_TORCH = "0x020b000000000000"  # stable interface of torch 2.11
-CHIPS = "8.0+PTX;9.0a;10.0a;12.0+PTX"  # the PTX of sm_80 runs on what is not listed
 HOST = ("module.c", "ops.cpp", "view.cpp", "shared_memory.cpp", "nccl.cpp", "nccl_abi.cpp")
 CUDA = ("cuda_backend.cpp", "cuda_carriers.cpp", "pack.cu")
+PARTS = ("sources", "include_dirs", "library_dirs", "libraries", "extra_compile_args")
+INFO = Path("foldcp_kernels", "_build_info.py")
 
 
 class InstallBesidePackages(install_data):
-    """Installs data files into site-packages instead of the environment's root.
+    """Installs data files into site-packages, the only place where Python reads .pth files.
 
-    Python reads .pth files only there. Regular and editable builds both run this command, so the
-    file is listed in RECORD either way and `pip uninstall` removes it.
+    Regular and editable builds both run this command, so that `pip uninstall` removes the file.
     """
 
     def finalize_options(self) -> None:
@@ -47,70 +59,139 @@ class DistributionWithData(Distribution):
         return True
 
 
-def find_cuda() -> Path | None:
-    """The CUDA toolkit's folder; the nvcc on PATH may be a script that lies elsewhere."""
-    for name in ("CUDA_HOME", "CUDA_PATH"):
-        folder = os.environ.get(name)
-        if folder and (Path(folder) / "bin" / "nvcc").exists():
-            return Path(folder)
-    nvcc = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
+@dataclass(frozen=True)
+class Toolkit:
+    """A CUDA toolkit: where it lies, its folders, its release, and chips that nvcc lists."""
+
+    home: Path
+    includes: list[str]
+    libraries: list[str]
+    release: str
+    known: tuple[int, ...]
+    fault: str
+
+
+def find_toolkit() -> Toolkit | None:
+    """The CUDA toolkit; the nvcc on PATH may be a script that lies elsewhere."""
+    homes = [os.environ.get(name) for name in ("CUDA_HOME", "CUDA_PATH")]
+    named = [str(Path(home, "bin", "nvcc")) for home in homes if home]
+    nvcc = next(filter(shutil.which, [*named, "nvcc", "/usr/local/cuda/bin/nvcc"]), None)
     if nvcc is None:
         return None
-    command = [nvcc, "-v", "--dryrun", "-x", "cu", "/dev/null"]
-    said = subprocess.run(command, capture_output=True, text=True).stderr
+    nvcc = shutil.which(nvcc)
+    said = _ask([nvcc, "-v", "--dryrun", "-x", "cu", "/dev/null"])
     top = re.search(r"^#\$ TOP=(.*)$", said, re.M)
-    return Path(top[1]).resolve() if top else None
+    home = Path(top[1] if top else Path(nvcc).resolve().parent.parent).resolve()
+    # Distributions and conda keep headers and libraries elsewhere; nvcc knows where.
+    includes = [*re.findall(r'"-I([^"]+)"', said), str(home / "include"), "/usr/include"]
+    libraries = [*re.findall(r'"-L([^"]+)"', said), str(home / "lib64"), str(home / "lib")]
+    release = re.search(r"release (\d+\.\d+)", _ask([nvcc, "--version"]))
+    fault = "" if release else f"{nvcc} does not run: repair it, or set CUDA_HOME"
+    for folders, file in ((includes, "cuda_runtime.h"), (libraries, "libcudart_static.a")):
+        places = [*folders, *(map(str, Path("/usr/lib").glob("*-linux-gnu")))]
+        if not fault and not any(Path(folder, file).is_file() for folder in places):
+            fault = f"{home} has nvcc but no {file}: install the rest, or set CUDA_HOME"
+    known = re.findall(r"^sm_(\d+)$", _ask([nvcc, "--list-gpu-code"]), re.M)
+    folders = [list(filter(os.path.isdir, places)) for places in (includes[:-1], libraries)]
+    return Toolkit(home, *folders, release[1] if release else "", tuple(map(int, known)), fault)
 
 
-def gencode(chips: str) -> list[str]:
-    """nvcc's options for a list such as "8.0;9.0a+PTX"; with any of them torch ignores the list."""
-    options = []
-    for chip in re.split(r"[ ;,]+", chips.strip()):
-        found = re.fullmatch(r"(\d+)\.(\d)([af]?)(\+PTX)?", chip)
-        if found is None:
-            sys.exit(f"foldcp: TORCH_CUDA_ARCH_LIST has {chip!r}; write it like {CHIPS}")
-        number, variant, ptx = found[1] + found[2], found[3], found[4]
-        options.append(f"-gencode=arch=compute_{number}{variant},code=sm_{number}{variant}")
-        if ptx:  # of the plain chip: PTX of a variant runs on no other
-            options.append(f"-gencode=arch=compute_{number},code=compute_{number}")
-    return options
-
-
-def extension() -> tuple[dict[str, Any], list[Any], dict[str, Any]]:
-    """What is built (for foldcp_kernels/_build_info.py), the extension and its build command."""
-    mode = os.environ.get("FOLDCP_BUILD_CUDA", "")
-    if mode not in ("", "0", "1"):
-        sys.exit(f"foldcp: FOLDCP_BUILD_CUDA must be 0, 1 or unset, got {mode!r}")
-    info: dict[str, Any] = {"built": False, "cuda": "", "chips": "", "torch": "", "why": ""}
+def _ask(command: list[str]) -> str:
     try:
-        import torch
-        from torch.utils import cpp_extension
-    except ImportError:
-        info["why"] = "torch was not there at build time: install with --no-build-isolation"
-        if mode == "1":
-            sys.exit(f"foldcp: FOLDCP_BUILD_CUDA=1, but {info['why']}")
-        return info, [], {}
-    cuda = None if mode == "0" else find_cuda()
-    if mode == "1" and cuda is None:
-        sys.exit("foldcp: FOLDCP_BUILD_CUDA=1, but nvcc was not found: set CUDA_HOME")
-    chips = os.environ.get("TORCH_CUDA_ARCH_LIST") or CHIPS
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout + done.stderr
+
+
+def find_torch() -> tuple[Any, str]:
+    """torch with its extension builder, or None and why; an isolated build looks past its walls."""
+    hidden = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
+    hidden += [site.getusersitepackages()] if sys.prefix == sys.base_prefix else []
+    for folder in (None, *hidden):
+        if folder is not None:
+            if folder in sys.path or not Path(folder, "torch").is_dir():
+                continue
+            sys.path.append(folder)
+        try:
+            import torch
+            import torch.utils.cpp_extension
+
+            return torch, ""
+        except ModuleNotFoundError as error:
+            if error.name != "torch":
+                return None, f"torch does not import ({error}): repair it"
+        except Exception as error:
+            reason = toolchain.first_error("", str(error))
+            return None, f"torch does not import ({type(error).__name__}: {reason}): repair it"
+    return None, "no torch at build time: install torch, then use pip install --no-build-isolation"
+
+
+def compiler_fault() -> str:
+    """Why C++20 code that includes Python.h does not compile, "" where it does."""
+    asked = os.environ.get("CXX")
+    names = [asked] if asked else ["c++", sysconfig.get_config_var("CXX") or "g++"]
+    words = next((w for w in map(shlex.split, names) if w and shutil.which(w[0])), None)
+    if words is None:
+        name = f"CXX={asked} was" if asked else "no C++ compiler was"
+        return f"{name} not found: install g++ 10 or newer, or set CXX"
+    include = sysconfig.get_path("include")
+    command = [*words, *shlex.split(os.environ.get("CPPFLAGS", "")), "-std=c++20"]
+    command += ["-fsyntax-only", f"-I{include}", "-x", "c++", "-"]
+    code = "#include <concepts>\n#include <Python.h>\nstatic_assert(std::same_as<int, int>);\n"
+    try:
+        done = subprocess.run(command, input=code, capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"{words[0]} does not run ({error}): install g++ 10 or newer, or set CXX"
+    if done.returncode == 0:
+        return ""
+    if "Python.h" in done.stderr:
+        return f"Python.h is not in {include}: install python3-dev"
+    reason = toolchain.first_error(done.stderr, done.stderr)
+    return f"{words[0]} compiles no C++20 ({reason}): install g++ 10 or newer, or set CXX"
+
+
+def driver() -> int:
+    """Major version of CUDA that this machine's driver runs, 0 without a driver."""
+    version = ctypes.c_int(0)
+    try:
+        ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version))
+    except (OSError, AttributeError):
+        return 0
+    return version.value // 1000
+
+
+def look(torch: Any, torch_fault: str, toolkit: Toolkit | None) -> toolchain.Facts:
+    """The facts that decide."""
+    return toolchain.Facts(
+        mode=os.environ.get("FOLDCP_BUILD_CUDA", ""),
+        chips=os.environ.get("TORCH_CUDA_ARCH_LIST", ""),
+        torch=torch.__version__ if torch else "",
+        torch_fault=torch_fault,
+        torch_cuda=(torch.version.cuda or "") if torch else "",
+        rocm=bool(torch and torch.version.hip),
+        compiler_fault=compiler_fault() if torch else "",
+        nvcc=toolkit.release if toolkit else "",
+        nvcc_fault=toolkit.fault if toolkit else "nvcc was not found: set CUDA_HOME to a toolkit",
+        known=toolkit.known if toolkit else (),
+        driver=driver(),
+    )
+
+
+def extension(plan: toolchain.Plan, torch: Any, toolkit: Toolkit | None) -> Any:
+    """The extension that a plan names."""
     common = ["-O3", "-std=c++20", f"-DTORCH_TARGET_VERSION={OLDEST_TORCH}"]
     common += [f'-DFOLDCP_VERSION="{VERSION}"']
     sources, includes, folders, libraries = [*HOST], [], [], ["stdc++", "pthread", "dl"]
-    if cuda is not None:
-        cpp_extension.CUDA_HOME = str(cuda)  # None in a CPU build of torch
-        common += ["-DFOLDCP_WITH_CUDA", "-DUSE_CUDA", f'-DFOLDCP_ARCHS="{chips}"']
+    if plan.parts == "cuda" and toolkit is not None:
+        common += ["-DFOLDCP_WITH_CUDA", "-DUSE_CUDA", f'-DFOLDCP_ARCHS="{plan.chips}"']
         sources += CUDA
-        includes, folders = [str(cuda / "include")], [str(cuda / "lib64")]
+        includes, folders = toolkit.includes, toolkit.libraries
         libraries = ["cudart_static", "rt", *libraries]
-        info |= {"cuda": _release(cuda), "chips": chips}
-    info |= {"built": True, "torch": torch.__version__}
-    if cuda is None:
-        info["why"] = "FOLDCP_BUILD_CUDA=0" if mode == "0" else "nvcc was not found at build time"
     hidden = ["-fvisibility=hidden"]
-    device = ["--threads", "2", "-Xcompiler", "-fvisibility=hidden", *gencode(chips)]
-    made = cpp_extension.CppExtension(  # CUDAExtension links libtorch_cuda
-        "foldcp_kernels._C",
+    device = ["--threads", "2", "-Xcompiler", *hidden, *toolchain.gencode(plan.chips)]
+    return torch.utils.cpp_extension.CppExtension(  # CUDAExtension links libtorch_cuda
+        NAME,
         [f"csrc/{name}" for name in sources],
         include_dirs=includes,
         library_dirs=folders,
@@ -120,27 +201,95 @@ def extension() -> tuple[dict[str, Any], list[Any], dict[str, Any]]:
         extra_link_args=["-Wl,--exclude-libs,ALL", "-Wl,--as-needed", "-s"],
         depends=[str(p) for p in sorted((ROOT / "csrc").glob("*.h"))],
     )
-    return info, [made], {"build_ext": cpp_extension.BuildExtension}
 
 
-def _release(cuda: Path) -> str:
-    said = subprocess.run([cuda / "bin" / "nvcc", "--version"], capture_output=True, text=True)
-    found = re.search(r"release ([\d.]+)", said.stdout)
-    return found[1] if found else "unknown"
+@contextmanager
+def recorded() -> Iterator[Callable[[], str]]:
+    """Keeps what compilers print, and still shows it."""
+    with tempfile.NamedTemporaryFile(prefix="foldcp-build-") as log:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        before = [os.dup(1), os.dup(2)]
+        tee = subprocess.Popen(["tee", log.name], stdin=subprocess.PIPE)
+        for stream in (1, 2):
+            os.dup2(tee.stdin.fileno(), stream)
+
+        def stop() -> str:
+            while before:
+                os.dup2(before[-1], len(before))
+                os.close(before.pop())
+            tee.stdin.close()
+            tee.wait()
+            return Path(log.name).read_text(errors="replace")
+
+        try:
+            yield stop
+        finally:
+            stop()
 
 
-info, extensions, commands = extension()
-what = "extension for CPU and CUDA" if info["cuda"] else "extension for CPU"
-text = f"{what} ({info['chips'] or info['why']})" if info["built"] else f"none: {info['why']}"
-print(f"foldcp: compiled part: {text}", file=sys.stderr)
-(ROOT / "foldcp_kernels" / "_build_info.py").write_text(
-    f'"""What setup.py built."""\n\nBUILD = {info!r}\n'
-)
-setup(
-    version=VERSION,
-    distclass=DistributionWithData,
-    data_files=[("", ["foldcp.pth"])],
-    ext_modules=extensions,
-    cmdclass={"install_data": InstallBesidePackages, **commands},
-    options={"bdist_wheel": {"py_limited_api": "cp310"}} if extensions else {},
-)
+def builder(plan: toolchain.Plan, torch: Any, toolkit: Toolkit | None, mode: str) -> type:
+    """The command that builds a plan, and what is left of it when it does not compile."""
+    helper = torch.utils.cpp_extension
+    if plan.parts == "cuda":
+        helper.CUDA_HOME = str(toolkit.home)  # None in a CPU build of torch
+        if torch.version.cuda and plan.cuda.split(".")[0] != torch.version.cuda.split(".")[0]:
+            helper._check_cuda_version = lambda *_: None  # refuses what toolchain.py allowed
+
+    class Build(helper.BuildExtension):
+        def run(self) -> None:
+            attempt, fresh = plan, {"inplace": self.inplace, "compiler": self.compiler}
+            while attempt.parts != "none":
+                self.__dict__.update(fresh)
+                wanted = extension(attempt, torch, toolkit)
+                for part in PARTS:
+                    setattr(self.extensions[0], part, getattr(wanted, part))
+                with recorded() as log:
+                    try:
+                        super().run()
+                        break
+                    except Exception as error:
+                        reason = toolchain.first_error(log(), str(error))
+                        attempt = toolchain.fall_back(attempt, reason)
+                if mode == "1":
+                    sys.exit(f"foldcp: FOLDCP_BUILD_CUDA=1, but {attempt.why}")
+                tell(attempt, torch)
+            if attempt.parts == "none":
+                self.extensions.clear()  # of the distribution too: nobody asks for its file
+            copied = Path(self.build_lib) / INFO  # by build_py, which ran before
+            if not fresh["inplace"] and copied.is_file():
+                shutil.copy(ROOT / INFO, copied)
+
+    return Build
+
+
+def tell(plan: toolchain.Plan, torch: Any) -> None:
+    """Say what is built, now and in `foldcp doctor`."""
+    print(f"foldcp: compiled part: {plan.line()}", file=sys.stderr, flush=True)
+    info = plan.info(torch.__version__ if torch else "")
+    (ROOT / INFO).write_text(f'"""What setup.py built."""\n\nBUILD = {info!r}\n')
+
+
+def main() -> None:
+    """Decide, and hand over to setuptools."""
+    torch, fault = find_torch()
+    toolkit = find_toolkit()
+    facts = look(torch, fault, toolkit)
+    try:
+        plan = toolchain.decide(facts)
+    except toolchain.Refused as error:
+        sys.exit(f"foldcp: {error}")
+    tell(plan, torch)
+    compiled = plan.parts != "none"
+    commands = {"build_ext": builder(plan, torch, toolkit, facts.mode)} if compiled else {}
+    setup(
+        version=VERSION,
+        distclass=DistributionWithData,
+        data_files=[("", ["foldcp.pth"])],
+        ext_modules=[extension(plan, torch, toolkit)] if compiled else [],
+        cmdclass={"install_data": InstallBesidePackages, **commands},
+        options={"bdist_wheel": {"py_limited_api": "cp310"}} if compiled else {},
+    )
+
+
+main()

@@ -36,7 +36,11 @@ struct Driver {
   static void find(const char* name, F& function) {
     void* found = nullptr;
     cudaDriverEntryPointQueryResult status;
+#if CUDART_VERSION >= 12050
     check(cudaGetDriverEntryPointByVersion(name, &found, 12000, cudaEnableDefault, &status), name);
+#else  // finds the functions of the toolkit's own release, 12.0 to 12.4: the same ones
+    check(cudaGetDriverEntryPoint(name, &found, cudaEnableDefault, &status), name);
+#endif
     if (!found) throw std::runtime_error(std::string("this CUDA driver has no ") + name);
     function = reinterpret_cast<F>(found);
   }

@@ -155,12 +155,13 @@ def _kernels(gpus: int) -> str:
     """What the local ops run on, and whether their configurations were measured on this chip."""
     import torch
 
-    from foldcp_kernels.dispatch import described
+    from foldcp_kernels.dispatch import triton_fault
 
     if not gpus:
         return "torch (the fused Triton kernels need a GPU)"
-    if described(torch.device("cuda")) != "triton":
-        return "torch (Triton is missing, or the GPU is older than sm_80)"
+    for index in range(gpus):
+        if why := triton_fault(torch.device("cuda", index)):
+            return f"torch (Triton does not run on GPU {index}: {why})"
     from foldcp_kernels.fused import configs
     from foldcp_kernels.fused.launch import capability
 
@@ -168,18 +169,26 @@ def _kernels(gpus: int) -> str:
     found = [configs.pick(kernel, 2, chip).source for kernel, size in configs.TABLE if size == 2]
     untuned = found.count(configs.UNTUNED)
     return (
-        f"triton {metadata.version('triton')}; {len(found) - untuned} of {len(found)} kernels "
-        f"measured on {configs.family(chip)} (foldcp bench tune measures on this GPU)"
+        f"triton {metadata.version('triton')}, its trial kernel ran; {len(found) - untuned} of "
+        f"{len(found)} kernels measured on {configs.family(chip)} (foldcp bench tune measures here)"
     )
 
 
 def _transport(gpus: int) -> str:
-    """What would carry tiles between several ranks of this machine."""
+    """What would carry tiles between several ranks of this machine, and the NCCL that is found."""
+    import torch
+
     extension = load()
-    if extension.ops is None or (gpus and not extension.cuda):
-        return "torch-nccl (torch.distributed)" if gpus else "gloo (torch.distributed)"
     if not gpus:
-        return "host (shared memory)"
+        return "host (shared memory)" if extension.ops else "gloo (torch.distributed)"
+    devices = [torch.device("cuda", index) for index in range(gpus)]
+    missing = [why for why in map(extension.missing, devices) if why]
+    if missing:
+        there = torch.distributed.is_nccl_available()
+        version = ".".join(map(str, torch.cuda.nccl.version())) if there else "not in this torch"
+        # What was left out at installation is on the line above already.
+        why = f": the extension cannot be used, {missing[0]}" if extension.cuda else ""
+        return f"torch-nccl (torch.distributed; NCCL {version}){why}"
     library = Config.from_env(os.environ).nccl_library
     try:
         version = extension.ops.nccl_version(library)

@@ -102,9 +102,8 @@ def _torch(mesh: Mesh) -> TorchTransport:
 
 def _native(mesh: Mesh, name: str, options: Options) -> NativeTransport:
     extension = load()
-    cuda_missing = name in _CUDA and mesh.device.type == "cuda" and not extension.cuda
-    missing = extension.described() if extension.ops is None or cuda_missing else None
-    _agree(mesh, name, missing and f"the compiled extension is missing ({missing})")
+    missing = extension.missing(mesh.device)
+    _agree(mesh, name, missing and f"the compiled extension cannot be used ({missing})")
     opening = {"host": _open_host, "nccl": _open_nccl, "copy-engine": _open_copies}[name]
     soon = replace(options, deadline=min(options.deadline, _MEETING))
     transport = NativeTransport(name, mesh, opening(mesh, extension.ops, soon))

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from functools import lru_cache
-from importlib import metadata, util
+from importlib import util
 from typing import Any
 
 import torch
@@ -18,14 +17,15 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils.weak import WeakIdKeyDictionary
 
+from foldcp_kernels import trial
+
 IMPLS = ("auto", "reference", "torch", "triton", "cuequivariance")
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-OLDEST_GPU = (8, 0)
-OLDEST_TRITON = (3, 6)  # the kernels were compiled with 3.6 and 3.7
 LOG = logging.getLogger("foldcp.kernels")
 
 _default = ["auto"]
 _chosen: set[tuple[Any, ...]] = set()
+_runs: dict[torch.device, bool] = {}  # whether `auto` takes Triton there
 _derived: Any = WeakIdKeyDictionary()
 
 
@@ -111,37 +111,43 @@ def choose(
     return name
 
 
-@lru_cache
-def _no_triton() -> str | None:
-    """Why Triton cannot be used whatever the input is, None where it can."""
-    if util.find_spec("triton") is None:
-        return "the package triton is not installed: pip install triton"
-    found = metadata.version("triton")
-    if tuple(int(x) for x in found.split(".")[:2]) < OLDEST_TRITON:
-        oldest = ".".join(map(str, OLDEST_TRITON))
-        return f"triton is {found}; expected {oldest} or newer: install a newer torch"
-    return None
+def triton_fault(device: torch.device) -> str | None:
+    """Say why `auto` cannot take Triton's kernels on a device, None where it can.
+
+    Args:
+        device: where the ops run.
+
+    Returns:
+        One line: what is missing, and the remedy. A GPU is asked by a launch, once.
+    """
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return f"the input is on {device.type}; expected a GPU"
+    return trial.fault(device)
 
 
-@lru_cache
 def _triton_runs(device: torch.device) -> bool:
-    return (
-        device.type == "cuda"
-        and torch.cuda.is_available()
-        and torch.cuda.get_device_capability(device) >= OLDEST_GPU
-        and _no_triton() is None
-    )
+    if device.type != "cuda":
+        return False
+    known = _runs.get(device)
+    if known is None:
+        there = torch.cuda.is_available()
+        if there and device.index is None:
+            return _triton_runs(torch.device("cuda", torch.cuda.current_device()))
+        why = triton_fault(device)
+        known = _runs[device] = why is None
+        if there and why:
+            LOG.warning("torch in place of triton on %s: %s", device, why)
+    return known
 
 
 def _triton_missing(x: Tensor) -> str | None:
-    if _no_triton():
-        return _no_triton()
+    if trial.package_fault():
+        return trial.package_fault()
     if x.device.type == "meta" or isinstance(x, FakeTensor):
         return None
     if x.device.type == "cuda":
-        found = torch.cuda.get_device_capability(x.device)
-        old = f"the GPU is sm_{found[0]}{found[1]}; expected sm_80 or newer: use impl='torch'"
-        return None if found >= OLDEST_GPU else old
+        why = trial.fault(x.device)
+        return why and f"{why}; or use impl='torch'"
     from foldcp_kernels.fused.launch import INTERPRETED
 
     if INTERPRETED:

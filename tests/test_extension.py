@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import os
 import re
-import runpy
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
-import setuptools
 import torch
 from native import ROOT, SOURCES, compile_shared
-from torch.utils import cpp_extension
+from test_toolchain import CHIPS_13, stub, stub_toolkit
 
 from bench import native as resources
+from foldcp_kernels import extension
 
 LIBRARY = ROOT / "foldcp_kernels/_C.abi3.so"
 OLDEST_TORCH = "0x020b000000000000"
@@ -148,8 +148,9 @@ def test_resource_report_sees_spills(tmp_path: Path) -> None:
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of what setup.py needs: it writes into its folder."""
     folder = tmp_path_factory.mktemp("build")
-    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE", "foldcp.pth"):
+    for name in ("setup.py", "toolchain.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, folder)
+    shutil.copy(ROOT / "foldcp.pth", folder)
     leave = shutil.ignore_patterns("*.so", "__pycache__", "_build_info.py")
     for name in ("csrc", "foldcp_kernels"):
         shutil.copytree(ROOT / name, folder / name, ignore=leave)
@@ -162,7 +163,9 @@ import torch
 from foldcp_kernels.extension import load
 found = load()
 assert found.ops is not None, found.why
-assert not found.cuda and found.why == "FOLDCP_BUILD_CUDA=0", found
+assert not found.cuda and found.missing(torch.device("cpu")) is None, found
+assert found.missing(torch.device("cuda")) == f"it is {found.line}"
+print(found.described())
 ops = found.ops
 print(ops.build_info())
 first = ops.host_open(0, 2, 2, 4096, "", 20.0)
@@ -194,90 +197,84 @@ for call in (
 """
 
 
-def test_builds_without_cuda(copy: Path, tmp_path: Path) -> None:
-    environ = {**os.environ, "FOLDCP_BUILD_CUDA": "0", "MAX_JOBS": "2", "PYTHONPATH": str(copy)}
-    command = [sys.executable, "setup.py", "build_ext", "--inplace"]
-    done = subprocess.run(command, cwd=copy, env=environ, capture_output=True, text=True)
+def _setup(copy: Path, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    """Runs setup.py of a copy with a toolkit whose compiler dies."""
+    toolkit = copy / "cuda"
+    if not toolkit.is_dir():
+        stub_toolkit(toolkit, "13.0", CHIPS_13)
+    environ = {**os.environ, "MAX_JOBS": "2", "CUDA_HOME": str(toolkit), **environ}
+    command = [sys.executable, "setup.py", *arguments]
+    return subprocess.run(command, cwd=copy, env=environ, capture_output=True, text=True)
+
+
+def _told(done: subprocess.CompletedProcess[str]) -> list[str]:
+    """What was built, as said first, then after failures."""
+    return re.findall(r"^foldcp: compiled part: (.*)$", done.stderr, re.M)
+
+
+def test_goes_on_without_the_cuda_part(copy: Path, tmp_path: Path) -> None:
+    """The toolkit looks whole and dies at the first file; the CPU part is built and works."""
+    done = _setup(copy, "build_ext", "--inplace")
     assert done.returncode == 0, done.stderr
-    assert "foldcp: compiled part: extension for CPU (FOLDCP_BUILD_CUDA=0)" in done.stderr
+    first, last = _told(done)
+    assert first.startswith("for CPU and CUDA 13.0 (")
+    assert re.fullmatch(r"for CPU; CUDA left out: it did not compile: .*\berror\b.*", last)
     library = compile_shared(SOURCES / "mock_nccl.cpp", tmp_path / "libmock_nccl.so")
     command = [sys.executable, "-c", HOST_EXCHANGE, str(library)]
+    environ = {**os.environ, "PYTHONPATH": str(copy)}
     done = subprocess.run(command, cwd=copy, env=environ, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "foldcp 0.1.0 without cuda\n"
+    assert done.stdout == f"{last}\nfoldcp 0.1.0 without cuda\n"
 
 
-class Setup:
-    """Runs setup.py of a copy in this process, up to the call of setuptools.
-
-    Args:
-        copy: the folder. monkeypatch: pytest's.
-    """
-
-    def __init__(self, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.copy, self.patch = copy, monkeypatch
-        self.asked: dict[str, Any] = {}
-        monkeypatch.setattr(setuptools, "setup", lambda **asked: self.asked.update(asked))
-        monkeypatch.setattr(cpp_extension, "CUDA_HOME", None)
-        for variable in ("FOLDCP_BUILD_CUDA", "CUDA_HOME", "CUDA_PATH", "TORCH_CUDA_ARCH_LIST"):
-            monkeypatch.delenv(variable, raising=False)
-
-    def run(self) -> dict[str, Any]:
-        """Returns the script's names."""
-        return runpy.run_path(str(self.copy / "setup.py"))
-
-    def built(self) -> dict[str, Any]:
-        """What it left for foldcp_kernels.extension."""
-        return runpy.run_path(str(self.copy / "foldcp_kernels/_build_info.py"))["BUILD"]
-
-
-@pytest.fixture
-def build(copy: Path, monkeypatch: pytest.MonkeyPatch) -> Setup:
-    """setup.py without the variables that steer it."""
-    return Setup(copy, monkeypatch)
-
-
-def test_without_nvcc(build: Setup, capsys: pytest.CaptureFixture[str]) -> None:
-    build.patch.setattr(shutil, "which", lambda *a, **k: None)
-    build.run()
-    assert "extension for CPU (nvcc was not found at build time)" in capsys.readouterr().err
-    (extension,) = build.asked["ext_modules"]
-    assert not [s for s in extension.sources if "cuda" in s or s.endswith(".cu")]
-    assert build.built()["why"] == "nvcc was not found at build time"
-    build.patch.setenv("FOLDCP_BUILD_CUDA", "1")
-    with pytest.raises(SystemExit, match="FOLDCP_BUILD_CUDA=1, but nvcc was not found: set CUDA_H"):
-        build.run()
-
-
-def test_without_torch(build: Setup, capsys: pytest.CaptureFixture[str]) -> None:
-    build.patch.setitem(sys.modules, "torch", None)
-    build.run()
-    why = "torch was not there at build time: install with --no-build-isolation"
-    assert f"foldcp: compiled part: none: {why}" in capsys.readouterr().err
-    assert build.asked["ext_modules"] == [] and build.asked["options"] == {}
-    assert not build.built()["built"] and build.built()["why"] == why
-    build.patch.setenv("FOLDCP_BUILD_CUDA", "1")
-    with pytest.raises(SystemExit, match=f"FOLDCP_BUILD_CUDA=1, but {why}"):
-        build.run()
-    build.patch.setenv("FOLDCP_BUILD_CUDA", "yes")
-    with pytest.raises(SystemExit, match="must be 0, 1 or unset, got 'yes'"):
-        build.run()
-
-
-@pytest.mark.skipif(resources.find_nvcc() is None, reason="no nvcc")
-def test_chips_of_the_environment(build: Setup) -> None:
-    build.patch.setenv("TORCH_CUDA_ARCH_LIST", "8.0 9.0a;12.0+PTX")
-    names = build.run()
-    (extension,) = build.asked["ext_modules"]
-    chips = [a for a in extension.extra_compile_args["nvcc"] if a.startswith("-gencode")]
-    assert chips == [
-        "-gencode=arch=compute_80,code=sm_80",
-        "-gencode=arch=compute_90a,code=sm_90a",
-        "-gencode=arch=compute_120,code=sm_120",
-        "-gencode=arch=compute_120,code=compute_120",
+def test_goes_on_without_any_part(copy: Path) -> None:
+    """A C++ compiler that checks code and writes none: a wheel is made, and says so."""
+    real, full = shutil.which("g++"), "x.cpp:1: fatal error: No space left on device"
+    dies = f"""case "$*" in *-fsyntax-only*|*-dump*|--version) exec {real} "$@";; esac
+    echo '{full}' >&2; exit 1"""
+    broken = {"CXX": str(stub(copy / "bin", "c++", dies)), "CC": str(copy / "bin" / "c++")}
+    done = _setup(copy, "bdist_wheel", **broken)
+    assert done.returncode == 0, done.stderr
+    assert _told(done)[1:] == [
+        f"for CPU; CUDA left out: it did not compile: {full}",
+        f"none: the C++ part did not compile: {full}",
     ]
-    assert build.built()["chips"] == "8.0 9.0a;12.0+PTX"
-    assert names["OLDEST_TORCH"] == OLDEST_TORCH
-    build.patch.setenv("TORCH_CUDA_ARCH_LIST", "Hopper")
-    with pytest.raises(SystemExit, match="TORCH_CUDA_ARCH_LIST has 'Hopper'; write it like 8.0"):
-        build.run()
+    (wheel,) = (copy / "dist").glob("*.whl")
+    with zipfile.ZipFile(wheel) as files:
+        assert not [name for name in files.namelist() if name.endswith(".so")]
+        (info,) = (name for name in files.namelist() if name.endswith("_build_info.py"))
+        info = files.read(info).decode()
+    assert f"'line': 'none: the C++ part did not compile: {full}'" in info
+    done = _setup(copy, "build_ext", FOLDCP_BUILD_CUDA="1", **broken)
+    said = f"foldcp: FOLDCP_BUILD_CUDA=1, but it did not compile: {full}"
+    assert done.returncode == 1 and done.stderr.splitlines()[-1] == said
+
+
+@pytest.mark.parametrize(
+    ("chips", "runs", "not_there"),
+    [
+        ("8.0+PTX;9.0a;10.0a;12.0+PTX", (80, 86, 89, 90, 100, 103, 110, 121, 200), (70, 75)),
+        ("8.0;9.0a", (80, 86, 89, 90), (75, 100, 120)),
+        ("8.9;9.0a+PTX", (89, 90, 100), (80, 86)),
+        ("10.0f 12.0", (100, 103, 120, 121), (90, 110)),
+    ],
+)
+def test_which_gpus_a_list_of_chips_covers(
+    chips: str, runs: tuple[int, ...], not_there: tuple[int, ...]
+) -> None:
+    assert [chip for chip in (*runs, *not_there) if extension.covers(chips, chip)] == [*runs]
+
+
+def test_says_why_it_cannot_serve_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One built for a newer CUDA than the driver runs, or for other chips, is not used."""
+    gpu, driver = torch.device("cuda", 0), [13000]
+    monkeypatch.setattr(torch._C, "_cuda_getDriverVersion", lambda: driver[0], raising=False)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    built = extension.Extension(object(), "13.0", "9.0a", "", "for CPU and CUDA 13.0 (9.0a)")
+    assert built.missing(gpu) is None and built.missing(torch.device("cpu")) is None
+    driver[0] = 12080
+    assert "for CUDA 13.0, the driver runs CUDA 12.8: update the driver" in built.missing(gpu)
+    assert replace(built, cuda="12.4").missing(gpu) is None
+    other = replace(built, cuda="12.4", chips="8.0")
+    assert "for 8.0, the GPU is sm_90: set TORCH_CUDA_ARCH_LIST to 9.0+PTX" in other.missing(gpu)
+    assert replace(built, ops=None, why="no torch").missing(torch.device("cpu")) == "no torch"

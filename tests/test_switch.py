@@ -17,6 +17,7 @@ import foldcp_boot
 from foldcp.boltz.launch import Place, first_host, resolve_processes
 from foldcp.config import Config
 from foldcp.report import UserError
+from foldcp_kernels._build_info import BUILD
 
 ROOT = Path(__file__).parent.parent
 BOLTZ = Path(sys.executable).with_name("boltz")
@@ -108,6 +109,7 @@ def test_doctor_tells_what_this_machine_can_do() -> None:
     assert told["switch"] == "on" and told["import hook"].startswith("installed, ")
     assert told["boltz"].startswith("2.2.") and "1x1" in told["meshes"]
     assert told["kernels"].startswith(("torch", "triton"))
+    assert told["extension"] == BUILD["line"]  # what the installation said
 
 
 @pytest.mark.parametrize("options", [["-e"], []])

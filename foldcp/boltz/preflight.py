@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import sys
 import tempfile
 from importlib import metadata
 from pathlib import Path
@@ -16,7 +17,7 @@ from foldcp import __version__
 from foldcp.boltz.launch import Place
 from foldcp.config import Config
 from foldcp.report import UserError
-from foldcp_kernels.dispatch import set_impl
+from foldcp_kernels.dispatch import default_impl, set_impl, triton_fault
 
 if TYPE_CHECKING:
     from foldcp.boltz.session import Session
@@ -62,6 +63,27 @@ def choose_kernels(options: dict[str, Any], config: Config, device: torch.device
         set_impl(name)
     except ValueError as error:
         raise UserError(f"FOLDCP_KERNELS={name}: {error}") from error
+
+
+def agree_on_kernels(config: Config, device: torch.device, session: Session) -> None:
+    """Run torch on every rank where Triton's kernels do not run on one of them.
+
+    Args:
+        config: of this run. device: of this rank. session: the ranks, which all call it.
+
+    Raises:
+        UserError: FOLDCP_KERNELS=triton, and they do not run.
+    """
+    if device.type != "cuda" or default_impl() not in ("auto", "triton"):
+        return
+    for rank, why in enumerate(session.gather(triton_fault(device))):
+        if why and config.kernels == "triton":
+            raise UserError(f"FOLDCP_KERNELS=triton cannot run on rank {rank}: {why}; or use auto")
+        if why:
+            set_impl("torch")
+            if session.is_root:
+                print(f"foldcp: kernels torch, not triton: rank {rank}: {why}", file=sys.stderr)
+            return
 
 
 def check_graphs(config: Config, device: torch.device, ranks: int) -> None:

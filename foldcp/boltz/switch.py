@@ -111,6 +111,7 @@ def begin(options: dict[str, Any]) -> Run:
     set_graphs(config.graphs)
     preflight.choose_kernels(options, config, device)
     preflight.check_same_everywhere(options, config, ranks)
+    preflight.agree_on_kernels(config, device, ranks)
     ranks.at("joining the ranks")
     mesh = ranks.form(rows, cols, device, config)
     progress.listen(ranks.at)
