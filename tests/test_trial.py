@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,10 +16,12 @@ import pytest
 import torch
 from native import ROOT
 
+from foldcp import cli
 from foldcp.boltz import preflight
 from foldcp.config import Config
 from foldcp.report import UserError
 from foldcp_kernels import dispatch, trial
+from foldcp_kernels.extension import Extension
 
 LACKS = "no C compiler: install gcc, or name one in CC"
 GPU = torch.device("cuda", 0)
@@ -97,6 +100,22 @@ def test_all_ranks_run_what_each_can(gpus: Gpus, capsys: pytest.CaptureFixture[s
     dispatch.set_impl("triton")
     with pytest.raises(UserError, match=f"FOLDCP_KERNELS=triton cannot run on rank 1: {LACKS}"):
         preflight.agree_on_kernels(Config(kernels="triton"), GPU, session)
+
+
+def test_doctor_repeats_what_does_not_run(gpus: Gpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert re.match(r"triton 3\S+, its trial kernel ran; \d+ of \d+ kernels", cli._kernels(2))
+    trial._trial.cache_clear()
+    gpus.faults[1] = LACKS
+    assert cli._kernels(2) == f"torch (Triton does not run on GPU 1: {LACKS})"
+    monkeypatch.setattr(torch.cuda.nccl, "version", lambda: (2, 28, 9))
+    monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: True)
+    plain = Extension(object(), line="for CPU; CUDA left out: nvcc was not found")
+    monkeypatch.setattr(cli, "load", lambda: plain)
+    assert cli._transport(2) == "torch-nccl (torch.distributed; NCCL 2.28.9)"
+    other = Extension(object(), "12.8", "12.0", "", "for CPU and CUDA 12.8 (12.0)")
+    monkeypatch.setattr(cli, "load", lambda: other)
+    unused = "the extension cannot be used, it is for 12.0, the GPU is sm_90: "
+    assert cli._transport(2).startswith(f"torch-nccl (torch.distributed; NCCL 2.28.9): {unused}")
 
 
 def test_the_trial_kernel_computes(monkeypatch: pytest.MonkeyPatch) -> None:
