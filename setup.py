@@ -256,6 +256,8 @@ def builder(plan: toolchain.Plan, torch: Any, toolkit: Toolkit | None, mode: str
                 tell(attempt, torch)
             if attempt.parts == "none":
                 self.extensions.clear()  # of the distribution too: nobody asks for its file
+                for old in Path(self.build_lib).glob("foldcp_kernels/_C*.so"):
+                    old.unlink()  # of an earlier build; a wheel takes the whole folder
             copied = Path(self.build_lib) / INFO  # by build_py, which ran before
             if not fresh["inplace"] and copied.is_file():
                 shutil.copy(ROOT / INFO, copied)
