@@ -192,7 +192,7 @@ def run_case(
         row["peak_mib"] = "" if outcome.peak_mib is None else round(outcome.peak_mib, 1)
         row["error"] = "" if outcome.error is None else f"{outcome.error:.2e}"
         row["error_at"] = outcome.error_at
-        row["reason"] = outcome.reason
+        row["reason"] = outcome.reason or (times[name].remark() if name in times else "")
         rows.append(row)
     return rows
 

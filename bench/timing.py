@@ -1,8 +1,10 @@
 """Times of several callables on the same work, taken in turn in one process.
 
 On a GPU: CUDA events around one call, the L2 cache overwritten before it, and the device kept busy
-until the host has enqueued the call, so that launch overhead of the host is not in the time. On a
-CPU: wall clock. The order rotates from one repeat to the next.
+until the host has enqueued the call, so that launch overhead of the host is not in the time. How
+long that takes is measured: a repeat that the host was too late for is taken again with a longer
+head start, and where none suffices (the call waits for the device) the times say so. On a CPU: wall
+clock. The order rotates from one repeat to the next.
 """
 
 from __future__ import annotations
@@ -10,25 +12,34 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import torch
 
 MIB = 1 << 20
 WARM_UP, FEWEST, MOST = 2, 5, 50
-# Clock cycles that the device spins before an event: about 0.3 ms, more than a few launches take.
-HEAD_START = 500_000
+# How long the device spins before the first event, in ms: what a few launches take, at first; at
+# most what the thousand launches take that a stream holds before the host must wait.
+HEAD_START, LONGEST = 0.3, 40.0
+CYCLES = 2_000_000  # a ms, at the clock of the fastest chips: on slower ones it spins longer
 
 Call = Callable[[], object]
 
 
 @dataclass(frozen=True)
 class Times:
-    """Milliseconds: median, 20th and 80th percentile, number of repeats."""
+    """Milliseconds: median, 20th and 80th percentile; repeats, and those with the host's time."""
 
     ms: float
     p20: float
     p80: float
     repeats: int
+    late: int = 0
+
+    def remark(self) -> str:
+        """What a table must say beside the time; empty when it is the device's alone."""
+        said = f"the host was late in {self.late} of {self.repeats} repeats: its time is in them"
+        return said if self.late else ""
 
 
 def percentile(values: list[float], q: float) -> float:
@@ -53,21 +64,35 @@ class Clock:
         if self.cuda:
             size = torch.cuda.get_device_properties(device).L2_cache_size
             self.flush = torch.empty(2 * max(size, MIB), dtype=torch.int8, device=device)
+        self._heads: WeakKeyDictionary[Call, float] = WeakKeyDictionary()
 
-    def once(self, call: Call) -> float:
-        """Milliseconds of one call."""
+    def once(self, call: Call) -> tuple[float, bool]:
+        """(milliseconds of one call, whether the host's launches are in them)."""
         if not self.cuda:
             start = time.perf_counter()
             call()
-            return 1e3 * (time.perf_counter() - start)
+            return 1e3 * (time.perf_counter() - start), False
+        head = self._heads.get(call, HEAD_START)
+        ms, late, host = self._between_events(call, head)
+        while late and head < LONGEST and host < LONGEST:
+            head = min(max(4 * head, 2 * host), LONGEST)
+            ms, late, host = self._between_events(call, head)
+        self._heads[call] = head
+        return ms, late
+
+    def _between_events(self, call: Call, head: float) -> tuple[float, bool, float]:
+        """(device ms, whether the device waited for the host, ms that the host took)."""
         self.flush.zero_()
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        torch.cuda._sleep(HEAD_START)
+        torch.cuda._sleep(int(head * CYCLES))
+        start = time.perf_counter()
         begin.record()
         call()
         end.record()
+        host = 1e3 * (time.perf_counter() - start)
+        late = begin.query()  # the spin was over before everything was enqueued
         end.synchronize()
-        return begin.elapsed_time(end)
+        return begin.elapsed_time(end), late, host
 
     def peak_mib(self, call: Call) -> float | None:
         """What a call allocates beyond what is allocated before it, in MiB; None on a CPU."""
@@ -98,15 +123,18 @@ def interleaved(clock: Clock, calls: dict[str, Call], budget_s: float) -> dict[s
     """
     last = 0.0
     for _ in range(WARM_UP):
-        last = sum(clock.once(call) for call in calls.values())
+        last = sum(clock.once(call)[0] for call in calls.values())
     repeats = int(min(MOST, max(FEWEST, budget_s * 1e3 / max(last, 1e-3))))
-    found: dict[str, list[float]] = {name: [] for name in calls}
+    found: dict[str, list[tuple[float, bool]]] = {name: [] for name in calls}
     order = list(calls)
     for _ in range(repeats):
         for name in order:
             found[name].append(clock.once(calls[name]))
         order = order[1:] + order[:1]
-    return {
-        name: Times(percentile(x, 0.5), percentile(x, 0.2), percentile(x, 0.8), repeats)
-        for name, x in found.items()
-    }
+    return {name: _times(taken) for name, taken in found.items()}
+
+
+def _times(taken: list[tuple[float, bool]]) -> Times:
+    ms = [x for x, _ in taken]
+    late = sum(late for _, late in taken)
+    return Times(*(percentile(ms, q) for q in (0.5, 0.2, 0.8)), len(taken), late)

@@ -238,6 +238,66 @@ def test_percentiles_and_turns() -> None:
     assert all(sorted(timed[3 * i : 3 * i + 3]) == ["a", "b", "c"] for i in range(5))
 
 
+class _Device:
+    """A GPU with its own timeline, in ms: launches cost the host time and the device other time."""
+
+    def __init__(self) -> None:
+        self.now = self.free = 0.0
+        device = self
+
+        class Event:
+            def __init__(self, enable_timing: bool) -> None:
+                self.at = 0.0
+
+            def record(self) -> None:
+                self.at = max(device.now, device.free)
+
+            def query(self) -> bool:
+                return device.now >= self.at
+
+            def synchronize(self) -> None:
+                device.now = max(device.now, self.at)
+
+            def elapsed_time(self, end: Event) -> float:
+                return end.at - self.at
+
+        self.Event = Event
+
+    def launch(self, host: float, ms: float) -> None:
+        """Enqueue one kernel of `ms` in `host` ms."""
+        self.now += host
+        self.free = max(self.now, self.free) + ms
+
+    def wait(self) -> None:
+        """What reading a result does."""
+        self.now = max(self.now, self.free)
+
+
+def test_times_of_short_kernels_are_the_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forty launches of 0.05 ms each: a fixed head start of 0.3 ms would time the host's 2 ms."""
+    gpu = _Device()
+    monkeypatch.setattr(timing.torch.cuda, "Event", gpu.Event)
+    monkeypatch.setattr(timing.torch.cuda, "_sleep", lambda n: gpu.launch(0.01, n / 1.7e6))
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: gpu.now / 1e3)
+    clock = timing.Clock(CPU)
+    clock.cuda, clock.flush = True, torch.empty(1)
+
+    def short() -> None:
+        for _ in range(40):
+            gpu.launch(0.05, 0.004)
+
+    def waits() -> None:
+        gpu.launch(0.05, 0.5)
+        gpu.wait()
+        gpu.launch(0.05, 0.5)
+
+    found = timing.interleaved(clock, {"short": short, "waits": waits}, budget_s=0)
+    assert found["short"].ms == pytest.approx(40 * 0.004)
+    assert found["short"].late == 0 and found["short"].remark() == ""
+    assert found["waits"].late == found["waits"].repeats  # and no endless search
+    assert "the host was late in 5 of 5 repeats" in found["waits"].remark()
+
+
 def test_plots_are_drawn_from_tables(tmp_path: Path) -> None:
     columns = "op,n,dtype,provider,status,ms,roofline_ms,machine,commit"
     lines = [
