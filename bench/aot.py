@@ -6,6 +6,7 @@ What is compiled is what the launchers launch: ops run on "meta" tensors in Bolt
 kernel passes when nothing spills, its shared memory fits the chip, its dots run on the tensor-core
 instruction of the chip, and asked-for warp specialisation really added warps. For attention the
 table also says how many issue slots its loop takes per slot of its exponentials (bench/sass.py).
+All candidates of a kernel are compiled; bench.occupancy says which is in use and why.
 """
 
 from __future__ import annotations
@@ -25,9 +26,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from bench import shapes
+from bench.aot_cases import MODES, Meta, attention, autocast, heads, ops
 from bench.machine import ROOT, write_csv
 from bench.sass import issue_ratio
 
@@ -39,133 +39,6 @@ RESULT = ROOT / "bench/results/aot.csv"
 _NO_DOT = ("adaptive_norm", "gated_residual", "relative_position", "rearranged")
 _SIXTEEN = ("bf16", "f16", "bf16+f16")
 _SMALL = ("window",)  # blocks of 32 queries: below the 64 rows of the larger instructions
-
-
-class Meta(shapes.Draw):
-    """Shapes without data."""
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        self.dtype, self.device = dtype, torch.device("meta")
-        self.generator, self.sequences = None, 128
-
-    def normal(self, *shape: int, scale: float = 1.0, shift: float = 0.0) -> Tensor:
-        """An empty tensor."""
-        return torch.empty(shape, dtype=self.dtype, device="meta")
-
-
-def _ops(draw: Meta, n: int) -> Iterator[tuple[str, Callable[[], Any]]]:
-    """(name, call) of every op in the benchmark's shapes."""
-    from bench.providers import FOLDCP
-
-    # Attention and positions come below; the single track is too wide for the fused transition.
-    apart = ("relative_position", "transition_single")
-    for name, op in shapes.OPS.items():
-        if "attention" not in name and name not in apart:
-            inputs = op.make(draw, n)
-            yield name, lambda f=FOLDCP[name], t=inputs: f(t, "triton")()
-
-
-def _attention(draw: Meta, n: int) -> Iterator[tuple[str, Callable[[], Any]]]:
-    """Attention of every shape: masked, carried, per sample, per window, and its gradients."""
-    from foldcp_kernels.attention import attend, attend_panel
-    from foldcp_kernels.triangle_attention import triangle_attention
-
-    weights = shapes._attention(draw, n)
-    from bench.eager import attention_weights
-
-    w = attention_weights(weights)
-    for starting in (True, False):
-        for mask in (None, weights["mask"]):
-            yield (
-                f"triangle attention {starting} {mask is not None}",
-                lambda m=mask, s=starting: triangle_attention(weights["z"], m, w, s, "triton"),
-            )
-
-    def qkv(g0: int, g1: int, h: int, i: int, k: int, d: int, grad: bool = False) -> list[Tensor]:
-        lines = (i, k, k)
-        found = [draw.normal(g0, g1, x, h, d).transpose(2, 3) for x in lines]
-        return [*found, draw.normal(g0, 1, h, i, -(-k // 16) * 16)[..., :k].requires_grad_(grad)]
-
-    def panels() -> None:
-        q, k, v, bias = qkv(1, n, 4, n, n, 32)
-        first = attend_panel(q, k, v, bias, 0.2, None, False, "triton")
-        second = attend_panel(q, k, v, bias, 0.2, first, False, "triton")
-        attend_panel(q, k, v, bias, 0.2, second, True, "triton")
-
-    yield "panels", panels
-    shapes_of = {
-        "lines": (1, n, 4, n, n, 32),
-        "heads of 64": (1, n, 2, n, n, 64),
-        "trunk": (1, 1, 16, n, n, 24),
-        "diffusion": (1, 5, 16, n, n, 48),
-        "diffusion, one sample": (1, 1, 16, n, n, 48),
-        "windows": (n // 4, 5, 4, 32, 128, 32),
-    }
-    for name, shape in shapes_of.items():
-        keep = torch.empty((shape[0], shape[1], shape[4]), dtype=torch.bool, device="meta")
-        for kept in (None, keep):
-            yield name, lambda s=shape, k=kept: attend(*qkv(*s), 0.2, k, impl="triton")
-
-    def gradients(shape: tuple[int, ...], keep: Tensor | None) -> None:
-        with torch.enable_grad():
-            inputs = qkv(*shape, grad=True)
-            torch.autograd.grad(attend(*inputs, 0.2, keep, "triton")[0].sum(), inputs[3])
-
-    for shape in ((1, n, 4, n, n, 32), (1, 5, 16, n, n, 48)):
-        keep = torch.empty((shape[0], shape[1], shape[4]), dtype=torch.bool, device="meta")
-        for kept in (None, keep):
-            yield "gradients", lambda s=shape, k=kept: gradients(s, k)
-
-
-def _heads(draw: Meta, n: int) -> Iterator[tuple[str, Callable[[], Any]]]:
-    """Relative positions, symmetric and separate heads, conditioned layers of tokens and atoms."""
-    from foldcp_kernels.fused.adaptive_norm import adaptive_norm_fwd, gated_residual_fwd
-    from foldcp_kernels.fused.heads import expected_values_fwd
-    from foldcp_kernels.fused.relative_position import relative_position_fwd
-
-    z, dtype = draw.normal(1, n, n, 128), draw.dtype
-    side = tuple(torch.empty(n, dtype=torch.int32, device="meta") for _ in range(3))
-    period = torch.empty(n, device="meta")
-    classes = torch.empty((5, 3), dtype=torch.int32, device="meta")
-    table = torch.empty((12 * 131, 128), device="meta")
-    for p in (None, period):
-        yield (
-            "relative position",
-            lambda p=p: relative_position_fwd(z, z, table, side, side, p, classes, 32, 2, True),
-        )
-    values = torch.empty((2, 64), device="meta")
-    same = torch.empty((1, n, n), dtype=torch.bool, device="meta")
-    w = draw.normal(64, 128)
-    yield (
-        "separate heads",
-        lambda: expected_values_fwd(z, w, values, None, z.transpose(1, 2), w, same),
-    )
-    for c in (128, 768):
-        a, s = draw.normal(5, n, c), draw.normal(1, n, c)
-        yield "adaptive norm", lambda a=a, s=s: adaptive_norm_fwd(a, s, s, dtype, True, 1e-5)
-        yield "gated residual", lambda a=a, s=s: gated_residual_fwd(a, s, a, True)
-
-
-@contextmanager
-def _autocast(dtype: torch.dtype | None) -> Iterator[None]:
-    """CUDA autocast; `torch.autocast` turns itself off where there is no GPU."""
-    before = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
-    torch.set_autocast_enabled("cuda", dtype is not None)
-    torch.set_autocast_dtype("cuda", dtype or before[1])
-    try:
-        yield
-    finally:
-        torch.set_autocast_enabled("cuda", before[0])
-        torch.set_autocast_dtype("cuda", before[1])
-
-
-# name -> (dtype of tensors, dtype of products where autocast sets another)
-MODES: dict[str, tuple[torch.dtype, torch.dtype | None]] = {
-    "bf16": (torch.bfloat16, None),
-    "bf16 autocast": (torch.float32, torch.bfloat16),
-    "fp16": (torch.float16, None),
-    "fp32": (torch.float32, None),
-}
 
 
 def inspect(compiled: Any, chip: int) -> dict[str, Any]:
@@ -226,31 +99,85 @@ def problems(row: dict[str, Any], small: bool, specialised: bool) -> list[str]:
     return wrong
 
 
-_ALL = (_ops, _attention, _heads)
+_ALL = (ops, attention, heads)
 FULL = [("bf16", n, _ALL) for n in SIZES]
 FULL += [(mode, SIZES[0], _ALL) for mode in ("bf16 autocast", "fp16", "fp32")]
 # What Boltz runs: pair tensors in float32 under autocast, attention in bf16 (pair) and float32.
-QUICK = [("bf16 autocast", SIZES[0], _ALL), ("bf16", SIZES[0], (_attention,))]
+QUICK = [("bf16 autocast", SIZES[0], _ALL), ("bf16", SIZES[0], (attention,))]
+
+
+# kernel -> who launches it: what its other candidates (configs.TABLE) are compiled for.
+LAUNCHED_BY: dict[str, tuple[Any, tuple[str, ...]]] = {
+    "attention_32": (attention, ("panels", "lines")),
+    "attention_output": (attention, ("triangle attention True False",)),
+    "multiplication_output": (ops, ("triangle_multiplication",)),
+    "transition": (ops, ("transition_pair", "transition_msa")),
+}
+# Of the candidates, --quick compiles those of one chip: the others are in the published table.
+QUICK_CANDIDATES = 90
 
 
 def measure(chip: int, quick: bool = False) -> list[dict[str, Any]]:
     """Compile and inspect everything, or what Boltz runs, for one chip."""
-    from foldcp_kernels.fused.launch import compile_for
-
     rows: dict[tuple[Any, ...], dict[str, Any]] = {}
     for mode, n, groups in QUICK if quick else FULL:
-        dtype, cast = MODES[mode]
-        draw = Meta(dtype)
-        with torch.no_grad(), _autocast(cast):
+        with _drawing(mode) as draw:
             for name, call in (case for group in groups for case in group(draw, n)):
-                with compile_for(chip) as found:
-                    call()
-                assert found, f"{name} launched nothing"
-                for compiled in found:
-                    key = (compiled.name, compiled.options, compiled.kernel.hash)
-                    if key not in rows:
-                        rows[key] = _row(compiled, chip, mode, n, name)
+                _compile(rows, call, chip, mode, n, name)
+    if not quick or chip == QUICK_CANDIDATES:
+        for mode, n, groups in QUICK if quick else (*FULL[: len(SIZES)], *QUICK[:1]):
+            with _drawing(mode) as draw:
+                _compile_candidates(rows, draw, chip, mode, n, groups)
     return list(rows.values())
+
+
+@contextmanager
+def _drawing(mode: str) -> Iterator[Meta]:
+    dtype, cast = MODES[mode]
+    with torch.no_grad(), autocast(cast):
+        yield Meta(dtype)
+
+
+def _compile(
+    rows: dict[tuple[Any, ...], dict[str, Any]],
+    call: Callable[[], Any],
+    chip: int,
+    mode: str,
+    n: int,
+    name: str,
+    only: str = "",
+) -> None:
+    """Add what a case launches; `only`: the options that mark a candidate."""
+    from foldcp_kernels.fused.launch import compile_for
+
+    with compile_for(chip) as found:
+        call()
+    assert found, f"{name} launched nothing"
+    for compiled in found:
+        key = (compiled.name, compiled.options, compiled.kernel.hash)
+        if key not in rows and compiled.options.endswith(only):
+            row = _row(compiled, chip, mode, n, name)
+            rows[key] = row | {"candidate": "yes" if only else ""}
+
+
+def _compile_candidates(
+    rows: dict[tuple[Any, ...], dict[str, Any]],
+    draw: Meta,
+    chip: int,
+    mode: str,
+    n: int,
+    groups: Sequence[Any],
+) -> None:
+    from foldcp_kernels.fused import configs
+
+    for kernel, (group, names) in LAUNCHED_BY.items():
+        for config in configs.candidates(kernel, 2, f"sm_{chip}")[1:]:
+            only = ", ".join(f"{k}={v}" for k, v in config.options().items())
+            configs.override(kernel, 2, chip, config)
+            for name, call in group(draw, n) if group in groups else ():
+                if name in names:
+                    _compile(rows, call, chip, mode, n, name, only)
+            configs.override(kernel, 2, chip, None)
 
 
 def _row(compiled: Any, chip: int, mode: str, n: int, case: str) -> dict[str, Any]:
@@ -262,11 +189,11 @@ def _row(compiled: Any, chip: int, mode: str, n: int, case: str) -> dict[str, An
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Markdown: most registers, shared memory and stages of each kernel on each chip."""
+    """Markdown: most registers, shared memory, stages of each kernel on each chip as it ships."""
     chips = [f"sm_{c}" for c in CHIPS]
     lines = ["| kernel | operands | " + " | ".join(chips) + " |", "|" + "---|" * (2 + len(chips))]
     groups: dict[tuple[str, str], dict[str, list[dict[str, Any]]]] = {}
-    for row in rows:
+    for row in (r for r in rows if not r["candidate"]):
         kind = "16 bit" if row["operands"] in _SIXTEEN else "float32"
         name = row["kernel"].removesuffix("_kernel")
         group = groups.setdefault((name, "" if row["operands"] == "none" else kind), {})

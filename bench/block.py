@@ -278,7 +278,7 @@ def run_part(part: Any, name: str, n: int, clock: Clock, budget_s: float) -> lis
         row["speedup_over_stock"] = round(stock.ms / t.ms, 3) if stock and t else ""
         row["peak_mib"] = "" if outcome.peak_mib is None else round(outcome.peak_mib, 1)
         row["error"] = "" if outcome.error is None else f"{outcome.error:.2e}"
-        row["reason"] = outcome.reason
+        row["reason"] = outcome.reason or (t.remark() if t else "")
         rows.append(row)
         said = f"{row['ms']} ms, {row['speedup_over_stock']}x stock, {row['peak_mib'] or '-'} MiB"
         print(f"{name} N={n} {side:14} {said if t else outcome.status + ': ' + outcome.reason}",

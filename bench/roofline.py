@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench import l2
 from bench import shapes as s
 from bench.machine import ROOT, write_csv
 
@@ -38,7 +39,8 @@ class Chip:
     Args:
         name: part of what the driver calls it. sms: multiprocessors. clock_ghz: under load.
         tflops: dense bf16/fp16 with float32 accumulation. float32_tflops: without tensor cores.
-        tbs: memory bandwidth, TB/s. source: "measured" or "datasheet", of tflops and tbs.
+        tbs: memory bandwidth, TB/s. l2_mb: of L2. source: "measured" or "datasheet", of tflops
+            and tbs.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Chip:
     tflops: float
     float32_tflops: float
     tbs: float
+    l2_mb: int
     source: str = "datasheet"
 
     def tensor_rate(self, operand_bytes: int) -> float:
@@ -63,20 +66,20 @@ class Chip:
 # The first whose name is part of the driver's name is taken.
 CHIPS: tuple[Chip, ...] = (
     # NVIDIA A100 80GB SXM datasheet (2021): 312 TFLOP/s, 19.5, 2,039 GB/s; whitepaper: 1.41 GHz
-    Chip("A100", 108, 1.41, 312, 19.5, 2.039),
+    Chip("A100", 108, 1.41, 312, 19.5, 2.039, 40),
     # Measured on one machine, 2026-11-13: 8192^3 bf16 product 798, device copy 3.0 TB/s
     # (datasheet: 989 and 3.35); float32 67 of the datasheet, clock as in ANCHORS.md.
-    Chip("H100", 132, 1.755, 798, 67, 3.0, "measured"),
+    Chip("H100", 132, 1.755, 798, 67, 3.0, 50, "measured"),
     # Measured on three machines, 2026-10/11: 769 to 798 TFLOP/s and 4.3 TB/s (datasheet: 989, 4.8).
-    Chip("H200", 132, 1.755, 790, 67, 4.3, "measured"),
+    Chip("H200", 132, 1.755, 790, 67, 4.3, 50, "measured"),
     # NVIDIA DGX B200 datasheet per GPU: 2.25 PFLOP/s dense, 8 TB/s, float32 80; boost 1.965 GHz.
-    Chip("B200", 148, 1.965, 2250, 80, 8.0),
+    Chip("B200", 148, 1.965, 2250, 80, 8.0, 126),
     # NVIDIA Ada whitepaper: 165.2 (fp32 accumulate), 82.6, 1,008 GB/s, 128 SM, 2.52 GHz
-    Chip("4090", 128, 2.52, 165.2, 82.6, 1.008),
+    Chip("4090", 128, 2.52, 165.2, 82.6, 1.008, 72),
     # NVIDIA RTX Blackwell whitepaper: 209.5 (fp32 accumulate), 104.8, 1,792 GB/s, 170 SM, 2.407 GHz
-    Chip("5090", 170, 2.407, 209.5, 104.8, 1.792),
+    Chip("5090", 170, 2.407, 209.5, 104.8, 1.792, 96),
     # NVIDIA RTX Blackwell PRO whitepaper: 503.8 dense, 125, 1,792 GB/s, 188 SM, 2.617 GHz
-    Chip("RTX PRO 6000", 188, 2.617, 503.8, 125, 1.792),
+    Chip("RTX PRO 6000", 188, 2.617, 503.8, 125, 1.792, 128),
 )
 
 
@@ -258,6 +261,7 @@ def rows(chips: tuple[str, ...] = MODELLED_CHIPS, sizes: tuple[int, ...] = SIZES
                     {"op": op, "n": n, "dtype": "bf16", "chip": chip.name, "rates": chip.source}
                     | {"gflop": round(sum(k.flops for k in work) / 1e9, 3)}
                     | {"mb_moved": round(sum(k.bytes for k in work) / 1e6, 3)}
+                    | l2.memory_gb(op, n, chip.sms, chip.l2_mb)
                     | {"giga_exps": round(sum(k.exps for k in work) / 1e9, 4)}
                     | {f"{k}_ms_modelled": f"{v:.4g}" for k, v in least.parts.items()}
                     | {"roofline_ms_modelled": f"{least.ms:.4g}", "bound_modelled": least.bound}

@@ -167,7 +167,7 @@ def _kernels(gpus: int) -> str:
 
     chip = capability(torch.device("cuda"))
     found = [configs.pick(kernel, 2, chip).source for kernel, size in configs.TABLE if size == 2]
-    untuned = found.count(configs.UNTUNED)
+    untuned = sum(source in configs.UNMEASURED for source in found)
     return (
         f"triton {metadata.version('triton')}, its trial kernel ran; {len(found) - untuned} of "
         f"{len(found)} kernels measured on {configs.family(chip)} (foldcp bench tune measures here)"

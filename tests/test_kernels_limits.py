@@ -119,13 +119,15 @@ def test_attention_offsets_beyond_int32(far: Tensor, dim: int) -> None:
 
 
 def test_every_kernel_has_a_configuration_for_every_chip() -> None:
-    for (kernel, operand), chips in configs.TABLE.items():
+    for kernel, operand in configs.TABLE:
         for chip in (0, *aot.CHIPS, 86, 103, 121, 999):
-            found = configs.pick(kernel, operand, chip)
-            assert found.blocks.keys() == chips["any"].blocks.keys(), kernel
-            assert found.warps in (1, 2, 4, 8) and 1 <= found.stages <= 4
-            measured = found.source == configs.UNTUNED or (ROOT / found.source).is_file()
-            assert measured, f"{kernel}: {found.source} is no file of this repository"
+            used = configs.pick(kernel, operand, chip)
+            names = used.blocks.keys()
+            for found in (used, *configs.candidates(kernel, operand, configs.family(chip))):
+                assert found.blocks.keys() == names, kernel
+                assert found.warps in (1, 2, 4, 8) and 1 <= found.stages <= 4
+                measured = found.source == configs.UNTUNED or (ROOT / found.source).is_file()
+                assert measured, f"{kernel}: {found.source} is no file of this repository"
 
 
 def test_tuned_cache_takes_precedence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,38 +141,68 @@ def test_tuned_cache_takes_precedence(tmp_path: Path, monkeypatch: pytest.Monkey
     path.write_text(json.dumps({"transition/2/sm_90": entry}))
     configs._tuned.cache_clear()
     assert configs.pick("transition", 2, 90) == configs.Config(blocks, 2, 1, "a test")
-    assert configs.pick("transition", 2, 80) == configs.TABLE["transition", 2]["any"]
+    assert configs.pick("transition", 2, 80) == configs.candidates("transition", 2, "any")[0]
+    # A size that came after the cache was written is the shipped one.
+    path.write_text(json.dumps({"transition/2/sm_90": entry | {"blocks": {"BP": 32}}}))
+    configs._tuned.cache_clear()
+    merged = configs.pick("transition", 2, 90).blocks
+    assert merged == {"BP": 32, "BH": shipped.blocks["BH"]}
     path.unlink()
     configs._tuned.cache_clear()
     assert configs.pick("transition", 2, 90) == shipped
 
 
-def test_tuning_takes_the_fastest_right_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The fastest candidate is wrong, the next fails to compile, the third is kept."""
-    ms = {None: 4.0, 1: 1.0, 2: 2.0, 3: 3.0, 4: 3.9}
+def test_tuning_takes_the_fastest_right_one_of_those_it_has_time_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One candidate is wrong, one fails to compile; listed ones come before all others."""
+    ms = {None: 4.0, 64: 2.0, 1: 1.0, 2: 2.5, 3: 1.5, 4: 3.9}
     current: list[int | None] = [None]
-    search = tune.Search("any", {"B": (1, 2, 3, 4)}, warps=(4,), stages=(1,))
+    tried: list[tuple[str, int]] = []
+    listed = (configs.Config({"B": 128}), configs.Config({"B": 64}))
+    monkeypatch.setattr(tune.configs, "candidates", lambda kernel, size, chip: listed)
+    some = tune.Search("any", {"B": (1, 2, 3, 4)}, warps=(4,), stages=(1,))
+    monkeypatch.setattr(tune, "SEARCHES", {"a": some, "b": some})
 
-    def apply(config: configs.Config | None) -> None:
-        current[0] = None if config is None else config.blocks["B"]
+    def make(name: str) -> tune.Kernel:
+        def apply(config: configs.Config | None) -> None:
+            current[0] = None if config is None else config.blocks["B"]
+            if current[0] is not None:
+                tried.append((name, current[0]))
 
-    def call() -> Tensor:
-        if current[0] == 2:
-            raise RuntimeError("out of resources")
-        return torch.ones(3) * (2 if current[0] == 1 else 1)
+        def call() -> Tensor:
+            if current[0] == 2:
+                raise RuntimeError("out of resources")
+            return torch.ones(3) * (2 if current[0] == 1 else 1)
+
+        return tune.Kernel(name, apply, call)
 
     def timed(clock, calls, seconds):
         return {name: Times(ms[current[0]], 0, 0, 1) for name in calls}
 
     monkeypatch.setattr(tune, "interleaved", timed)
-    found, best, shipped = tune.fastest(search, apply, call, clock=None)
-    assert (found.blocks["B"], best, shipped) == (3, 3.0, 4.0) and current == [None]
+    budget = iter([1.0] * 9 + [0.0] * 99)
+    a, b = tune.search(["a", "b"], "sm_90", make, None, lambda: next(budget))
+    # 64 of both first; then four of "a", in which the time ends.
+    assert tried == [("a", 64), ("b", 64), ("a", 1), ("a", 2), ("a", 3), ("a", 4)]
+    assert (a.best[0].blocks["B"], a.best[1], a.shipped) == (3, 1.5, 4.0) and current == [None]
+    assert (b.best[0].blocks["B"], b.best[1]) == (64, 2.0)
+    assert [r["status"] for r in a.rows] == ["ok", "wrong", "failed", "ok", "ok"]
 
 
-def test_tuning_without_a_gpu_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+def test_tuning_without_a_gpu_says_so_and_can_be_rehearsed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     if DEVICE.type == "cpu":
         assert tune.main(["--dry-run"]) == 2
         assert "GPU" in capsys.readouterr().err
+        chosen = ["--kernel", "attention_32", "--kernel", "multiplication_output"]
+        assert tune.main([*chosen, "--rehearse", "--out", str(tmp_path)]) == 0
+        with (tmp_path / "tune.csv").open() as file:
+            rows = list(csv.DictReader(file))
+        assert {r["kernel"] for r in rows} == {"attention_32", "multiplication_output"}
+        assert all(r["status"] == "ok" and float(r["ms"]) > 0 for r in rows), rows
+        assert not configs._tuned(), "a rehearsal leaves the table alone"
 
 
 def test_the_gate_sees_what_is_wrong() -> None:

@@ -6,9 +6,9 @@
 
 Batch rows come as [G0, G1]: the G1 rows of one G0 share their bias (lines of a triangle
 attention, samples of a diffusion step), and one program handles ROWS of them per bias tile it
-loads. The dot's accumulator starts from the bias (less m); m moves only when weights grow past a
-limit, so that most blocks take no maximum and rescale nothing; key blocks that a mask removes for
-all ROWS are not visited. exp2 throughout.
+loads; GROUP such programs run side by side (order.py). The dot's accumulator starts from the bias
+(less m); m moves only when weights grow past a limit, so that most blocks take no maximum and
+rescale nothing; key blocks that a mask removes for all ROWS are not visited. exp2 throughout.
 
 Source: FlashAttention-2 (Dao 2023), Algorithm 1; lazy rescaling as in FlashAttention-4; AlphaFold 3
 supplement, Algorithms 14, 15 and 24.
@@ -27,6 +27,7 @@ from foldcp_kernels.carry import Carry
 from foldcp_kernels.fused.configs import Config, pick
 from foldcp_kernels.fused.launch import capability, launch
 from foldcp_kernels.fused.norm_linear import exactness
+from foldcp_kernels.fused.order import place_program
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
@@ -135,15 +136,12 @@ def _attention_kernel(
     s_q, s_k, s_v, s_bias, s_out, sizes, scale,
     D: tl.constexpr, BD: tl.constexpr, PRESCALED: tl.constexpr, FIRST: tl.constexpr,
     EVEN: tl.constexpr, EXACT: tl.constexpr, LIMIT: tl.constexpr, LAZY: tl.constexpr,
-    ROWS: tl.constexpr, BI: tl.constexpr, BK: tl.constexpr,
+    ROWS: tl.constexpr, GROUP: tl.constexpr, BI: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     rows, heads, queries, keys, bound = sizes
-    i_blocks, groups = tl.cdiv(queries, BI), tl.cdiv(rows, ROWS)
-    i_i = tl.program_id(0) % i_blocks
-    rest = tl.program_id(0) // i_blocks
-    i_h = (rest % heads).to(tl.int64)
-    i_g = rest // heads
-    i_b, i_r = (i_g // groups).to(tl.int64), (i_g % groups).to(tl.int64) * ROWS
+    groups = tl.cdiv(rows, ROWS)
+    i_i, i_h, i_b, i_g = place_program(tl.program_id(0), tl.cdiv(queries, BI), heads, groups, GROUP)
+    i_h, i_b, i_r = i_h.to(tl.int64), i_b.to(tl.int64), i_g * ROWS
     o_i = i_i * BI + tl.arange(0, BI)
     m_i = o_i < queries
     o_d = tl.arange(0, BD)
@@ -155,7 +153,7 @@ def _attention_kernel(
     qs, accs, ms, ls, lines = (), (), (), (), ()
     for r in tl.static_range(ROWS):
         # A row past the end repeats the last one; only its store is left out.
-        i_line = tl.minimum(i_r + r, rows - 1)
+        i_line = tl.minimum(i_r + r, rows - 1).to(tl.int64)
         lines = lines + (i_line,)
         p_row = p_q + i_line * s_q[1] + o_i64[:, None] * s_q[3] + o_d[None, :]
         b_q = tl.load(p_row, mask=m_q, other=0.0)
@@ -194,8 +192,9 @@ def _attention_kernel(
                     D, BD, EXACT, LIMIT, LAZY, ROWS, BI, BK, True, False,
                 )  # fmt: skip
     else:
-        p_order = p_live + i_g.to(tl.int64) * tl.cdiv(keys, BK)
-        for t in tl.range(0, tl.load(p_count + i_g)):
+        i_live = i_b * groups + i_g
+        p_order = p_live + i_live * tl.cdiv(keys, BK)
+        for t in tl.range(0, tl.load(p_count + i_live)):
             accs, ms, ls = _visit(
                 tl.load(p_order + t), qs, accs, ms, ls, pks, pvs, pkeeps, p_bias, s_key, m_i, keys,
                 bound, D, BD, EXACT, LIMIT, LAZY, ROWS, BI, BK, not EVEN, True,

@@ -21,6 +21,7 @@ from foldcp_kernels.fused.attention import LOG2E, attention_fwd
 from foldcp_kernels.fused.configs import pick
 from foldcp_kernels.fused.launch import capability, launch
 from foldcp_kernels.fused.norm_linear import exactness
+from foldcp_kernels.fused.order import place_program
 
 
 @triton.jit
@@ -54,14 +55,14 @@ def _logits(b_q, b_k, p_bias, p_keep, s_bias, o_i, o_k, m_i, m_k, scale, EXACT: 
 def _dq_kernel(
     p_q, p_k, p_v, p_bias, p_keep, p_do, p_lse, p_delta, p_dq,
     s_q, s_k, s_v, s_bias, s_do, s_dq, sizes, scale,
-    D: tl.constexpr, BD: tl.constexpr, EXACT: tl.constexpr, BI: tl.constexpr, BK: tl.constexpr,
+    D: tl.constexpr, BD: tl.constexpr, EXACT: tl.constexpr, GROUP: tl.constexpr, BI: tl.constexpr,
+    BK: tl.constexpr,
 ):  # fmt: skip
     rows, heads, queries, keys = sizes
-    blocks = tl.cdiv(queries, BI)
-    rest = tl.program_id(0) // blocks
-    i_h, i_g = (rest % heads).to(tl.int64), (rest // heads).to(tl.int64)
-    i_b, i_r = i_g // rows, i_g % rows
-    o_i = tl.program_id(0) % blocks * BI + tl.arange(0, BI)
+    i_i, i_h, i_b, i_r = place_program(tl.program_id(0), tl.cdiv(queries, BI), heads, rows, GROUP)
+    i_h, i_b, i_r = i_h.to(tl.int64), i_b.to(tl.int64), i_r.to(tl.int64)
+    i_g = i_b * rows + i_r
+    o_i = i_i * BI + tl.arange(0, BI)
     m_i, o_d = o_i < queries, tl.arange(0, BD)
     b_q = _load(_at(p_q, s_q, i_b, i_r, i_h), s_q, o_i, m_i, o_d, D)
     b_do = _load(_at(p_do, s_do, i_b, i_r, i_h), s_do, o_i, m_i, o_d, D)
@@ -94,14 +95,14 @@ def _dq_kernel(
 def _dkv_kernel(
     p_q, p_k, p_v, p_bias, p_keep, p_do, p_lse, p_delta, p_dk, p_dv,
     s_q, s_k, s_v, s_bias, s_do, s_dk, sizes, scale,
-    D: tl.constexpr, BD: tl.constexpr, EXACT: tl.constexpr, BI: tl.constexpr, BK: tl.constexpr,
+    D: tl.constexpr, BD: tl.constexpr, EXACT: tl.constexpr, GROUP: tl.constexpr, BI: tl.constexpr,
+    BK: tl.constexpr,
 ):  # fmt: skip
     rows, heads, queries, keys = sizes
-    blocks = tl.cdiv(keys, BK)
-    rest = tl.program_id(0) // blocks
-    i_h, i_g = (rest % heads).to(tl.int64), (rest // heads).to(tl.int64)
-    i_b, i_r = i_g // rows, i_g % rows
-    o_k = tl.program_id(0) % blocks * BK + tl.arange(0, BK)
+    i_k, i_h, i_b, i_r = place_program(tl.program_id(0), tl.cdiv(keys, BK), heads, rows, GROUP)
+    i_h, i_b, i_r = i_h.to(tl.int64), i_b.to(tl.int64), i_r.to(tl.int64)
+    i_g = i_b * rows + i_r
+    o_k = i_k * BK + tl.arange(0, BK)
     m_k, o_d = o_k < keys, tl.arange(0, BD)
     b_k = _load(_at(p_k, s_k, i_b, i_r, i_h), s_k, o_k, m_k, o_d, D)
     b_v = _load(_at(p_v, s_v, i_b, i_r, i_h), s_v, o_k, m_k, o_d, D)
@@ -136,15 +137,16 @@ def _dkv_kernel(
 def _dbias_kernel(
     p_q, p_k, p_v, p_bias, p_keep, p_do, p_lse, p_delta, p_db,
     s_q, s_k, s_v, s_bias, s_do, sizes, scale,
-    D: tl.constexpr, BD: tl.constexpr, EXACT: tl.constexpr, BI: tl.constexpr, BK: tl.constexpr,
+    D: tl.constexpr, BD: tl.constexpr, EXACT: tl.constexpr, GROUP: tl.constexpr, BI: tl.constexpr,
+    BK: tl.constexpr,
 ):  # fmt: skip
     rows, heads, queries, keys = sizes
+    # All lines are in the loop: query blocks are what GROUP puts side by side with key blocks.
     i_blocks, k_blocks = tl.cdiv(queries, BI), tl.cdiv(keys, BK)
-    rest = tl.program_id(0) // k_blocks
-    o_k = tl.program_id(0) % k_blocks * BK + tl.arange(0, BK)
-    o_i = rest % i_blocks * BI + tl.arange(0, BI)
-    i_bh = (rest // i_blocks).to(tl.int64)
-    i_b, i_h = i_bh // heads, i_bh % heads
+    i_k, i_h, i_b, i_i = place_program(tl.program_id(0), k_blocks, heads, i_blocks, GROUP)
+    i_h, i_b = i_h.to(tl.int64), i_b.to(tl.int64)
+    i_bh = i_b * heads + i_h
+    o_i, o_k = i_i * BI + tl.arange(0, BI), i_k * BK + tl.arange(0, BK)
     m_i, m_k, o_d = o_i < queries, o_k < keys, tl.arange(0, BD)
     p_tile = p_bias + i_b * s_bias[0] + i_h * s_bias[1]
     b_db = tl.zeros([BI, BK], tl.float32)

@@ -1,8 +1,10 @@
 """Block sizes, warps and stages of every kernel on every chip, in one table.
 
 `untuned` marks what was chosen by registers and shared memory alone (bench/results/aot.csv); a
-measured entry names the file with its times. `python -m bench.tune` measures candidates on the
-GPU at hand and writes a cache that takes precedence on that GPU; nothing is tuned on its own.
+measured entry names the file with its times. Of several candidates the first is the one in use:
+the one that bench/occupancy.py models as the fastest, until one is measured. `python -m bench.tune`
+measures candidates on the GPU at hand and writes a cache that takes precedence on that GPU; nothing
+is tuned on its own.
 """
 
 from __future__ import annotations
@@ -14,6 +16,8 @@ from functools import lru_cache
 from pathlib import Path
 
 UNTUNED = "untuned"
+MODELLED = "bench/occupancy.py"  # chosen by its model among the candidates
+UNMEASURED = (UNTUNED, MODELLED)
 
 
 @dataclass(frozen=True)
@@ -22,7 +26,7 @@ class Config:
 
     Args:
         blocks: its block sizes by constant name. warps, stages: of Triton.
-        source: "untuned", or the file with the measurement.
+        source: "untuned", or the file with the measurement or the model.
     """
 
     blocks: dict[str, int] = field(default_factory=dict)
@@ -39,8 +43,13 @@ def _c(warps: int, stages: int, source: str = UNTUNED, **blocks: int) -> Config:
     return Config(blocks, warps, stages, source)
 
 
-# (kernel, bytes of an operand of its dots) -> chip -> configuration. "any" is for chips not named.
-TABLE: dict[tuple[str, int], dict[str, Config]] = {
+def _core(warps: int, stages: int, bi: int, bk: int) -> Config:
+    return _c(warps, stages, MODELLED, ROWS=2, GROUP=12, BI=bi, BK=bk, LAZY=1)
+
+
+# (kernel, bytes of an operand of its dots) -> chip -> configuration, or several of which the first
+# is used. "any" is for chips not named.
+TABLE: dict[tuple[str, int], dict[str, Config | tuple[Config, ...]]] = {
     ("norm_linear", 2): {
         "any": _c(8, 2, BP=128, BO=64),
         "sm_100": _c(4, 2, BP=64, BO=64),
@@ -52,88 +61,103 @@ TABLE: dict[tuple[str, int], dict[str, Config]] = {
         "sm_100": _c(4, 2, BP=64, BO=64),
     },
     ("norm_linear_gated", 4): {"any": _c(8, 1, BP=64, BO=32)},
-    # Attention core. ROWS batch rows share a bias tile; LAZY rescales only when needed.
+    # Attention core. ROWS batch rows share a bias tile; GROUP such sets run side by side (modelled
+    # in bench.l2); LAZY rescales only when needed.
+    # Chosen by bench.occupancy: on sm_90 and sm_100 blocks of 64 queries would read keys and values
+    # from L2 twice as often, which costs more than a second program hides; sm_120 gains by it.
     ("attention_32", 2): {
-        "any": _c(4, 2, ROWS=2, BI=64, BK=32, LAZY=1),
-        "sm_80": _c(4, 3, ROWS=2, BI=64, BK=32, LAZY=1),
-        "sm_90": _c(8, 2, ROWS=2, BI=128, BK=64, LAZY=1),
-        "sm_100": _c(8, 2, ROWS=2, BI=128, BK=32, LAZY=1),
-        "sm_120": _c(8, 2, ROWS=2, BI=128, BK=32, LAZY=1),
+        "any": _core(4, 2, 64, 32),
+        "sm_80": (_core(4, 3, 64, 32), _core(4, 2, 64, 32)),
+        "sm_90": (_core(8, 2, 128, 64), _core(4, 2, 64, 64)),
+        "sm_100": (_core(8, 2, 128, 32), _core(4, 2, 64, 32)),
+        "sm_120": (_core(4, 2, 64, 32), _core(8, 2, 128, 32)),
     },
     ("attention_32_masked", 2): {
-        "any": _c(4, 2, ROWS=2, BI=64, BK=32, LAZY=1),
-        "sm_89": _c(4, 2, ROWS=1, BI=64, BK=32, LAZY=1),
-        "sm_100": _c(4, 1, ROWS=2, BI=64, BK=32, LAZY=0),
+        "any": _c(4, 2, ROWS=2, GROUP=12, BI=64, BK=32, LAZY=1),
+        "sm_89": _c(4, 2, ROWS=1, GROUP=12, BI=64, BK=32, LAZY=1),
+        "sm_100": _c(4, 1, ROWS=2, GROUP=12, BI=64, BK=32, LAZY=0),
     },
     ("attention_32_single", 2): {
-        "any": _c(4, 2, ROWS=1, BI=64, BK=32, LAZY=1),
-        "sm_90": _c(4, 2, ROWS=1, BI=64, BK=64, LAZY=1),
-        "sm_100": _c(4, 2, ROWS=1, BI=64, BK=64, LAZY=1),
+        "any": _c(4, 2, ROWS=1, GROUP=12, BI=64, BK=32, LAZY=1),
+        "sm_90": _c(4, 2, ROWS=1, GROUP=12, BI=64, BK=64, LAZY=1),
+        "sm_100": _c(4, 2, ROWS=1, GROUP=12, BI=64, BK=64, LAZY=1),
     },
     ("attention_64", 2): {
-        "any": _c(4, 2, ROWS=1, BI=64, BK=32, LAZY=1),
-        "sm_90": _c(4, 2, ROWS=2, BI=64, BK=32, LAZY=1),
-        "sm_100": _c(4, 2, ROWS=2, BI=64, BK=32, LAZY=1),
+        "any": _c(4, 2, ROWS=1, GROUP=12, BI=64, BK=32, LAZY=1),
+        "sm_90": _c(4, 2, ROWS=2, GROUP=12, BI=64, BK=32, LAZY=1),
+        "sm_100": _c(4, 2, ROWS=2, GROUP=12, BI=64, BK=32, LAZY=1),
     },
-    ("attention_64_masked", 2): {"any": _c(4, 2, ROWS=1, BI=64, BK=32, LAZY=1)},
-    ("attention_64_single", 2): {"any": _c(4, 2, ROWS=1, BI=64, BK=32, LAZY=1)},
+    ("attention_64_masked", 2): {"any": _c(4, 2, ROWS=1, GROUP=12, BI=64, BK=32, LAZY=1)},
+    ("attention_64_single", 2): {"any": _c(4, 2, ROWS=1, GROUP=12, BI=64, BK=32, LAZY=1)},
     # 32 queries of a window to 128 keys.
-    ("attention_32_window", 2): {"any": _c(4, 1, ROWS=2, BI=32, BK=32, LAZY=0)},
-    ("attention_64_window", 2): {"any": _c(2, 1, ROWS=1, BI=32, BK=32, LAZY=0)},
-    ("attention_32", 4): {"any": _c(8, 1, ROWS=1, BI=64, BK=32, LAZY=0)},
-    ("attention_32_masked", 4): {"any": _c(8, 1, ROWS=1, BI=64, BK=32, LAZY=0)},
-    ("attention_32_single", 4): {"any": _c(8, 1, ROWS=1, BI=64, BK=32, LAZY=0)},
+    ("attention_32_window", 2): {"any": _c(4, 1, ROWS=2, GROUP=12, BI=32, BK=32, LAZY=0)},
+    ("attention_64_window", 2): {"any": _c(2, 1, ROWS=1, GROUP=12, BI=32, BK=32, LAZY=0)},
+    ("attention_32", 4): {"any": _c(8, 1, ROWS=1, GROUP=12, BI=64, BK=32, LAZY=0)},
+    ("attention_32_masked", 4): {"any": _c(8, 1, ROWS=1, GROUP=12, BI=64, BK=32, LAZY=0)},
+    ("attention_32_single", 4): {"any": _c(8, 1, ROWS=1, GROUP=12, BI=64, BK=32, LAZY=0)},
     ("attention_64", 4): {
-        "any": _c(4, 1, ROWS=1, BI=32, BK=32, LAZY=0),
-        "sm_90": _c(8, 1, ROWS=1, BI=64, BK=32, LAZY=0),
-        "sm_100": _c(8, 1, ROWS=1, BI=64, BK=32, LAZY=0),
+        "any": _c(4, 1, ROWS=1, GROUP=12, BI=32, BK=32, LAZY=0),
+        "sm_90": _c(8, 1, ROWS=1, GROUP=12, BI=64, BK=32, LAZY=0),
+        "sm_100": _c(8, 1, ROWS=1, GROUP=12, BI=64, BK=32, LAZY=0),
     },
-    ("attention_64_masked", 4): {"any": _c(4, 1, ROWS=1, BI=32, BK=32, LAZY=0)},
+    ("attention_64_masked", 4): {"any": _c(4, 1, ROWS=1, GROUP=12, BI=32, BK=32, LAZY=0)},
     ("attention_64_single", 4): {
-        "any": _c(4, 1, ROWS=1, BI=32, BK=32, LAZY=0),
-        "sm_90": _c(8, 1, ROWS=1, BI=64, BK=32, LAZY=0),
-        "sm_100": _c(8, 1, ROWS=1, BI=64, BK=32, LAZY=0),
+        "any": _c(4, 1, ROWS=1, GROUP=12, BI=32, BK=32, LAZY=0),
+        "sm_90": _c(8, 1, ROWS=1, GROUP=12, BI=64, BK=32, LAZY=0),
+        "sm_100": _c(8, 1, ROWS=1, GROUP=12, BI=64, BK=32, LAZY=0),
     },
-    ("attention_32_window", 4): {"any": _c(4, 1, ROWS=1, BI=32, BK=32, LAZY=0)},
-    ("attention_64_window", 4): {"any": _c(4, 1, ROWS=1, BI=32, BK=32, LAZY=0)},
-    ("attention_dq_32", 2): {"any": _c(4, 2, BI=64, BK=32)},
-    ("attention_dq_64", 2): {"any": _c(4, 1, BI=64, BK=64)},
-    ("attention_dkv_32", 2): {"any": _c(4, 1, BI=64, BK=64)},
+    ("attention_32_window", 4): {"any": _c(4, 1, ROWS=1, GROUP=12, BI=32, BK=32, LAZY=0)},
+    ("attention_64_window", 4): {"any": _c(4, 1, ROWS=1, GROUP=12, BI=32, BK=32, LAZY=0)},
+    ("attention_dq_32", 2): {"any": _c(4, 2, GROUP=32, BI=64, BK=32)},
+    ("attention_dq_64", 2): {
+        "any": _c(4, 1, GROUP=32, BI=64, BK=64),
+        "sm_80": _c(4, 2, GROUP=32, BI=64, BK=32),
+    },
+    ("attention_dkv_32", 2): {"any": _c(4, 1, GROUP=32, BI=64, BK=64)},
     ("attention_dkv_64", 2): {
-        "any": _c(4, 1, BI=64, BK=64),
-        "sm_80": _c(4, 2, BI=64, BK=32),
-        "sm_89": _c(4, 2, BI=64, BK=32),
+        "any": _c(4, 1, GROUP=32, BI=64, BK=64),
+        "sm_80": _c(4, 2, GROUP=32, BI=64, BK=32),
+        "sm_89": _c(4, 2, GROUP=32, BI=64, BK=32),
     },
     ("attention_dbias_32", 2): {
-        "any": _c(4, 2, BI=64, BK=32),
-        "sm_100": _c(8, 2, BI=64, BK=32),
+        "any": _c(4, 2, GROUP=16, BI=64, BK=32),
+        "sm_100": _c(8, 2, GROUP=16, BI=64, BK=32),
     },
-    ("attention_dbias_64", 2): {"any": _c(4, 2, BI=64, BK=32)},
-    ("attention_dq_32", 4): {"any": _c(8, 1, BI=32, BK=32)},
-    ("attention_dq_64", 4): {"any": _c(8, 1, BI=32, BK=32)},
-    ("attention_dkv_32", 4): {"any": _c(4, 1, BI=32, BK=16)},
-    ("attention_dkv_64", 4): {"any": _c(4, 1, BI=32, BK=16)},
-    ("attention_dbias_32", 4): {"any": _c(4, 1, BI=16, BK=16)},
-    ("attention_dbias_64", 4): {"any": _c(4, 1, BI=16, BK=16)},
+    ("attention_dbias_64", 2): {"any": _c(4, 2, GROUP=16, BI=64, BK=32)},
+    ("attention_dq_32", 4): {"any": _c(8, 1, GROUP=32, BI=32, BK=32)},
+    ("attention_dq_64", 4): {"any": _c(8, 1, GROUP=32, BI=32, BK=32)},
+    ("attention_dkv_32", 4): {"any": _c(4, 1, GROUP=32, BI=32, BK=16)},
+    ("attention_dkv_64", 4): {"any": _c(4, 1, GROUP=32, BI=32, BK=16)},
+    ("attention_dbias_32", 4): {"any": _c(4, 1, GROUP=16, BI=16, BK=16)},
+    ("attention_dbias_64", 4): {
+        "any": _c(4, 1, GROUP=16, BI=16, BK=16),
+        "sm_80": _c(4, 1, GROUP=16, BI=32, BK=16),
+    },
+    # Chosen by bench.occupancy: memory bounds both epilogues, so that two or three programs of four
+    # warps beat one of eight, whose reads and writes nothing hides.
     ("attention_output", 2): {
         "any": _c(4, 2, BP=64, BH=64),
-        "sm_80": _c(4, 2, BP=64, BH=32),
-        "sm_89": _c(4, 2, BP=64, BH=32),
-        "sm_90": _c(8, 2, BP=128, BH=32),
-        "sm_100": _c(8, 2, BP=128, BH=64),
+        "sm_80": (_c(4, 2, MODELLED, BP=64, BH=32), _c(8, 2, MODELLED, BP=128, BH=32)),
+        "sm_89": (_c(4, 2, MODELLED, BP=64, BH=32), _c(8, 2, MODELLED, BP=128, BH=32)),
+        "sm_90": (_c(4, 2, MODELLED, BP=64, BH=32), _c(8, 2, MODELLED, BP=128, BH=32)),
+        "sm_100": (_c(4, 2, MODELLED, BP=64, BH=64), _c(8, 2, MODELLED, BP=128, BH=64)),
+        "sm_120": (_c(4, 2, MODELLED, BP=64, BH=32), _c(4, 2, MODELLED, BP=64, BH=64)),
     },
     ("attention_output", 4): {"any": _c(8, 1, BP=32, BH=32), "sm_89": _c(4, 1, BP=16, BH=32)},
     ("multiplication_output", 2): {
-        "any": _c(4, 2, BP=64, BO=64),
-        "sm_90": _c(8, 2, BP=128, BO=64),
-        "sm_100": _c(8, 2, BP=128, BO=64),
+        "any": (_c(4, 2, MODELLED, BP=64, BO=64), _c(4, 2, MODELLED, BP=64, BO=32)),
+        "sm_90": (_c(4, 2, MODELLED, BP=64, BO=32), _c(8, 2, MODELLED, BP=128, BO=64)),
+        "sm_100": (_c(4, 2, MODELLED, BP=64, BO=32), _c(8, 2, MODELLED, BP=128, BO=64)),
     },
     ("multiplication_output", 4): {"any": _c(4, 1, BP=16, BO=32)},
+    # Chosen by bench.occupancy: weights come from L2 once per block, so that large blocks win where
+    # only one program fits either way or L2 is the bound (sm_90, sm_100).
     ("transition", 2): {
-        "any": _c(4, 2, BP=64, BH=64),
-        "sm_90": _c(8, 2, BP=128, BH=64),
-        "sm_100": _c(8, 2, BP=128, BH=64),
-        "sm_120": _c(4, 2, BP=64, BH=32),
+        "any": (_c(4, 2, MODELLED, BP=64, BH=64), _c(4, 2, MODELLED, BP=64, BH=32)),
+        "sm_89": (_c(4, 2, MODELLED, BP=64, BH=32), _c(4, 2, MODELLED, BP=64, BH=64)),
+        "sm_90": (_c(8, 2, MODELLED, BP=128, BH=64), _c(4, 2, MODELLED, BP=64, BH=32)),
+        "sm_100": (_c(8, 2, MODELLED, BP=128, BH=64), _c(4, 2, MODELLED, BP=64, BH=32)),
+        "sm_120": (_c(4, 2, MODELLED, BP=64, BH=32), _c(4, 2, MODELLED, BP=64, BH=64)),
     },
     ("transition", 4): {"any": _c(4, 1, BP=16, BH=32)},
     # BM, BN, BK: sizes of the outer product's dots.
@@ -161,6 +185,13 @@ def family(capability: int) -> str:
     return _FAMILY.get(capability, "any")
 
 
+def candidates(kernel: str, operand_bytes: int, chip: str) -> tuple[Config, ...]:
+    """The configurations of a kernel on a chip of `family`, the one in use first."""
+    chips = TABLE[kernel, operand_bytes]
+    found = chips.get(chip, chips["any"])
+    return found if isinstance(found, tuple) else (found,)
+
+
 def pick(kernel: str, operand_bytes: int, capability: int) -> Config:
     """The configuration of a kernel.
 
@@ -168,13 +199,14 @@ def pick(kernel: str, operand_bytes: int, capability: int) -> Config:
         kernel: its name in `TABLE`. operand_bytes: 2 for bf16 and fp16, 4 for float32.
         capability: compute capability as a number; 0 for the interpreter.
     """
-    # The interpreter has no registers to spare: the larger blocks are the faster ones.
-    chips = TABLE[kernel, operand_bytes if capability else 2]
     chip = family(capability)
+    # The interpreter has no registers to spare: the larger blocks are the faster ones.
+    shipped = candidates(kernel, operand_bytes if capability else 2, chip)[0]
     tuned = _tuned().get(f"{kernel}/{operand_bytes}/{chip}")
-    if tuned is not None:
-        return Config(**tuned)
-    return chips.get(chip, chips["any"])
+    if tuned is None:
+        return shipped
+    # A cache of an earlier state may lack a size that the kernel has since.
+    return Config(**(tuned | {"blocks": shipped.blocks | tuned["blocks"]}))
 
 
 def cache_file() -> Path:
