@@ -157,7 +157,7 @@ TABLE: dict[tuple[str, int], dict[str, Config | tuple[Config, ...]]] = {
         "sm_89": (_c(4, 2, MODELLED, BP=64, BH=32), _c(4, 2, MODELLED, BP=64, BH=64)),
         "sm_90": (_c(8, 2, MODELLED, BP=128, BH=64), _c(4, 2, MODELLED, BP=64, BH=32)),
         "sm_100": (_c(8, 2, MODELLED, BP=128, BH=64), _c(4, 2, MODELLED, BP=64, BH=32)),
-        "sm_120": (_c(4, 2, MODELLED, BP=64, BH=32), _c(4, 2, MODELLED, BP=64, BH=64)),
+        "sm_120": _c(4, 2, BP=64, BH=32),  # BH=64 spills
     },
     ("transition", 4): {"any": _c(4, 1, BP=16, BH=32)},
     # BM, BN, BK: sizes of the outer product's dots.
