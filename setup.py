@@ -36,6 +36,7 @@ VERSION = "0.1.0"
 NAME = "foldcp_kernels._C"
 OLDEST_TORCH = "0x020b000000000000"  # stable interface of torch 2.11
 HOST = ("module.c", "ops.cpp", "view.cpp", "shared_memory.cpp", "nccl.cpp", "nccl_abi.cpp")
+HOST += ("nccl_aborts.cpp",)
 CUDA = ("cuda_backend.cpp", "cuda_carriers.cpp", "pack.cu")
 PARTS = ("sources", "include_dirs", "library_dirs", "libraries", "extra_compile_args")
 INFO = Path("foldcp_kernels", "_build_info.py")

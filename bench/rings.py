@@ -32,7 +32,7 @@ import torch.multiprocessing as mp
 from bench.machine import results_folder, write_csv
 from foldcp import timeline
 from foldcp.layout import PairLayout
-from foldcp.mesh import STRATEGIES, Mesh, choose
+from foldcp.mesh import STRATEGIES, Mesh, choose, local_gpu
 from foldcp.rings.triangle_attention import triangle_attention
 from foldcp.rings.triangle_multiplication import triangle_multiplication
 from foldcp.timeline import Interval, hidden
@@ -112,11 +112,9 @@ def _settle(mesh: Mesh) -> None:
 def _mesh(options: argparse.Namespace) -> Mesh:
     rows, cols = choose(dist.get_world_size(), options.mesh)
     name = "cuda" if torch.cuda.is_available() and not options.cpu else "cpu"
-    local = int(os.environ.get("LOCAL_RANK", "0"))
-    device = torch.device(name, local % torch.cuda.device_count()) if name == "cuda" else "cpu"
     fields = {op: op.removeprefix("triangle_") for op in STRATEGIES}
     forced = {f: options.strategy for op, f in fields.items() if options.strategy in STRATEGIES[op]}
-    return Mesh.create(rows, cols, device, transport=options.transport, wire=options.wire, **forced)
+    return Mesh.create(rows, cols, name, transport=options.transport, wire=options.wire, **forced)
 
 
 def _spawned(rank: int, size: int, port: int, folder: str, options: argparse.Namespace) -> None:
@@ -143,22 +141,21 @@ def spawn(options: argparse.Namespace) -> tuple[str, list[dict[str, Any]]]:
 
 def chrome_trace(ranks: Sequence[Sequence[Interval]]) -> dict[str, Any]:
     """The intervals as Chrome's trace events: a process per rank, a row per stream."""
-    rows = {-1: "math", 0: "row peers", 1: "column peers", 2: "other peers"}
+    rows = {"math": 0, "transfer": 1}
     start = min((i.start for r in ranks for i in r), default=0)
     events: list[dict[str, Any]] = []
     for rank, intervals in enumerate(ranks):
         events.append(
             {"ph": "M", "name": "process_name", "pid": rank, "args": {"name": f"rank {rank}"}}
         )
-        for lane, name in rows.items():
+        for name, tid in rows.items():
             events.append(
-                {"ph": "M", "name": "thread_name", "pid": rank, "tid": lane + 1,
-                 "args": {"name": name}}
-            )  # fmt: skip
+                {"ph": "M", "name": "thread_name", "pid": rank, "tid": tid, "args": {"name": name}}
+            )
         for i in intervals:
             events.append(
                 {"ph": "X", "name": f"{i.label} {i.step}", "cat": i.kind, "pid": rank,
-                 "tid": i.lane + 1, "ts": (i.start - start) / 1e3, "dur": (i.end - i.start) / 1e3}
+                 "tid": rows[i.kind], "ts": (i.start - start) / 1e3, "dur": (i.end - i.start) / 1e3}
             )  # fmt: skip
     return {"traceEvents": events, "displayTimeUnit": "ms"}
 
@@ -260,7 +257,7 @@ def main(argv: list[str] | None = None) -> int:
     options.mesh = options.mesh or "auto"
     options.tokens = options.tokens or (4096 if torch.cuda.is_available() else 384)
     if torch.cuda.is_available() and not options.cpu:
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+        torch.cuda.set_device(local_gpu(int(os.environ.get("LOCAL_RANK", "0"))))
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     mesh = _mesh(options)
     options.mesh = f"{mesh.rows}x{mesh.cols}"

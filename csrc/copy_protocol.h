@@ -6,11 +6,17 @@
 // replayed. Sends and receives of a group go round by round, one slot each: what a send waits for,
 // its peer has done in an earlier round.
 //
+// Copies to and from several peers run at the same time, each peer's on a stream of its own that is
+// forked from the caller's and joined again. They are issued round by round all the same: streams
+// that share a queue of the device come to no order in which they wait for each other in a circle.
+//
 // Ops provides wait_set(stream, flag), write(stream, flag, value) and copy(stream, to, from, bytes),
-// all in stream order; flags of other ranks are written, never waited for.
+// all in stream order, where flags of other ranks are written, never waited for; and fork(stream),
+// side(peer), a stream that goes on from the last fork, and join(stream, peer).
 #pragma once
 #include <algorithm>
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 #include "view.h"
@@ -36,44 +42,79 @@ class CopyProtocol {
  public:
   // `windows[r]` is rank r's window as this rank addresses it. All its `free` flags start at 1.
   CopyProtocol(Ops ops, int rank, std::vector<Window> windows)
-      : ops_(ops), rank_(rank), windows_(std::move(windows)), sent_(windows_.size()), received_(windows_.size()) {}
+      : ops_(std::move(ops)), rank_(rank), windows_(std::move(windows)), sent_(windows_.size()), received_(windows_.size()) {}
 
   template <class Stream>
   void run(const std::vector<Transfer>& transfers, Stream stream) {
-    size_t slot = windows_[rank_].slot, rounds = 0;
-    for (auto& t : transfers) rounds = std::max(rounds, (t.bytes + slot - 1) / slot);
+    std::vector<Line<Stream>> lines;
+    for (auto& t : transfers) cut(t, line(lines, t.peer, stream));
+    bool forks = lines.size() > 1;
+    if (forks) ops_.fork(stream);
+    size_t rounds = 0;
+    for (auto& l : lines) {
+      if (forks) l.stream = ops_.side(l.peer);
+      rounds = std::max({rounds, l.out.size(), l.in.size()});
+    }
     for (size_t round = 0; round < rounds; ++round) {
-      for (bool send : {true, false}) {
-        for (auto& t : transfers) {
-          size_t at = round * slot;
-          if (t.send != send || at >= t.bytes) continue;
-          size_t n = std::min(slot, t.bytes - at);
-          send ? put(t.peer, t.data + at, n, stream) : take(t.peer, t.data + at, n, stream);
-        }
+      for (auto& l : lines) {
+        if (round < l.out.size()) put(l.peer, l.out[round], l.stream);
       }
+      for (auto& l : lines) {
+        if (round < l.in.size()) take(l.peer, l.in[round], l.stream);
+      }
+    }
+    for (auto& l : lines) {
+      if (forks) ops_.join(stream, l.peer);
     }
   }
 
   Ops& ops() { return ops_; }
 
  private:
+  struct Piece {  // a slot's worth at most
+    char* data;
+    size_t bytes;
+  };
   template <class Stream>
-  void put(int peer, const char* from, size_t n, Stream stream) {
+  struct Line {
+    int peer;
+    Stream stream;
+    std::vector<Piece> out, in;
+  };
+
+  template <class Stream>
+  static Line<Stream>& line(std::vector<Line<Stream>>& lines, int peer, Stream stream) {
+    for (auto& l : lines) {
+      if (l.peer == peer) return l;
+    }
+    return lines.emplace_back(Line<Stream>{peer, stream, {}, {}});
+  }
+
+  template <class Stream>
+  void cut(const Transfer& t, Line<Stream>& l) const {
+    size_t slot = windows_[rank_].slot;
+    for (size_t at = 0; at < t.bytes; at += slot) {
+      (t.send ? l.out : l.in).push_back({t.data + at, std::min(slot, t.bytes - at)});
+    }
+  }
+
+  template <class Stream>
+  void put(int peer, Piece piece, Stream stream) {
     int s = sent_[peer]++ & 1;
     const Window &mine = windows_[rank_], &theirs = windows_[peer];
     ops_.wait_set(stream, mine.free(peer, s));
     ops_.write(stream, mine.free(peer, s), 0);
-    ops_.copy(stream, theirs.data(rank_, s), from, n);
+    ops_.copy(stream, theirs.data(rank_, s), piece.data, piece.bytes);
     ops_.write(stream, theirs.arrived(rank_, s), 1);
   }
 
   template <class Stream>
-  void take(int peer, char* to, size_t n, Stream stream) {
+  void take(int peer, Piece piece, Stream stream) {
     int s = received_[peer]++ & 1;
     const Window &mine = windows_[rank_], &theirs = windows_[peer];
     ops_.wait_set(stream, mine.arrived(peer, s));
     ops_.write(stream, mine.arrived(peer, s), 0);
-    ops_.copy(stream, to, mine.data(peer, s), n);
+    ops_.copy(stream, piece.data, mine.data(peer, s), piece.bytes);
     ops_.write(stream, theirs.free(rank_, s), 1);
   }
 

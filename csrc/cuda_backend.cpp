@@ -10,6 +10,13 @@
 
 namespace foldcp {
 
+namespace {
+
+constexpr double kClosing = 10;  // seconds that what is under way gets to end by itself
+constexpr double kAbort = 30;    // seconds to end once nothing waits for a peer any more
+
+}  // namespace
+
 void check(cudaError_t result, const char* what) {
   if (result == cudaSuccess) return;
   throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(result));
@@ -45,13 +52,27 @@ CudaBackend::CudaBackend(int device, std::unique_ptr<CudaCarrier> carrier, doubl
   OnDevice on(device);
   int least = 0, greatest = 0;
   check(cudaDeviceGetStreamPriorityRange(&least, &greatest), "asking for stream priorities");
-  for (auto& s : lanes_) {
-    check(cudaStreamCreateWithPriority(&s, cudaStreamNonBlocking, greatest), "making a stream");
-  }
+  check(cudaStreamCreateWithPriority(&comm_, cudaStreamNonBlocking, greatest), "making a stream");
   watcher_ = std::thread([this] { watch(); });
 }
 
+// The watcher goes on until the carrier has closed: it keeps streams from waiting for ever.
+void CudaBackend::close() {
+  if (std::exchange(closed_, true)) return;
+  OnDevice on(device_);
+  if (carrier_->close(failed_.load() ? 0 : kClosing)) return;
+  abort("closed while an exchange was under way");
+  if (!carrier_->close(kAbort)) {
+    throw std::runtime_error("the GPU does not finish its copies: end this process");
+  }
+}
+
 CudaBackend::~CudaBackend() {
+  try {
+    close();
+  } catch (const std::exception&) {
+    // Told where it was closed; what the GPU may still use is left alone.
+  }
   {
     std::lock_guard<std::mutex> lock(mutex_);
     stop_ = true;
@@ -59,8 +80,8 @@ CudaBackend::~CudaBackend() {
   stopped_.notify_all();
   watcher_.join();
   OnDevice on(device_);
-  carrier_.reset();  // its work is in the streams
-  for (auto s : lanes_) cudaStreamDestroy(s);
+  carrier_.reset();
+  cudaStreamDestroy(comm_);
 }
 
 // The symbol is torch's own C interface; a CPU build of torch has no such library.
@@ -79,34 +100,36 @@ CudaBackend::Stream CudaBackend::current(int device) {
 }
 
 void CudaBackend::record(const Event& e, Stream s) {
+  OnDevice on(device_);
   check(cudaEventRecord(e.get(), s), "recording an event");
 }
 
 void CudaBackend::wait(Stream s, const Event& e, Why) {
   raise();
+  OnDevice on(device_);
   check(cudaStreamWaitEvent(s, e.get(), 0), "waiting for an event");
 }
 
-void CudaBackend::exchange(int lane, Group g) {
+void CudaBackend::exchange(Group g) {
   raise();
   OnDevice on(device_);
-  Stream s = lanes_[lane];
-  timeline_.mark(g.tag, lane, 0, s);
+  Stream s = comm_;
+  timeline_.mark(g.tag, 0, s);
   for (auto& m : g.sends) {
     if (m.staging) for (auto& p : m.parts) pack(p, m.staging, s);
   }
-  timeline_.mark(g.tag, lane, 1, s);
+  timeline_.mark(g.tag, 1, s);
   try {
-    carrier_->run(lane, transfers(g), g.tag, s);
+    carrier_->run(transfers(g), g.tag, s);
   } catch (const std::exception& e) {
     fail(e.what());
     throw;
   }
-  timeline_.mark(g.tag, lane, 2, s);
+  timeline_.mark(g.tag, 2, s);
   for (auto& m : g.recvs) {
     if (m.staging) for (auto& p : m.parts) unpack(p, m.staging, s);
   }
-  timeline_.mark(g.tag, lane, 3, s);
+  timeline_.mark(g.tag, 3, s);
   cudaStreamCaptureStatus capturing = cudaStreamCaptureStatusNone;
   check(cudaStreamIsCapturing(s, &capturing), "asking for a capture");
   if (capturing != cudaStreamCaptureStatusNone) return;  // runs later, and perhaps often
@@ -126,8 +149,14 @@ void CudaBackend::watch() {
   cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
   cudaThreadExchangeStreamCaptureMode(&mode);
   std::unique_lock<std::mutex> lock(mutex_);
-  while (!stopped_.wait_for(lock, std::chrono::milliseconds(100), [this] { return stop_; })) {
-    if (failed_.load()) continue;
+  auto pause = [this] { return std::chrono::milliseconds(failed_.load() ? 10 : 100); };
+  while (!stopped_.wait_for(lock, pause(), [this] { return stop_; })) {
+    if (failed_.load()) {
+      lock.unlock();
+      carrier_->release();
+      lock.lock();
+      continue;
+    }
     cudaError_t state = cudaSuccess;
     while (!watched_.empty() && (state = cudaEventQuery(watched_.front().first.get())) == cudaSuccess) {
       spare_.push_back(watched_.front().first);
@@ -193,16 +222,16 @@ void CudaBackend::Timeline::enable(bool on, Stream compute) {
   origin_ns_ = now();
 }
 
-void CudaBackend::Timeline::mark(int64_t tag, int lane, int column, Stream s) {
+void CudaBackend::Timeline::mark(int64_t tag, int column, Stream s) {
   if (!on_) return;
-  if (column == 0) rows_.push_back({tag, lane, {}});
+  if (column == 0) rows_.push_back({tag, {}});
   check(cudaEventRecord(rows_.back().at[column].get(true), s), "recording an event");
 }
 
 std::vector<int64_t> CudaBackend::Timeline::take() {
   std::vector<int64_t> out;
   for (auto& row : std::exchange(rows_, {})) {
-    out.insert(out.end(), {row.tag, row.lane});
+    out.push_back(row.tag);
     for (auto& e : row.at) {
       float ms = 0;
       check(cudaEventSynchronize(e.get()), "waiting for an event");

@@ -1,5 +1,7 @@
-// The engine's backend on a GPU: lanes are high-priority streams, waits are events; the host waits
+// The engine's backend on a GPU: the comm stream has a high priority, waits are events; the host waits
 // for nothing. A thread watches what was posted against a deadline.
+//
+// Whatever GPU is current where it is called, it works on its own.
 #pragma once
 #include <cuda_runtime_api.h>
 
@@ -42,15 +44,18 @@ class CudaEvent {
   std::shared_ptr<State> s_ = std::make_shared<State>();
 };
 
-// Sends and receives of one lane, in stream order.
+// Sends and receives, in stream order.
 class CudaCarrier {
  public:
   virtual ~CudaCarrier() = default;
-  virtual void run(int lane, const std::vector<Transfer>& transfers, int64_t tag,
-                   cudaStream_t stream) = 0;
-  virtual void set_deadline(double) {}                 // of what the host waits for
-  virtual void poll() = 0;                             // throws what went wrong in the background
-  virtual void abort(const std::string& message) = 0;  // ends what is under way
+  virtual void run(const std::vector<Transfer>& transfers, int64_t tag, cudaStream_t stream) = 0;
+  virtual void set_deadline(double) {}           // of what the host waits for
+  virtual void poll() {}                         // throws what went wrong in the background
+  virtual void abort(const std::string&) {}      // begins to end what is under way, returns at once
+  virtual void release() {}                      // again and again after a failure: ends waits of streams
+  // Gives up what it holds, with nothing under way; false when that has not ended in time. Throws
+  // when it never will.
+  virtual bool close(double) { return true; }
 };
 
 class CudaBackend {
@@ -63,26 +68,27 @@ class CudaBackend {
 
   static Stream current(int device);  // torch's
   Stream compute() const { return current(device_); }
-  Stream lane(int i) const { return lanes_[i]; }
+  Stream comm() const { return comm_; }
   void record(const Event& e, Stream s);
   void wait(Stream s, const Event& e, Why why);
   bool reached(const Event&, double) const { return true; }
-  void exchange(int lane, Group group);
+  void exchange(Group group);
 
   void abort(const std::string& message);
+  void close();
   std::string error() const;
   void set_deadline(double seconds);
 
-  // As Trace: events in the lanes, read when the rows are taken.
+  // As Trace: events in the comm stream, read when the rows are taken.
   class Timeline {
    public:
     void enable(bool on, Stream compute);
-    void mark(int64_t tag, int lane, int column, Stream s);
+    void mark(int64_t tag, int column, Stream s);
     std::vector<int64_t> take();
 
    private:
     struct Row {
-      int64_t tag, lane;
+      int64_t tag;
       CudaEvent at[4];
     };
     bool on_ = false;
@@ -105,14 +111,14 @@ class CudaBackend {
   std::unique_ptr<CudaCarrier> carrier_;
   std::atomic<double> deadline_;
   Timeline timeline_;
-  cudaStream_t lanes_[kLanes] = {};
+  cudaStream_t comm_ = nullptr;
   mutable std::mutex mutex_;
   std::condition_variable stopped_;
   std::deque<std::pair<CudaEvent, int64_t>> watched_;  // and the time when it was posted
   std::vector<CudaEvent> spare_;
   std::string error_;
   std::atomic<bool> failed_{false};
-  bool stop_ = false;
+  bool stop_ = false, closed_ = false;
   std::thread watcher_;
 };
 

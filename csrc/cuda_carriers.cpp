@@ -3,7 +3,10 @@
 #include <cuda.h>
 
 #include <cstring>
+#include <mutex>
 #include <stdexcept>
+
+#include "apart.h"
 
 namespace foldcp {
 
@@ -12,12 +15,16 @@ namespace {
 class NcclCarrier : public CudaCarrier {
  public:
   explicit NcclCarrier(std::unique_ptr<Nccl> nccl) : nccl_(std::move(nccl)) {}
-  void run(int lane, const std::vector<Transfer>& t, int64_t tag, cudaStream_t s) override {
-    nccl_->run(lane, t, tag, s);
+  void run(const std::vector<Transfer>& t, int64_t tag, cudaStream_t s) override {
+    nccl_->run(t, tag, s);
   }
   void set_deadline(double seconds) override { nccl_->set_deadline(seconds); }
   void poll() override { nccl_->poll(); }
   void abort(const std::string& message) override { nccl_->abort(message); }
+  bool close(double) override {
+    nccl_->close();
+    return true;
+  }
 
  private:
   std::unique_ptr<Nccl> nccl_;
@@ -46,17 +53,70 @@ struct Driver {
   }
 };
 
-struct CudaCopies {
-  Driver driver;
+// What the copies of a rank use: its windows, and streams and events of its GPU.
+class Copies {
+ public:
+  explicit Copies(std::unique_ptr<CopyWindows> windows) : windows_(std::move(windows)) {
+    int device = windows_->device();
+    OnDevice on(device);
+    int least = 0, greatest = 0, flushes = 0;
+    check(cudaDeviceGetStreamPriorityRange(&least, &greatest), "asking for stream priorities");
+    // Streams of one priority may share a queue, where this one would stand behind what it is to
+    // end: where there are more priorities than two, this one is neither the comm streams' nor the
+    // math's.
+    make(rescue_, greatest + (least - greatest > 1));
+    for (auto& s : sides_) make(s, greatest);
+    check(cudaDeviceGetAttribute(&flushes, cudaDevAttrCanFlushRemoteWrites, device), "asking a GPU");
+    // Data and flag come as two remote writes: who sees the second is to see the first.
+    if (flushes) wait_flags_ |= CU_STREAM_WAIT_VALUE_FLUSH;
+  }
+  ~Copies() {
+    cudaStreamDestroy(rescue_);
+    for (auto s : sides_) cudaStreamDestroy(s);
+  }
+
+  const CopyWindows& windows() const { return *windows_; }
 
   void wait_set(cudaStream_t s, char* flag) const {
-    done(driver.wait(s, address(flag), 1, CU_STREAM_WAIT_VALUE_GEQ));
+    done(driver_.wait(s, address(flag), 1, wait_flags_));
   }
   void write(cudaStream_t s, char* flag, uint32_t value) const {
-    done(driver.write(s, address(flag), value, CU_STREAM_WRITE_VALUE_DEFAULT));
+    done(driver_.write(s, address(flag), value, CU_STREAM_WRITE_VALUE_DEFAULT));
   }
-  void copy(cudaStream_t s, char* to, const char* from, size_t n) const {
-    check(cudaMemcpyAsync(to, from, n, cudaMemcpyDeviceToDevice, s), "copying to a peer");
+  void fork(cudaStream_t s) const { check(cudaEventRecord(forked_.get(), s), "recording an event"); }
+  cudaStream_t side(int peer) const {
+    check(cudaStreamWaitEvent(sides_[peer], forked_.get(), 0), "waiting for an event");
+    return sides_[peer];
+  }
+  void join(cudaStream_t s, int peer) const {
+    check(cudaEventRecord(joined_[peer].get(), sides_[peer]), "recording an event");
+    check(cudaStreamWaitEvent(s, joined_[peer].get(), 0), "waiting for an event");
+  }
+
+  // Streams that wait for a flag cannot be cancelled, and each wait lowers its flag: raises them all.
+  // What arrives is thrown away.
+  void raise() {
+    std::lock_guard<std::mutex> lock(mutex_);
+    if (freed_) return;
+    OnDevice on(windows_->device());
+    const Window& mine = windows_->windows()[windows_->rank()];
+    cudaMemsetAsync(mine.base, 1, Window::flags(mine.size), rescue_);
+  }
+  // Frees the windows once nothing uses them any more, which it waits for.
+  void free() {
+    cudaSetDevice(windows_->device());
+    cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;  // a capture elsewhere goes on
+    cudaThreadExchangeStreamCaptureMode(&mode);
+    cudaDeviceSynchronize();
+    std::lock_guard<std::mutex> lock(mutex_);
+    freed_ = true;
+    cudaStreamSynchronize(rescue_);
+    windows_.reset();
+  }
+
+ private:
+  static void make(cudaStream_t& s, int priority) {
+    check(cudaStreamCreateWithPriority(&s, cudaStreamNonBlocking, priority), "making a stream");
   }
   static CUdeviceptr address(char* p) { return reinterpret_cast<CUdeviceptr>(p); }
   static void done(CUresult result) {
@@ -65,33 +125,49 @@ struct CudaCopies {
                                std::to_string(static_cast<int>(result)) + ")");
     }
   }
+
+  std::unique_ptr<CopyWindows> windows_;
+  Driver driver_;
+  unsigned wait_flags_ = CU_STREAM_WAIT_VALUE_GEQ;
+  cudaStream_t rescue_ = nullptr;
+  std::vector<cudaStream_t> sides_ = std::vector<cudaStream_t>(windows_->windows().size());
+  CudaEvent forked_;
+  std::vector<CudaEvent> joined_ = std::vector<CudaEvent>(sides_.size());
+  std::mutex mutex_;  // of `freed_`: nothing writes into memory that is gone
+  bool freed_ = false;
+};
+
+struct CudaCopies {
+  std::shared_ptr<Copies> c;
+
+  void wait_set(cudaStream_t s, char* flag) const { c->wait_set(s, flag); }
+  void write(cudaStream_t s, char* flag, uint32_t value) const { c->write(s, flag, value); }
+  void copy(cudaStream_t s, char* to, const char* from, size_t n) const {
+    check(cudaMemcpyAsync(to, from, n, cudaMemcpyDeviceToDevice, s), "copying to a peer");
+  }
+  void fork(cudaStream_t s) const { c->fork(s); }
+  cudaStream_t side(int peer) const { return c->side(peer); }
+  void join(cudaStream_t s, int peer) const { c->join(s, peer); }
 };
 
 class CopyCarrier : public CudaCarrier {
  public:
   explicit CopyCarrier(std::unique_ptr<CopyWindows> windows)
-      : windows_(std::move(windows)),
-        protocol_(CudaCopies{}, windows_->rank(), windows_->windows()) {
-    OnDevice on(windows_->device());
-    check(cudaStreamCreateWithFlags(&rescue_, cudaStreamNonBlocking), "making a stream");
-  }
-  ~CopyCarrier() override { cudaStreamDestroy(rescue_); }
+      : copies_(std::make_shared<Copies>(std::move(windows))),
+        protocol_({copies_}, copies_->windows().rank(), copies_->windows().windows()) {}
 
-  void run(int, const std::vector<Transfer>& t, int64_t, cudaStream_t s) override {
-    protocol_.run(t, s);
-  }
-  void poll() override {}
-  // Streams that wait for a flag cannot be cancelled: raise all flags, what arrives is thrown away.
-  void abort(const std::string&) override {
-    OnDevice on(windows_->device());
-    const Window& mine = windows_->windows()[windows_->rank()];
-    cudaMemsetAsync(mine.base, 1, Window::flags(mine.size), rescue_);
+  void run(const std::vector<Transfer>& t, int64_t, cudaStream_t s) override { protocol_.run(t, s); }
+  void release() override { copies_->raise(); }
+  // Memory is freed apart: that waits for the GPU, where something else may hang.
+  bool close(double seconds) override {
+    if (!freeing_) freeing_ = std::make_unique<Apart>([c = copies_] { c->free(); });
+    return freeing_->wait(seconds);
   }
 
  private:
-  std::unique_ptr<CopyWindows> windows_;
+  std::shared_ptr<Copies> copies_;
   CopyProtocol<CudaCopies> protocol_;
-  cudaStream_t rescue_ = nullptr;
+  std::unique_ptr<Apart> freeing_;
 };
 
 }  // namespace

@@ -1,6 +1,5 @@
 // What the operators see of an engine, whatever its backend is.
 #pragma once
-#include <array>
 #include <memory>
 #include <string>
 #include <unordered_map>
@@ -20,7 +19,10 @@ class Endpoint {
   virtual bool reached(int64_t flight, int slot, double seconds) = 0;
   virtual void arrive(int64_t flight, int slot) = 0;
   virtual void land(int64_t flight) = 0;
+  // Makes all exchanges fail, now and later; returns at once, whatever state a device is in.
   virtual void abort(const std::string& message) = 0;
+  // Ends what is under way, before the endpoint is destroyed; throws when it does not end in time.
+  virtual void close() = 0;
   virtual std::string error() = 0;
   virtual void set_deadline(double seconds) = 0;
   virtual void trace(bool on) = 0;
@@ -30,8 +32,8 @@ class Endpoint {
 template <class B>
 class EngineEndpoint : public Endpoint {
  public:
-  EngineEndpoint(std::unique_ptr<B> backend, int rank, int cols)
-      : backend_(std::move(backend)), engine_(*backend_, rank, cols) {}
+  explicit EngineEndpoint(std::unique_ptr<B> backend)
+      : backend_(std::move(backend)), engine_(*backend_) {}
 
   // Flights that have landed are used again: their events cost time to make.
   int64_t open() override {
@@ -39,7 +41,6 @@ class EngineEndpoint : public Endpoint {
       int64_t again = landed_.back();
       landed_.pop_back();
       flights_[again].steps = 0;
-      flights_[again].forwarded = false;
       return again;
     }
     flights_[++last_];
@@ -47,18 +48,11 @@ class EngineEndpoint : public Endpoint {
   }
   void post(int64_t flight, int slot, std::vector<Message> sends, std::vector<Message> recvs,
             int64_t tag, bool forwards) override {
-    std::array<Group, kLanes> groups;
-    for (auto& g : groups) g.tag = tag;
-    for (auto& m : sends) groups[engine_.lane_of(m.peer)].sends.push_back(std::move(m));
-    for (auto& m : recvs) groups[engine_.lane_of(m.peer)].recvs.push_back(std::move(m));
-    engine_.post(flights_.at(flight), slot, std::move(groups), forwards);
+    engine_.post(flights_.at(flight), slot, {std::move(sends), std::move(recvs), tag}, forwards);
   }
   bool reached(int64_t flight, int slot, double seconds) override {
     auto& f = flights_.at(flight);
-    for (int lane = 0; lane < kLanes; ++lane) {
-      if (f.posted[slot][lane] && !backend_->reached(f.arrived[slot][lane], seconds)) return false;
-    }
-    return true;
+    return !f.posted[slot] || backend_->reached(f.arrived[slot], seconds);
   }
   void arrive(int64_t flight, int slot) override { engine_.arrive(flights_.at(flight), slot); }
   void land(int64_t flight) override {
@@ -66,6 +60,7 @@ class EngineEndpoint : public Endpoint {
     landed_.push_back(flight);
   }
   void abort(const std::string& message) override { backend_->abort(message); }
+  void close() override { backend_->close(); }
   std::string error() override { return backend_->error(); }
   void set_deadline(double seconds) override { backend_->set_deadline(seconds); }
   void trace(bool on) override { backend_->trace.enable(on); }

@@ -1,15 +1,16 @@
 // The exchange engine: which stream waits for what. Nothing here knows how bytes travel.
 //
-// A rank has one compute stream (where the caller's math runs) and three lanes, each a stream with
-// a communicator of its own: peers of its mesh row, of its mesh column, and the others. A flight is
-// one exchange of several steps; its regions live in two slots that alternate. The caller keeps
-// this order: post(0) [arrive(t) post(t+1) math(t)]... arrive(last) math(last) land(), with nothing
-// between arrive(t) and post(t+1).
+// A rank has one compute stream (where the caller's math runs) and one comm stream with one
+// communicator, on which the exchanges of all flights run in the order in which they were posted.
+// All ranks post them in the same order: that is the total order without which transfers between
+// more than two ranks can wait for each other in a circle. A flight is one exchange of several
+// steps; its regions live in two slots that alternate. The caller keeps this order: post(0)
+// [arrive(t) post(t+1) math(t)]... arrive(last) math(last) land(), with nothing between arrive(t)
+// and post(t+1) but copies into the regions of step t.
 //
-// Backend B provides Stream, Event, compute(), lane(int), record(Event, Stream),
-// wait(Stream, Event, Why) and exchange(int lane, Group).
+// Backend B provides Stream, Event, compute(), comm(), record(Event, Stream),
+// wait(Stream, Event, Why) and exchange(Group).
 #pragma once
-#include <array>
 #include <stdexcept>
 #include <utility>
 #include <vector>
@@ -17,8 +18,6 @@
 #include "view.h"
 
 namespace foldcp {
-
-constexpr int kLanes = 3;
 
 // Why a stream waits; the simulator leaves out one at a time to see that each is needed.
 enum class Why : int { sources, buffers, arrived, landed };
@@ -28,43 +27,28 @@ class Engine {
  public:
   struct Flight {
     typename B::Event ready, used;
-    typename B::Event arrived[2][kLanes];
-    bool posted[2][kLanes] = {};
+    typename B::Event arrived[2];
+    bool posted[2] = {};
     int steps = 0;
-    bool forwarded = false;  // the last step sent from the slot that the next one overwrites
   };
 
-  Engine(B& backend, int rank, int cols) : b_(backend), row_(rank / cols), col_(rank % cols), cols_(cols) {}
-
-  // The lane of the messages to and from a peer.
-  int lane_of(int peer) const {
-    if (peer / cols_ == row_) return 0;
-    return peer % cols_ == col_ ? 1 : 2;
-  }
+  explicit Engine(B& backend) : b_(backend) {}
 
   // Sends and receives of the next step, into `slot`. The first one waits for what the compute
   // stream was given so far: sources and buffers. A later one waits for the math that read this
-  // slot two steps ago, and no more, so that one lane does not wait for another: that math was given
-  // before arrive(t), the math of the current step is given later. Where this step or the last one
-  // forwards what the one before it brought, as in a ring, it also waits for all transfers of the
-  // last step: they bring what is sent now, or still read what is overwritten now.
-  void post(Flight& f, int slot, std::array<Group, kLanes> groups, bool forwards) {
-    bool any = false, first = f.steps++ == 0;
-    bool all = first || forwards || f.forwarded;
-    f.forwarded = forwards;
-    for (auto& g : groups) any = any || !g.sends.empty() || !g.recvs.empty();
-    if (!any) return;
-    Why why = first ? Why::sources : Why::buffers;
-    typename B::Event& since = all ? f.ready : f.used;
+  // slot two steps ago, and no more: that math was given before arrive(t), the math of the current
+  // step is given later. A step that forwards regions of the last one, as in a ring, also waits for
+  // what the compute stream copied into them after arrive(t). What was received needs no wait: the
+  // transfers of the last step come before these on the comm stream.
+  void post(Flight& f, int slot, Group group, bool forwards) {
+    bool first = f.steps++ == 0;
+    if (group.sends.empty() && group.recvs.empty()) return;
+    bool all = first || forwards;
     if (all) b_.record(f.ready, b_.compute());
-    for (int lane = 0; lane < kLanes; ++lane) {
-      Group& g = groups[lane];
-      if (g.sends.empty() && g.recvs.empty()) continue;
-      b_.wait(b_.lane(lane), since, why);
-      b_.exchange(lane, std::move(g));
-      b_.record(f.arrived[slot][lane], b_.lane(lane));
-      f.posted[slot][lane] = true;
-    }
+    b_.wait(b_.comm(), all ? f.ready : f.used, first ? Why::sources : Why::buffers);
+    b_.exchange(std::move(group));
+    b_.record(f.arrived[slot], b_.comm());
+    f.posted[slot] = true;
   }
 
   // The compute stream waits for the transfers of a slot, sends included.
@@ -80,15 +64,12 @@ class Engine {
 
  private:
   void join(Flight& f, int slot, Why why) {
-    for (int lane = 0; lane < kLanes; ++lane) {
-      if (!f.posted[slot][lane]) continue;
-      b_.wait(b_.compute(), f.arrived[slot][lane], why);
-      f.posted[slot][lane] = false;
-    }
+    if (!f.posted[slot]) return;
+    b_.wait(b_.compute(), f.arrived[slot], why);
+    f.posted[slot] = false;
   }
 
   B& b_;
-  int row_, col_, cols_;
 };
 
 }  // namespace foldcp

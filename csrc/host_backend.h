@@ -1,6 +1,7 @@
-// The engine's backend on the CPU: lanes are threads, the compute stream is the calling thread.
+// The engine's backend on the CPU: the comm stream is a thread, the compute stream is the calling
+// thread.
 //
-// Carrier C provides run(lane, transfers, tag, stream) and abort(message); with C::kDirect also
+// Carrier C provides run(transfers, tag, stream), abort(message) and close(); with C::kDirect also
 // room(sends), run_for(transfers, progress, tag, seconds) and deadline().
 #pragma once
 #include <atomic>
@@ -24,20 +25,13 @@ class HostBackend {
   explicit HostBackend(std::unique_ptr<C> carrier) : carrier_(std::move(carrier)) {}
 
   Stream compute() const { return nullptr; }
-  Stream lane(int i) {
-    if (!lanes_[i]) lanes_[i] = std::make_unique<ThreadStream>();
-    return lanes_[i].get();
-  }
+  Stream comm() { return &comm_; }
 
   void record(Event e, Stream s) {
     if (!s) return e.reach(e.issue());
-    for (int i = 0; i < kLanes; ++i) {
-      if (s != lanes_[i].get() || !halves_[i] || halves_[i]->generation) continue;
-      halves_[i]->event = e;
-      halves_[i]->generation = e.issue();
-      return;
-    }
-    s->record(e);
+    if (!half_ || half_->generation) return s->record(e);
+    half_->event = e;
+    half_->generation = e.issue();
   }
 
   void wait(Stream s, Event e, Why) {
@@ -52,29 +46,27 @@ class HostBackend {
   }
 
   bool reached(Event e, double seconds) {
-    for (int i = 0; i < kLanes; ++i) {
-      if (halves_[i] && !finish(*halves_[i], seconds)) return false;
-      halves_[i].reset();
-    }
+    if (e.done()) return true;
+    if (half_ && !finish(*half_, seconds)) return false;
+    half_.reset();
     return e.await(e.issued(), seconds);
   }
 
-  void exchange(int lane, Group group) {
+  void exchange(Group group) {
     raise();
-    Stream s = this->lane(lane);
-    if (halves_[lane]) {  // the caller goes on before it has received: the thread does it
-      s->push([this, half = std::move(halves_[lane])] { finish(*half, -1); });
+    if (half_) {  // the caller goes on before it has received: the thread does it
+      comm_.push([this, half = std::move(half_)] { finish(*half, -1); });
     }
-    if (begin(lane, s, group)) return;
-    s->push([this, lane, g = std::move(group)] {
+    if (begin(group)) return;
+    comm_.push([this, g = std::move(group)] {
       guarded([&] {
         int64_t start = now();
         pack_all(g);
         int64_t packed = now();
-        carrier_->run(lane, transfers(g), g.tag, nullptr);
+        carrier_->run(transfers(g), g.tag, nullptr);
         int64_t moved = now();
         unpack_all(g);
-        trace.add(g.tag, lane, start, packed, moved, now());
+        trace.add(g.tag, start, packed, moved, now());
       });
     });
   }
@@ -82,6 +74,10 @@ class HostBackend {
   void abort(const std::string& message) {
     carrier_->abort(message);
     fail(message);
+  }
+  void close() {
+    comm_.synchronize();  // not for longer than the deadline
+    carrier_->close();
   }
   std::string error() const {
     std::lock_guard<std::mutex> lock(mutex_);
@@ -95,7 +91,6 @@ class HostBackend {
  private:
   // An exchange whose sends are done, and whose receives are left to whom waits for it.
   struct Half {
-    int lane;
     Group group;
     Event event;
     uint64_t generation = 0;  // of the event, once it is recorded
@@ -104,10 +99,10 @@ class HostBackend {
   };
 
   // What is small and finds room is sent here and now: a hand-over to a thread takes longer.
-  bool begin(int lane, Stream s, Group& group) {
+  bool begin(Group& group) {
     if constexpr (C::kDirect) {
-      if (!s->idle() || !carrier_->room(group.sends)) return false;
-      auto half = std::make_shared<Half>(Half{lane, {}, {}, 0, now(), 0, {}});
+      if (!comm_.idle() || !carrier_->room(group.sends)) return false;
+      auto half = std::make_shared<Half>(Half{{}, {}, 0, now(), 0, {}});
       guarded([&] {
         pack_all(group);
         half->packed = now();
@@ -119,7 +114,7 @@ class HostBackend {
       half->progress.resize(group.recvs.size());
       group.sends.clear();
       half->group = std::move(group);
-      halves_[lane] = std::move(half);
+      half_ = std::move(half);
       return true;
     } else {
       return false;
@@ -138,7 +133,7 @@ class HostBackend {
         if (!done) return;
         int64_t moved = now();
         unpack_all(half.group);
-        trace.add(half.group.tag, half.lane, half.start, half.packed, moved, now());
+        trace.add(half.group.tag, half.start, half.packed, moved, now());
       });
     }
     done = done || failed_.load();
@@ -179,8 +174,8 @@ class HostBackend {
   mutable std::mutex mutex_;
   std::string error_;
   std::atomic<bool> failed_{false};
-  std::shared_ptr<Half> halves_[kLanes];
-  std::unique_ptr<ThreadStream> lanes_[kLanes];  // last: they end before what they use
+  std::shared_ptr<Half> half_;
+  ThreadStream comm_;  // last: it ends before what it uses
 };
 
 }  // namespace foldcp

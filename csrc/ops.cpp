@@ -98,11 +98,11 @@ std::string build_info() {
   return s;
 }
 
-int64_t host_open(int64_t rank, int64_t size, int64_t cols, int64_t slot_bytes, std::string path,
+int64_t host_open(int64_t rank, int64_t size, int64_t slot_bytes, std::string path,
                   double deadline) {
   auto memory = std::make_unique<SharedMemory>(rank, size, slot_bytes, path, deadline);
   auto backend = std::make_unique<HostBackend<SharedMemory>>(std::move(memory));
-  return Engines::instance().add(std::make_shared<HostEngine>(std::move(backend), rank, cols));
+  return Engines::instance().add(std::make_shared<HostEngine>(std::move(backend)));
 }
 
 int64_t host_descriptor(int64_t engine) {
@@ -120,21 +120,9 @@ std::string nccl_unique_id(std::string path) {
   return to_hex(std::string(id.bytes, sizeof(id.bytes)));
 }
 
-// `ids`: of the lanes row, column and mesh, empty where the lane has no peers. `device`: -1 is the
-// CPU, for a stand-in of the library.
-int64_t nccl_open(std::string path, int64_t device, int64_t rank, int64_t size, int64_t cols,
-                  std::string row_id, std::string col_id, std::string mesh_id, int64_t max_ctas,
-                  double deadline) {
-  int rows = static_cast<int>(size / cols), row = rank / cols, col = rank % cols;
-  std::vector<Nccl::Lane> lanes = {{from_hex(row_id), static_cast<int>(cols), col},
-                                   {from_hex(col_id), rows, row},
-                                   {from_hex(mesh_id), static_cast<int>(size), static_cast<int>(rank)}};
-  std::vector<std::vector<int>> ranks_of(kLanes);
-  for (int peer = 0; peer < size; ++peer) {
-    ranks_of[0].push_back(peer % cols);
-    ranks_of[1].push_back(peer / cols);
-    ranks_of[2].push_back(peer);
-  }
+// `id`: the same on all ranks. `device`: -1 is the CPU, for a stand-in of the library.
+int64_t nccl_open(std::string path, int64_t device, int64_t rank, int64_t size, std::string id,
+                  int64_t max_ctas, double deadline) {
 #ifndef FOLDCP_WITH_CUDA
   if (device >= 0) throw std::runtime_error("foldcp was built without CUDA");
 #endif
@@ -142,16 +130,16 @@ int64_t nccl_open(std::string path, int64_t device, int64_t rank, int64_t size, 
 #ifdef FOLDCP_WITH_CUDA
   if (device >= 0) {
     OnDevice on(device);
-    auto nccl = std::make_unique<Nccl>(api, lanes, ranks_of, max_ctas, deadline);
+    auto nccl = std::make_unique<Nccl>(api, from_hex(id), size, rank, max_ctas, deadline);
     auto backend = std::make_unique<CudaBackend>(device, nccl_carrier(std::move(nccl)), deadline);
     return Engines::instance().add(
-        std::make_shared<EngineEndpoint<CudaBackend>>(std::move(backend), rank, cols));
+        std::make_shared<EngineEndpoint<CudaBackend>>(std::move(backend)));
   }
 #endif
-  auto nccl = std::make_unique<Nccl>(api, lanes, ranks_of, max_ctas, deadline);
+  auto nccl = std::make_unique<Nccl>(api, from_hex(id), size, rank, max_ctas, deadline);
   auto backend = std::make_unique<HostBackend<Nccl>>(std::move(nccl));
   return Engines::instance().add(
-      std::make_shared<EngineEndpoint<HostBackend<Nccl>>>(std::move(backend), rank, cols));
+      std::make_shared<EngineEndpoint<HostBackend<Nccl>>>(std::move(backend)));
 }
 
 #ifdef FOLDCP_WITH_CUDA
@@ -175,23 +163,26 @@ std::string copy_handle(int64_t window) {
 #endif
 }
 
-int64_t copy_open(int64_t window, std::string handles, int64_t cols, double deadline) {
+int64_t copy_open(int64_t window, std::string handles, double deadline) {
 #ifdef FOLDCP_WITH_CUDA
   auto windows = std::move(*Windows::instance().remove(window));
   std::vector<std::string> raw;
   for (auto& h : split(handles)) raw.push_back(from_hex(h));
   windows->open(raw);
-  int device = windows->device(), rank = windows->rank();
+  int device = windows->device();
   auto backend =
       std::make_unique<CudaBackend>(device, copy_carrier(std::move(windows)), deadline);
   return Engines::instance().add(
-      std::make_shared<EngineEndpoint<CudaBackend>>(std::move(backend), rank, cols));
+      std::make_shared<EngineEndpoint<CudaBackend>>(std::move(backend)));
 #else
   throw std::runtime_error("foldcp was built without CUDA");
 #endif
 }
 
-void engine_close(int64_t engine) { Engines::instance().remove(engine); }
+void engine_close(int64_t engine) {
+  auto closing = Engines::instance().remove(engine);
+  if (closing) closing->close();
+}
 void engine_abort(int64_t engine, std::string message) { Engines::instance().get(engine)->abort(message); }
 std::string engine_error(int64_t engine) { return Engines::instance().get(engine)->error(); }
 void engine_deadline(int64_t engine, double seconds) { Engines::instance().get(engine)->set_deadline(seconds); }
@@ -243,16 +234,16 @@ void unpack_piece(Tensor message, bool fp8, Tensor view) { convert_piece(view, f
 
 STABLE_TORCH_LIBRARY(foldcp, m) {
   m.def("build_info() -> str");
-  m.def("host_open(int rank, int size, int cols, int slot_bytes, str path, float deadline) -> int");
+  m.def("host_open(int rank, int size, int slot_bytes, str path, float deadline) -> int");
   m.def("host_descriptor(int engine) -> int");
   m.def("nccl_version(str path) -> int");
   m.def("nccl_unique_id(str path) -> str");
   m.def(
-      "nccl_open(str path, int device, int rank, int size, int cols, str row_id, str col_id, "
-      "str mesh_id, int max_ctas, float deadline) -> int");
+      "nccl_open(str path, int device, int rank, int size, str id, int max_ctas, float deadline) "
+      "-> int");
   m.def("copy_window(int device, int rank, int size, int slot_bytes) -> int");
   m.def("copy_handle(int window) -> str");
-  m.def("copy_open(int window, str handles, int cols, float deadline) -> int");
+  m.def("copy_open(int window, str handles, float deadline) -> int");
   m.def("engine_close(int engine) -> ()");
   m.def("engine_abort(int engine, str message) -> ()");
   m.def("engine_error(int engine) -> str");

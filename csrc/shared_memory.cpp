@@ -173,7 +173,7 @@ bool SharedMemory::room(const std::vector<Message>& sends) const {
   return true;
 }
 
-void SharedMemory::run(int, const std::vector<Transfer>& transfers, int64_t tag, void*) {
+void SharedMemory::run(const std::vector<Transfer>& transfers, int64_t tag, void*) {
   std::vector<Progress> progress(transfers.size());
   if (!run_for(transfers, progress, tag, deadline_)) give_up();
 }

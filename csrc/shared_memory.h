@@ -33,7 +33,7 @@ class SharedMemory {
 
   // Carries out sends and receives; throws std::runtime_error when a peer is gone, has aborted,
   // makes no progress for `deadline` seconds, or sends something else than what is expected.
-  void run(int lane, const std::vector<Transfer>& transfers, int64_t tag, void* stream);
+  void run(const std::vector<Transfer>& transfers, int64_t tag, void* stream);
   // The same for some seconds at most: false when there is more to do.
   bool run_for(const std::vector<Transfer>& transfers, std::vector<Progress>& progress, int64_t tag,
                double seconds);
@@ -46,6 +46,7 @@ class SharedMemory {
   // Makes every rank's `run` throw, now and later. The first message is kept.
   void abort(const std::string& message);
   std::string error() const;
+  void close() {}  // nothing is under way once the comm stream has ended
 
  private:
   struct Header;

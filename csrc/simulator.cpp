@@ -3,13 +3,13 @@
 //
 //   simulator TRIALS SEED CARRIER MUTANT PROGRAM...
 //
-// CARRIER is `mailbox` or `copy`. MUTANT leaves out a wait: `none`, `sources:LANE`, `buffers:LANE`,
-// `arrived:LANE`, `landed:LANE` (of the engine), `flag-arrived` or `flag-free` (of CopyProtocol).
+// CARRIER is `mailbox` or `copy`. MUTANT leaves out a wait: `none`, `sources`, `buffers`, `arrived`,
+// `landed` (of the engine), `flag-arrived`, `flag-free`, `fork` or `join` (of CopyProtocol).
 // A program (see simulator/program.h) holds what the hosts of all ranks tell their streams. A trial
 // runs it once; several trials run back to back with the same engine and memory, while nobody waits
 // for a trial to end. Memory holds poison before and after a trial, and the numbers of every trial
 // are its own. For each program a line is printed:
-//   PROGRAM trials T wrong W stuck S waits (four kinds, in the order above, times three lanes)
+//   PROGRAM trials T wrong W stuck S waits (four kinds, in the order above)
 // where W is the number of trials in which a rank read a wrong number.
 #include <algorithm>
 #include <cstdio>
@@ -33,7 +33,7 @@ struct Options {
 
 struct Count {
   int trials = 0, wrong = 0, stuck = 0;
-  std::array<std::array<int64_t, kLanes>, 4> waits{};
+  std::array<int64_t, 4> waits{};
 };
 
 // All ranks with their memory and streams, for some trials.
@@ -48,9 +48,8 @@ class World {
     for (int r = 0; r < size(); ++r) {
       int jitter_us = seed % 4 == 0 ? 40 : 0;
       ranks_.push_back(std::make_unique<EngineEndpoint<Backend>>(
-          std::make_unique<Backend>(carrier(r, options), options.mutant, jitter_us,
-                                    seed * 64 + 4 * r),
-          r, programs.cols));
+          std::make_unique<Backend>(carrier(r, options, jitter_us), options.mutant, jitter_us,
+                                    seed * 64 + 4 * r)));
       memory_.emplace_back();
       for (int64_t n : programs.ranks[r].blocks) memory_[r].emplace_back(n, kPoison);
     }
@@ -74,7 +73,7 @@ class World {
     for (auto& w : wrong_) count.wrong += w.load() > 0;
     for (auto& r : ranks_) {
       for (int kind = 0; kind < 4; ++kind) {
-        for (int i = 0; i < kLanes; ++i) count.waits[kind][i] += r->backend().waits[kind][i];
+        count.waits[kind] += r->backend().waits[kind];
       }
     }
   }
@@ -94,10 +93,10 @@ class World {
     return w;
   }
 
-  std::unique_ptr<Carrier> carrier(int rank, const Options& options) {
+  std::unique_ptr<Carrier> carrier(int rank, const Options& options, int jitter_us) {
     if (!options.copies) return std::make_unique<MailboxCarrier>(boxes_, gate_, rank, size());
-    SlowCopies ops{&gate_, windows_[rank], options.mutant.flags};
-    return std::make_unique<CopyCarrier>(ops, rank, windows_);
+    SlowCopies ops(gate_, windows_[rank], options.mutant.carrier, jitter_us, seed_ * 512 + 16 * rank);
+    return std::make_unique<CopyCarrier>(std::move(ops), rank, windows_);
   }
 
   bool idle() const {
@@ -220,20 +219,19 @@ class World {
 
 Mutant mutant_of(const std::string& text) {
   if (text == "none") return {};
-  if (text == "flag-arrived") return {Why::sources, -1, Ignored::arrived};
-  if (text == "flag-free") return {Why::sources, -1, Ignored::free};
-  const char* names[] = {"sources:", "buffers:", "arrived:", "landed:"};
+  const char* waits[] = {"sources", "buffers", "arrived", "landed"};
   for (int i = 0; i < 4; ++i) {
-    size_t length = std::strlen(names[i]);
-    if (text.compare(0, length, names[i]) == 0) {
-      return {static_cast<Why>(i), std::stoi(text.substr(length)), Ignored::none};
-    }
+    if (text == waits[i]) return {true, static_cast<Why>(i), Ignored::none};
+  }
+  const char* ignored[] = {"flag-arrived", "flag-free", "fork", "join"};
+  for (int i = 0; i < 4; ++i) {
+    if (text == ignored[i]) return {false, Why::sources, static_cast<Ignored>(i + 1)};
   }
   throw std::runtime_error("unknown mutant " + text);
 }
 
 Count simulate(const Programs& programs, const Options& options) {
-  bool mutated = options.mutant.lane >= 0 || options.mutant.flags != Ignored::none;
+  bool mutated = options.mutant.engine || options.mutant.carrier != Ignored::none;
   Count count;
   for (unsigned i = 0; count.trials < options.trials; ++i) {
     World world(programs, options, options.seed * 4001 + i);
@@ -252,9 +250,7 @@ int main(int argc, char** argv) {
   for (int i = 5; i < argc; ++i) {
     Count c = simulate(Reader(argv[i]).read(), options);
     std::printf("%s trials %d wrong %d stuck %d waits", argv[i], c.trials, c.wrong, c.stuck);
-    for (auto& kind : c.waits) {
-      for (int64_t n : kind) std::printf(" %lld", static_cast<long long>(n));
-    }
+    for (int64_t n : c.waits) std::printf(" %lld", static_cast<long long>(n));
     std::printf("\n");
     std::fflush(stdout);
   }

@@ -15,17 +15,17 @@ inline int64_t now() {
       .count();
 }
 
-// Rows of (tag, lane, start, packed, moved, end).
+// Rows of (tag, start, packed, moved, end).
 class Trace {
  public:
-  static constexpr int kColumns = 6;
+  static constexpr int kColumns = 5;
 
   void enable(bool on) { on_.store(on); }
   bool enabled() const { return on_.load(); }
-  void add(int64_t tag, int64_t lane, int64_t start, int64_t packed, int64_t moved, int64_t end) {
+  void add(int64_t tag, int64_t start, int64_t packed, int64_t moved, int64_t end) {
     if (!on_.load()) return;
     std::lock_guard<std::mutex> lock(mutex_);
-    rows_.insert(rows_.end(), {tag, lane, start, packed, moved, end});
+    rows_.insert(rows_.end(), {tag, start, packed, moved, end});
   }
   std::vector<int64_t> take() {
     std::lock_guard<std::mutex> lock(mutex_);

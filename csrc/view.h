@@ -64,7 +64,7 @@ struct Message {
   char* wire() const { return staging ? staging : parts[0].view.data; }
 };
 
-// The messages of one lane in one step.
+// The messages of one step.
 struct Group {
   std::vector<Message> sends, recvs;
   int64_t tag = 0;  // names the exchange and step; equal on both ends of a message

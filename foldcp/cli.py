@@ -12,7 +12,8 @@ from pathlib import Path
 import foldcp_boot
 from foldcp import __version__
 from foldcp.boltz import launch
-from foldcp.config import Config
+from foldcp.config import Config, order_nccl
+from foldcp.connect import described_version
 from foldcp.report import UserError
 from foldcp_kernels.extension import load
 
@@ -194,7 +195,8 @@ def _transport(gpus: int) -> str:
         version = extension.ops.nccl_version(library)
     except RuntimeError as error:
         return f"copy-engine or torch-nccl; {str(error).splitlines()[0]}"
-    return f"nccl {version // 10000}.{version // 100 % 100}.{version % 100}, copy-engine"
+    order = order_nccl(os.environ)
+    return f"nccl {described_version(version)} (launch order: {order}), copy-engine"
 
 
 def _meshes(count: int, what: str) -> str:

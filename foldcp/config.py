@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 
 ROUTES = ("direct", "ring")
@@ -34,7 +34,7 @@ class Config:
         route: FOLDCP_ROUTE, the panel strategy that "auto" considers: fetch panels from their owner
             ("direct") or from the last user ("ring").
         nccl_library: FOLDCP_NCCL_LIB, path of the NCCL library; "" is torch's, else the system's.
-        nccl_ctas: FOLDCP_NCCL_CTAS, most thread blocks of NCCL per communicator; 0: its default.
+        nccl_ctas: FOLDCP_NCCL_CTAS, most thread blocks (and so SMs) of NCCL.
         precision: FOLDCP_PRECISION, "auto" is bf16 on CUDA and fp32 on CPU.
         kernels: FOLDCP_KERNELS, implementation of the local ops; "auto" is Triton on CUDA where a
             kernel covers the input, else torch.
@@ -58,7 +58,7 @@ class Config:
     multiplication: str = "auto"
     attention: str = "auto"
     nccl_library: str = ""
-    nccl_ctas: int = 0
+    nccl_ctas: int = 8
     precision: str = "auto"
     kernels: str = "auto"
     graphs: str = "auto"
@@ -93,7 +93,7 @@ class Config:
             multiplication=get.choice("FOLDCP_MULTIPLICATION", MULTIPLICATION, cls.multiplication),
             attention=get.choice("FOLDCP_ATTENTION", ATTENTION, cls.attention),
             nccl_library=environ.get("FOLDCP_NCCL_LIB") or cls.nccl_library,
-            nccl_ctas=get.count("FOLDCP_NCCL_CTAS", 1) if environ.get("FOLDCP_NCCL_CTAS") else 0,
+            nccl_ctas=get.count("FOLDCP_NCCL_CTAS", cls.nccl_ctas),
             precision=get.choice("FOLDCP_PRECISION", PRECISIONS, cls.precision),
             kernels=get.choice("FOLDCP_KERNELS", KERNELS, cls.kernels),
             graphs=get.choice("FOLDCP_GRAPHS", GRAPHS, cls.graphs),
@@ -109,6 +109,32 @@ class Config:
         if self.precision != "auto":
             return self.precision
         return "bf16" if device_type == "cuda" else "fp32"
+
+
+def order_nccl(environ: MutableMapping[str, str]) -> str:
+    """Ask NCCL to run what different communicators start on a GPU in the order of the calls.
+
+    torch's communicators share the GPU with those of a mesh; without one order they may wait for
+    each other in a circle. Must be called before NCCL is used (it reads the variable once); NCCL
+    knows it from 2.26 on.
+
+    Args:
+        environ: usually `os.environ`. A value that is there already is left.
+
+    Returns:
+        The value.
+    """
+    return environ.setdefault("NCCL_LAUNCH_ORDER_IMPLICIT", "1")
+
+
+def shares_gpus(environ: Mapping[str, str]) -> bool:
+    """True when NCCL was told to take several ranks on one GPU."""
+    return environ.get("NCCL_MULTI_RANK_GPU_ENABLE") == "1"
+
+
+def local_rank(environ: Mapping[str, str], rank: int) -> int:
+    """Position of this rank on its machine, as torchrun or srun says it, else its rank."""
+    return int(environ.get("LOCAL_RANK") or environ.get("SLURM_LOCALID") or rank)
 
 
 class _Reader:

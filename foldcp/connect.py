@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from foldcp.config import TRANSPORTS
+from foldcp.config import TRANSPORTS, Config, order_nccl, shares_gpus
 from foldcp.native import NativeTransport, tag
 from foldcp.transport import TorchTransport, Transport, TransportError
 from foldcp.wire import Message, staging_bytes
@@ -27,6 +27,16 @@ _HOST_BYTES = 64 << 20  # of shared memory for the slots of all pairs of ranks
 _WINDOW_BYTES = 128 << 20  # of device memory for the slots of one rank's peers
 _MEETING = 120.0  # seconds that setting up and the trial exchange may take
 _CUDA = ("nccl", "copy-engine", "torch-nccl")
+# Bytes of the trial with each peer. Links between GPUs may corrupt from 256 KiB up; in shared
+# memory nothing but the slots, of 256 KiB at most, is to be tried.
+_TRIAL = {"host": 512 << 10, "nccl": 4 << 20, "copy-engine": 4 << 20}
+_REMEDY = {
+    "nccl": ": copies between the GPUs do not work, mostly for IOMMU or ACS settings. Set "
+    "NCCL_P2P_DISABLE=1, or disable ACS (or the IOMMU) in the BIOS",
+    "copy-engine": ": copies between the GPUs do not work, mostly for IOMMU or ACS settings. Set "
+    "FOLDCP_TRANSPORT=nccl with NCCL_P2P_DISABLE=1, or disable ACS (or the IOMMU) in the BIOS",
+}
+_SHARED_GPU = 23000  # the first NCCL that takes several ranks on one GPU
 
 
 @dataclass(frozen=True)
@@ -35,13 +45,12 @@ class Options:
 
     Args:
         deadline: seconds that an exchange may take. nccl_library: path of NCCL, "" for the one of
-            torch or of the system. max_ctas: thread blocks of NCCL per communicator, 0 leaves it to
-            NCCL.
+            torch or of the system. max_ctas: most thread blocks of NCCL, 0 leaves it to NCCL.
     """
 
     deadline: float = 1800.0
     nccl_library: str = ""
-    max_ctas: int = 0
+    max_ctas: int = Config.nccl_ctas
 
 
 def connect(mesh: Mesh, name: str, options: Options) -> Transport:
@@ -68,6 +77,8 @@ def connect(mesh: Mesh, name: str, options: Options) -> Transport:
                 f"{asked[0]} ({asked[1]}): start all ranks alike"
             )
     cuda = mesh.device.type == "cuda"
+    if cuda or name == "nccl":
+        order_nccl(os.environ)
     if name in ("gloo", "torch-nccl") or (name != "auto" and _misplaced(name, cuda, options)):
         if _misplaced(name, cuda, options):
             kind = "GPUs" if name in _CUDA else "CPUs"
@@ -153,7 +164,7 @@ def _open_host(mesh: Mesh, ops: Any, options: Options) -> int:
     if any(m != machines[0] for m in machines):
         _agree(mesh, "host", "the ranks are not on one machine (or not in one container)")
     slot = max(4 << 10, min(256 << 10, _HOST_BYTES // (4 * mesh.size**2)))
-    place = mesh.rank, mesh.size, mesh.cols, slot
+    place = mesh.rank, mesh.size, slot
 
     def create(path: str) -> int:
         return ops.host_open(*place, path, options.deadline)
@@ -172,16 +183,38 @@ def _open_host(mesh: Mesh, ops: Any, options: Options) -> int:
 
 
 def _open_nccl(mesh: Mesh, ops: Any, options: Options) -> int:
-    library = options.nccl_library
-    mine = _attempt(mesh, "nccl", lambda: [ops.nccl_unique_id(library) for _ in range(3)])
-    ids = mesh.all_gather_object(mine)
-    row = ids[mesh.row * mesh.cols][0] if mesh.cols > 1 else ""
-    col = ids[mesh.col][1] if mesh.rows > 1 else ""
-    rest = ids[0][2] if mesh.rows > 1 and mesh.cols > 1 else ""
-    index = -1 if mesh.device.type == "cpu" else mesh.device.index or 0
-    place = index, mesh.rank, mesh.size, mesh.cols
-    more = options.max_ctas, options.deadline
-    return _attempt(mesh, "nccl", lambda: ops.nccl_open(library, *place, row, col, rest, *more))
+    library, cpu = options.nccl_library, mesh.device.type == "cpu"
+    # Every rank loads the library: one that cannot is not waited for below. An identifier comes
+    # with a thread that listens, so rank 0 alone makes one.
+    version = _attempt(mesh, "nccl", lambda: ops.nccl_version(library))
+    _agree(mesh, "nccl", None if cpu else _same_gpu(mesh, version))
+    made = _attempt(mesh, "nccl", lambda: ops.nccl_unique_id(library) if mesh.is_root else "")
+    identifier = mesh.broadcast_object(made)
+    place = -1 if cpu else mesh.device.index or 0, mesh.rank, mesh.size
+    more = identifier, options.max_ctas, options.deadline
+    return _attempt(mesh, "nccl", lambda: ops.nccl_open(library, *place, *more))
+
+
+def _same_gpu(mesh: Mesh, version: int) -> str | None:
+    """Says which ranks share a GPU where NCCL refuses that."""
+    uuid = str(torch.cuda.get_device_properties(mesh.device).uuid)
+    gpus = mesh.all_gather_object((machine()[0], uuid))
+    for rank, gpu in enumerate(gpus):
+        first = gpus.index(gpu)
+        if first == rank or (version >= _SHARED_GPU and shares_gpus(os.environ)):
+            continue
+        return (
+            f"ranks {first} and {rank} both use one GPU ({gpu[1]}), which NCCL "
+            f"{described_version(version)} refuses: give every rank a GPU of its own "
+            '(Mesh.create(rows, cols, "cuda") takes that of the local rank), or '
+            "FOLDCP_TRANSPORT=copy-engine to try several ranks on one"
+        )
+    return None
+
+
+def described_version(version: int) -> str:
+    """NCCL's version number as people write it."""
+    return f"{version // 10000}.{version // 100 % 100}.{version % 100}"
 
 
 def _open_copies(mesh: Mesh, ops: Any, options: Options) -> int:
@@ -194,27 +227,44 @@ def _open_copies(mesh: Mesh, ops: Any, options: Options) -> int:
     handle = _attempt(mesh, "copy-engine", lambda: ops.copy_handle(window))
     handles = ",".join(mesh.all_gather_object(handle))
     deadline = options.deadline
-    return _attempt(
-        mesh, "copy-engine", lambda: ops.copy_open(window, handles, mesh.cols, deadline)
-    )
+    return _attempt(mesh, "copy-engine", lambda: ops.copy_open(window, handles, deadline))
 
 
 def _try_out(mesh: Mesh, transport: NativeTransport) -> str | None:
-    """Exchange a few numbers with every rank; says what came out wrong."""
+    """Exchange known numbers with every rank, both ways; says what came out wrong.
+
+    Peer-to-peer copies between GPUs are known to go wrong without an error, from a size on, where
+    the machine's IOMMU or ACS is set up for virtual machines.
+    """
+    count = _TRIAL[transport.name] // 4
+    peers = [p for p in range(mesh.size) if p != mesh.rank]
+    numbers = torch.arange(count, dtype=torch.int32, device=mesh.device)
     flight = transport.flight()
-    for step in range(3):
-        peers = [p for p in range(mesh.size) if p != mesh.rank]
-        seen = torch.full((len(peers), 5, 2), -1.0, device=mesh.device)
-        mine = torch.arange(10.0, device=mesh.device).view(2, 5).t() + 100 * mesh.rank + step
-        sends = [Message(p, (mine,), (False,)) for p in peers]
-        recvs = [Message(p, (seen[i],), (False,)) for i, p in enumerate(peers)]
+    for step, packed in enumerate((True, False, True)):
+
+        def made(rank: int, step: int = step) -> torch.Tensor:
+            # Odd factors: each 4 bytes differ from those around, of other ranks, and other steps.
+            return numbers * (2 * (3 * rank + step) + 1) + rank
+
+        mine = made(mesh.rank)
+        shape = (len(peers), count // 4, 5) if packed else (len(peers), count)
+        room = torch.full(shape, -1, dtype=torch.int32, device=mesh.device)
+        seen = [x[:, :4] if packed else x for x in room]
+        view = mine.view(4, count // 4).t() if packed else mine
+        sends = [Message(p, (view,), (False,)) for p in peers]
+        recvs = [Message(p, (x,), (False,)) for p, x in zip(peers, seen, strict=True)]
         size = staging_bytes([*sends, *recvs])
         staging = torch.empty(size, dtype=torch.uint8, device=mesh.device)
         flight.post(step % 2, sends, recvs, tag("trial", step), staging)
         flight.arrive(step % 2)
-        for i, p in enumerate(peers):
-            want = mine + 100 * (p - mesh.rank)
-            if not torch.equal(seen[i], want):
-                return f"a trial exchange with rank {p} brought wrong numbers"
+        for peer, x in zip(peers, seen, strict=True):
+            want = made(peer)
+            want = want.view(4, count // 4).t() if packed else want
+            if not torch.equal(x, want):
+                bad = int((x != want).sum())
+                return (
+                    f"a trial exchange with rank {peer} brought wrong numbers ({bad} of {count})"
+                    + _REMEDY.get(transport.name, "")
+                )
     flight.land()
     return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -11,7 +12,7 @@ from typing import Any, NoReturn
 import torch
 import torch.distributed as dist
 
-from foldcp.config import ATTENTION, MULTIPLICATION, WIRES
+from foldcp.config import ATTENTION, MULTIPLICATION, WIRES, local_rank
 from foldcp.connect import Options, connect
 from foldcp.layout import PairLayout, Shaped
 from foldcp.pool import Pool
@@ -51,6 +52,15 @@ def choose(world: int, spec: str = "auto") -> tuple[int, int]:
             f"{rows * cols} ranks (--nproc {rows * cols}) or set FOLDCP_MESH=auto{several}"
         )
     return rows, cols
+
+
+def local_gpu(local_rank: int) -> torch.device:
+    """The GPU of a rank, given its position among the ranks of its machine.
+
+    Where fewer GPUs are visible they are shared out again from the first, which is the only one
+    where each rank is shown its own.
+    """
+    return torch.device("cuda", local_rank % max(1, torch.cuda.device_count()))
 
 
 def group_size(world: int, groups: int, spec: str = "auto") -> int:
@@ -119,7 +129,9 @@ class Mesh:
         """Build the mesh over the default process group (none is needed for 1x1).
 
         Args:
-            rows, cols, device, route: see the class.
+            rows, cols, route: see the class.
+            device: of this rank; "cuda" is the GPU of its local rank (LOCAL_RANK, as launchers set
+                it, else the rank), which becomes the current one.
             transport: one of `foldcp.transport.TRANSPORTS`; None leaves it to `connected`.
             options: of the transport.
             policy: `wire`, `multiplication` and `attention`, see the class.
@@ -136,7 +148,11 @@ class Mesh:
                 raise ValueError(f"{name} must be one of {_POLICY[name]}, got {value!r}")
         device = torch.device(device)
         if device.type == "cuda" and device.index is None:
-            device = torch.device("cuda", torch.cuda.current_device())
+            if world == 1:
+                device = torch.device("cuda", torch.cuda.current_device())
+            else:
+                device = local_gpu(local_rank(os.environ, dist.get_rank()))
+                torch.cuda.set_device(device)
         if world == 1:
             return cls(rows, cols, 0, device, None, route, **policy)
         bare = cls(rows, cols, dist.get_rank(), device, dist.group.WORLD, route, **policy)

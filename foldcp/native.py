@@ -64,15 +64,23 @@ class NativeTransport:
         self.call(self.ops.engine_trace, on)
 
     def take_trace(self) -> list[tuple[int, ...]]:
-        """Rows of (tag, lane, start, packed, moved, end), times as time.perf_counter_ns()."""
+        """Rows of (tag, start, packed, moved, end), times as time.perf_counter_ns()."""
         flat = self.call(self.ops.engine_take_trace)
-        return [tuple(flat[i : i + 6]) for i in range(0, len(flat), 6)]
+        return [tuple(flat[i : i + 5]) for i in range(0, len(flat), 5)]
 
     def close(self) -> None:
-        """End; every rank must call it."""
+        """End; every rank must call it.
+
+        Raises:
+            TransportError: what was under way does not end: its memory must not be used again.
+        """
         if self._watch is not None:
             self._watch.stop()
-        self.ops.engine_close(self.engine)
+        try:
+            self.ops.engine_close(self.engine)
+        except RuntimeError as error:
+            said = str(error).splitlines()[0]
+            raise TransportError(f"{EXCHANGE} ({self.name}): {said}") from None
 
 
 class NativeFlight:

@@ -24,14 +24,12 @@ class Interval:
 
     Args:
         kind: "math" or "transfer". label: of the exchange. step: of the exchange.
-        lane: of a transfer: 0 row, 1 column, 2 other peers; -1 for math.
         start, end: ns of the steady clock; of a transfer from after packing to the last byte moved.
     """
 
     kind: str
     label: str
     step: int
-    lane: int
     start: int
     end: int
 
@@ -73,13 +71,13 @@ class Timeline:
             mark.synchronize()
             return origin[1] + int(origin[0].elapsed_time(mark) * 1e6)
 
-        self.intervals += [Interval("math", w, t, -1, ns(a), ns(b)) for w, t, a, b in self._marks]
+        self.intervals += [Interval("math", w, t, ns(a), ns(b)) for w, t, a, b in self._marks]
         names = {tag(label, 0) >> 16: label for label in self._labels}
-        for number, lane, _start, packed, moved, _end in rows:
+        for number, _start, packed, moved, _end in rows:
             label = names.get(number >> 16)
             if label is not None:
                 step = number & 0xFFFF
-                self.intervals.append(Interval("transfer", label, step, lane, packed, moved))
+                self.intervals.append(Interval("transfer", label, step, packed, moved))
 
 
 @contextmanager

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import os
-import threading
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from native import SOURCES, Place, compile_shared, decode, encode, operators, run_ranks, wire_bytes
-from nccl_engine import LIBRARY, SIZE, Engine
+from nccl_aborts import case_abort_hangs, case_aborts
+from nccl_engine import LIBRARY, SIZE, SLACK, SOON, Engine, Waiting, raises, until
 from torch import Tensor
 
-SOON = 0.5  # seconds; what is cut short takes no longer, whatever the deadline is
-SLACK = 3.0  # seconds that a busy machine may add to a deadline
+from foldcp.config import order_nccl
 
 
 def _pieces(source: int, target: int, step: int) -> list[tuple[Tensor, bool]]:
@@ -88,7 +85,6 @@ def _check_order(all_calls: list[list[list[str]]]) -> None:
             for kind, peer, size in (op.split(":") for op in call[2:]):
                 pair = (rank, peer) if kind == "send" else (peer, rank)
                 moved.setdefault((comm, *pair, kind), []).append(size)
-    # Two ranks in each of two rows and two columns, and two diagonals.
     sends = {key[:3]: sizes for key, sizes in moved.items() if key[3] == "send"}
     assert len(sends) == SIZE * (SIZE - 1)
     assert sends == {key[:3]: sizes for key, sizes in moved.items() if key[3] == "recv"}
@@ -115,7 +111,7 @@ def case_data(place: Place) -> None:
 
 
 def case_many(place: Place) -> None:
-    """Lanes wait for different peers, in whatever order their threads come to it."""
+    """One exchange after the other, without a meeting between."""
     engine = Engine(place, "many")
     for _ in range(100):
         engine.swap({})
@@ -123,14 +119,15 @@ def case_many(place: Place) -> None:
     engine.check_calls("Destroy")
 
 
-def case_no_peers(place: Place) -> None:
-    """A lane without an identifier has no communicator."""
+def case_pairs(place: Place) -> None:
+    """Two meshes of 1x2; only their first ranks make an identifier."""
     ops, library = operators(), str(place.folder / LIBRARY)
     os.environ["MOCK_NCCL_DIR"] = str(place.folder)
-    ids = place.gather("pair.ids", ops.nccl_unique_id(library))
+    order_nccl(os.environ)
+    mine = "" if place.rank % 2 else ops.nccl_unique_id(library)
+    ids = place.gather("pair.ids", mine)
     os.environ["MOCK_NCCL_LOG"] = str(place.folder / f"pair.log{place.rank}")
-    first = place.rank // 2 * 2  # two meshes of 1x2
-    handle = ops.nccl_open(library, -1, place.rank % 2, 2, 2, ids[first], "", "", 0, 20.0)
+    handle = ops.nccl_open(library, -1, place.rank % 2, 2, ids[place.rank // 2 * 2], 0, 20.0)
     out, into = torch.full((3,), float(place.rank)), torch.zeros(3)
     peer = [1 - place.rank % 2]
     flight = ops.flight_open(handle)
@@ -143,16 +140,6 @@ def case_no_peers(place: Place) -> None:
     assert [c.split()[0] for c in calls] == ["Init", "Exchange", "Finalize", "Destroy"]
 
 
-def _raises(act: Callable[[], Any], text: str, most: float, least: float = 0.0) -> str:
-    """The error of `act`, which contains a text and comes within some seconds."""
-    start = time.monotonic()
-    with pytest.raises(RuntimeError, match=text) as caught:
-        act()
-    took = time.monotonic() - start
-    assert least <= took <= most, f"took {took:.2f} s, expected {least} to {most} s"
-    return str(caught.value)
-
-
 def case_error(place: Place) -> None:
     """NCCL finds an error on one rank; the others are told, as `foldcp.native` does."""
     bad = place.rank == 1
@@ -160,12 +147,12 @@ def case_error(place: Place) -> None:
     engine.swap({})
     what = "failed: remote process exited.*(the stand-in was told to fail)"
     if bad:
-        first = _raises(lambda: engine.swap({}), what, SOON)
+        first = raises(lambda: engine.swap({}), what, SOON)
         (place.folder / "error.message").write_text(first)
     else:
         # Wait in a thread, be told in this one.
-        thread = _Thread(lambda: engine.swap({}))
-        _until(lambda: (place.folder / "error.message").exists())
+        thread = Waiting(lambda: engine.swap({}))
+        until(lambda: (place.folder / "error.message").exists())
         told = time.monotonic()
         engine.ops.engine_abort(engine.handle, "rank 1 has failed")
         first = thread.error()
@@ -173,7 +160,7 @@ def case_error(place: Place) -> None:
         assert first == "rank 1 has failed"
     assert engine.ops.engine_error(engine.handle) == first
     for _ in range(2):  # of no more use: the same error at once
-        assert _raises(lambda: engine.swap({}), "", SOON) == first
+        assert raises(lambda: engine.swap({}), "", SOON) == first
     engine.ops.engine_abort(engine.handle, "too late")
     assert engine.ops.engine_error(engine.handle) == first
     engine.close()
@@ -182,39 +169,13 @@ def case_error(place: Place) -> None:
     assert len(exchanges) <= 6, "exchanges after the error"
 
 
-class _Thread:
-    """Runs something that fails, and says how."""
-
-    def __init__(self, act: Callable[[], Any]) -> None:
-        self._act, self._error = act, "it did not fail"
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        try:
-            self._act()
-        except RuntimeError as error:
-            self._error = str(error)
-
-    def error(self) -> str:
-        self._thread.join(30)
-        return "it did not end" if self._thread.is_alive() else self._error
-
-
-def _until(true: Callable[[], bool]) -> None:
-    end = time.monotonic() + 30
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.01)
-
-
 def case_hang(place: Place) -> None:
     """One rank's exchange is never done: all find out by the deadline."""
     engine = Engine(place, "hang", deadline=1.5, **({"hang_at": 1} if place.rank == 2 else {}))
     engine.swap({})
-    late = "an exchange took longer than 1 s .lane .*: a rank is missing or does something else"
+    late = "an exchange took longer than 1 s: a rank is missing or does something else"
     place.meet()
-    _raises(lambda: engine.swap({}), late, 1.5 + SLACK, 1.4)
+    raises(lambda: engine.swap({}), late, 1.5 + SLACK, 1.4)
     engine.close()
     engine.check_calls("Abort")
 
@@ -225,7 +186,7 @@ def case_sizes(place: Place) -> None:
     place.meet()
     if place.rank in (0, 2):
         peer, sizes = 2 - place.rank, (1000, 1000) if place.rank else (1004, 1000)
-        _raises(lambda: engine.swap({peer: sizes}, [peer]), "lane 1", 1.0 + SLACK, 0.9)
+        raises(lambda: engine.swap({peer: sizes}, [peer]), "took longer", 1.0 + SLACK, 0.9)
     else:
         engine.swap({}, [4 - place.rank])
     engine.close()
@@ -238,8 +199,8 @@ def case_order(place: Place) -> None:
     sizes = (64, 128) if place.rank % 2 else (128, 64)
     peer = place.rank ^ 1
     place.meet()
-    _raises(lambda: engine.swap({peer: (sizes[0],) * 2}, [peer]), "lane 0", 1.0 + SLACK, 0.9)
-    _raises(lambda: engine.swap({peer: (sizes[1],) * 2}, [peer]), "lane 0", SOON)
+    raises(lambda: engine.swap({peer: (sizes[0],) * 2}, [peer]), "took longer", 1.0 + SLACK, 0.9)
+    raises(lambda: engine.swap({peer: (sizes[1],) * 2}, [peer]), "took longer", SOON)
     engine.close()
     engine.check_calls("Abort")
 
@@ -250,20 +211,21 @@ def case_init_fails(place: Place) -> None:
     what = "forming the communicator " + (
         "failed: unhandled system error" if bad else "took longer"
     )
-    _raises(lambda: Engine(place, "fails", deadline=1.0, **bad), what, 1.0 + SLACK)
+    raises(lambda: Engine(place, "fails", deadline=1.0, **bad), what, 1.0 + SLACK)
     _check_given_up(place.folder / f"fails.log{place.rank}")
 
 
 def case_init_hangs(place: Place) -> None:
-    """The second communicator of a rank is never formed."""
+    """The communicator is never formed."""
     name = "hangs"
     hang = {"init": "hang"} if place.rank == 0 else {}
     what = "forming the communicator took longer"
-    _raises(lambda: Engine(place, name, deadline=1.0, **hang), what, 2 * 1.0 + SLACK)
+    raises(lambda: Engine(place, name, deadline=1.0, **hang), what, 1.0 + SLACK)
     _check_given_up(place.folder / f"{name}.log{place.rank}")
 
 
 def _check_given_up(log: Path) -> None:
+    until(lambda: "Abort" in log.read_text())  # in a thread of its own
     calls = [line.split() for line in log.read_text().splitlines()]
     made = sorted(c[1] for c in calls if c[0] == "Init")
     assert made and made == sorted(c[1] for c in calls if c[0] == "Abort"), calls
@@ -278,15 +240,14 @@ def case_library(place: Place) -> None:
         ("libm.so.6", "NCCL has no function ncclGetVersion"),
     ]:
         for call in (ops.nccl_version, ops.nccl_unique_id):
-            assert "\n" not in _raises(partial(call, path), what, SOON)
-        lanes = ("00" * 128, "", "")
-        opening = partial(ops.nccl_open, path, -1, 0, 2, 2, *lanes, 0, 1.0)
-        assert "\n" not in _raises(opening, what, SOON)
+            assert "\n" not in raises(partial(call, path), what, SOON)
+        opening = partial(ops.nccl_open, path, -1, 0, 2, "00" * 128, 0, 1.0)
+        assert "\n" not in raises(opening, what, SOON)
     os.environ["MOCK_NCCL_VERSION"] = "21706"
-    _raises(lambda: ops.nccl_version(library), "NCCL 21706 is too old, 2.18 is needed", SOON)
+    raises(lambda: ops.nccl_version(library), "NCCL 21706 is too old, 2.18 is needed", SOON)
     os.environ["MOCK_NCCL_VERSION"] = "22809"
     assert ops.nccl_version(library) == 22809
-    _raises(lambda: ops.nccl_open(library, -1, 0, 2, 2, "ab", "", "", 0, 1.0), "identifier", SOON)
+    raises(lambda: ops.nccl_open(library, -1, 0, 2, "ab", 0, 1.0), "identifier", SOON)
 
 
 CASES = {
@@ -295,13 +256,15 @@ CASES = {
         ("case_library", case_library),
         ("case_data", case_data),
         ("case_many", case_many),
-        ("case_no_peers", case_no_peers),
+        ("case_pairs", case_pairs),
         ("case_error", case_error),
         ("case_hang", case_hang),
         ("case_sizes", case_sizes),
         ("case_order", case_order),
+        ("case_aborts", case_aborts),
         ("case_init_fails", case_init_fails),
         ("case_init_hangs", case_init_hangs),
+        ("case_abort_hangs", case_abort_hangs),  # last: its threads are still at work
     ]
 }
 

@@ -6,6 +6,7 @@ import os
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -84,3 +85,50 @@ def test_nccl_that_is_not_there() -> None:
 def missing(mesh: Mesh) -> None:
     """A library that does not exist."""
     mesh.connected("nccl", Options(nccl_library="/nowhere/libnccl.so"))
+
+
+def corrupting(mesh: Mesh, library: str) -> str:
+    """Connect over a link that changes what lies beyond 256 KiB of a message to rank 1."""
+    os.environ["MOCK_NCCL_DIR"] = str(Path(library).parent)
+    if mesh.rank == 1:
+        os.environ["MOCK_NCCL_CORRUPT"] = str(256 << 10)
+    try:
+        mesh.connected("nccl", Options(deadline=60.0, nccl_library=library))
+    except TransportError as error:
+        return str(error)
+    return "connected"
+
+
+def test_a_link_that_corrupts_long_messages(tmp_path: Path) -> None:
+    library = compile_shared(SOURCES / "mock_nccl.cpp", tmp_path / LIBRARY)
+    for said in run(1, 2, corrupting, str(library), transport="gloo"):
+        assert "rank 1: a trial exchange with rank 0 brought wrong numbers" in said
+        assert "IOMMU or ACS" in said and "NCCL_P2P_DISABLE=1" in said
+
+
+def gpus(mesh: Mesh, count: int) -> dict[str, Any]:
+    """The GPUs that ranks get where so many are visible, and what NCCL of two releases says."""
+    from foldcp.connect import _same_gpu
+
+    current: list[torch.device] = []
+    torch.cuda.device_count = lambda: count
+    torch.cuda.set_device = current.append
+    torch.cuda.get_device_properties = lambda d: SimpleNamespace(uuid=f"uuid {d.index}")
+    os.environ["LOCAL_RANK"] = str(mesh.rank)
+    made = Mesh.create(mesh.rows, mesh.cols, "cuda", transport=None)
+    assert current == [made.device]
+    os.environ.pop("NCCL_MULTI_RANK_GPU_ENABLE", None)
+    said = [_same_gpu(made, 22907), _same_gpu(made, 23000)]
+    os.environ["NCCL_MULTI_RANK_GPU_ENABLE"] = "1"
+    return {"gpu": made.device.index, "said": said, "shared": _same_gpu(made, 23000)}
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_every_rank_takes_the_gpu_of_its_local_rank(count: int) -> None:
+    found = run(1, 2, gpus, count, transport="gloo")
+    assert [x["gpu"] for x in found] == ([0, 0] if count == 1 else [0, 1])
+    for x in found:
+        assert x["shared"] is None
+        for said in x["said"]:
+            assert (said is None) == (count == 2)
+            assert said is None or "ranks 0 and 1 both use one GPU (uuid 0)" in said

@@ -39,7 +39,7 @@ class Result:
     trials: int
     wrong: int
     stuck: int
-    waits: tuple[int, ...]  # by kind and lane
+    waits: tuple[int, ...]  # by kind
     reports: str
 
 
@@ -129,12 +129,12 @@ def test_no_trial_is_wrong(
     assert all(r.trials == TRIALS // 2 for r in results.values())
 
 
-def _needed(kind: str, name: str, lane: int, result: Result) -> str | None:
+def _needed(kind: str, name: str, result: Result) -> str | None:
     """What is wrong with the outcome of a mutant."""
-    if result.waits[3 * KINDS.index(kind) + lane] == 0:
-        return f"{name}: the engine has no wait {kind}:{lane}"
+    if result.waits[KINDS.index(kind)] == 0:
+        return f"{name}: the engine has no wait {kind}"
     if result.wrong < LEAST:
-        return f"{name}: without {kind}:{lane} only {result.wrong} of {result.trials} are wrong"
+        return f"{name}: without {kind} only {result.wrong} of {result.trials} are wrong"
     return None
 
 
@@ -158,32 +158,34 @@ def test_every_wait_is_needed(
     programs: Programs,
 ) -> None:
     files = programs(*mesh)
-    keys = [(name, lane) for name in names for lane in range(3)]
     jobs = {
-        f"{name} {lane}": (
-            binaries["plain"], files[name], "mailbox", MUTANT_TRIALS, f"{kind}:{lane}"
-        )
-        for name, lane in keys
-    }  # fmt: skip
+        name: (binaries["plain"], files[name], "mailbox", MUTANT_TRIALS, kind) for name in names
+    }
     results = _all(jobs)
     print(kind, {k: r.wrong for k, r in results.items()})
-    problems = [_needed(kind, name, lane, results[f"{name} {lane}"]) for name, lane in keys]
+    problems = [_needed(kind, name, result) for name, result in results.items()]
     assert not [p for p in problems if p]
 
 
 # Where both ranks of a pair send alike, what a send needs follows from what was received before;
-# ranks that only send to rank 0 have nothing else to wait for.
-@pytest.mark.parametrize("flags,names", [("arrived", [*STRATEGIES, "root"]), ("free", ["root"])])
-def test_the_copy_protocol_needs_its_flags(
-    flags: str, names: list[str], binaries: dict[str, Path], programs: Programs
+# ranks that only send to rank 0 have nothing else to wait for. Streams of the peers are forked and
+# joined where there are several.
+@pytest.mark.parametrize(
+    "wait,names",
+    [
+        ("flag-arrived", [*STRATEGIES, "root"]),
+        ("flag-free", ["root"]),
+        ("fork", STRATEGIES),
+        ("join", STRATEGIES),
+    ],
+)
+def test_the_copy_protocol_needs_its_waits(
+    wait: str, names: list[str], binaries: dict[str, Path], programs: Programs
 ) -> None:
     files = programs(2, 2)
-    jobs = {
-        name: (binaries["plain"], files[name], "copy", MUTANT_TRIALS, f"flag-{flags}")
-        for name in names
-    }
+    jobs = {name: (binaries["plain"], files[name], "copy", MUTANT_TRIALS, wait) for name in names}
     results = _all(jobs)
-    print(flags, {k: (r.wrong, r.stuck) for k, r in results.items()})
+    print(wait, {k: (r.wrong, r.stuck) for k, r in results.items()})
     assert not [f"{k}: {r}" for k, r in results.items() if r.wrong < LEAST]
 
 
@@ -202,7 +204,7 @@ def test_there_is_no_data_race(binaries: dict[str, Path], programs: Programs) ->
 def test_the_sanitizer_sees_a_missing_wait(binaries: dict[str, Path], programs: Programs) -> None:
     files = programs(2, 2)
     jobs = {
-        "wait": (binaries["tsan"], files["multiplication-ring"], "mailbox", 5, "arrived:0"),
+        "wait": (binaries["tsan"], files["multiplication-ring"], "mailbox", 5, "arrived"),
         "flag": (binaries["tsan"], files["multiplication-ring"], "copy", 5, "flag-arrived"),
     }
     for name, result in _all(jobs).items():

@@ -130,7 +130,7 @@ def nccl_alone(device: torch.device) -> list[dict[str, Any]]:
     ops = load().ops
     version = ops.nccl_version("")
     me = ops.nccl_unique_id("")
-    engine = ops.nccl_open("", device.index or 0, 0, 1, 1, me, "", "", 0, 60.0)
+    engine = ops.nccl_open("", device.index or 0, 0, 1, me, 8, 60.0)
     flight = ops.flight_open(engine)
     x, worst = torch.randn(64, 1000, device=device), 0.0
     for step in range(4):

@@ -1,4 +1,4 @@
-// The engine's backend on simulated streams; it can leave out one kind of wait of one lane.
+// The engine's backend on simulated streams; it can leave out one kind of wait.
 #pragma once
 #include <array>
 #include <memory>
@@ -10,56 +10,50 @@
 
 namespace foldcp::simulator {
 
-// The wait that is left out; lane -1: none.
+// The wait that is left out, of the engine or of the carrier.
 struct Mutant {
+  bool engine = false;
   Why why = Why::sources;
-  int lane = -1;
-  Ignored flags = Ignored::none;
+  Ignored carrier = Ignored::none;
 };
 
 class Backend {
  public:
   using Stream = ThreadStream*;
-  struct Event {
-    ThreadEvent event;
-    std::shared_ptr<int> lane = std::make_shared<int>(-1);  // where it was recorded last
-  };
+  using Event = ThreadEvent;
 
   Backend(std::unique_ptr<Carrier> carrier, Mutant mutant, int jitter_us, unsigned seed)
-      : carrier_(std::move(carrier)), mutant_(mutant) {
-    for (auto& s : streams_) s = std::make_unique<ThreadStream>(jitter_us, seed++);
-  }
+      : carrier_(std::move(carrier)),
+        mutant_(mutant),
+        compute_(jitter_us, seed),
+        comm_(jitter_us, seed + 1) {}
 
-  Stream compute() const { return streams_[kLanes].get(); }
-  Stream lane(int i) const { return streams_[i].get(); }
+  Stream compute() { return &compute_; }
+  Stream comm() { return &comm_; }
 
-  void record(Event e, Stream s) {
-    *e.lane = index(s);
-    s->record(e.event);
-  }
+  void record(Event e, Stream s) { s->record(e); }
   void wait(Stream s, Event e, Why why) {
-    int lane = s == compute() ? *e.lane : index(s);
-    ++waits[static_cast<int>(why)][lane];
-    if (lane == mutant_.lane && why == mutant_.why) return;
-    s->wait(e.event);
+    ++waits[static_cast<int>(why)];
+    if (mutant_.engine && why == mutant_.why) return;
+    s->wait(e);
   }
-  void exchange(int lane, Group group) {
-    Stream s = this->lane(lane);
+  void exchange(Group group) {
     auto g = std::make_shared<Group>(std::move(group));
-    s->push([g] { each_staged(g->sends, [](auto& part, char* at) { pack(part, at); }); });
-    carrier_->run(transfers(*g), s);
-    s->push([g] { each_staged(g->recvs, [](auto& part, char* at) { unpack(part, at); }); });
+    comm_.push([g] { each_staged(g->sends, [](auto& part, char* at) { pack(part, at); }); });
+    carrier_->run(transfers(*g), &comm_);
+    comm_.push([g] { each_staged(g->recvs, [](auto& part, char* at) { unpack(part, at); }); });
   }
 
   bool idle() {
-    for (auto& s : streams_) {
-      if (!s->idle()) return false;
-    }
-    return true;
+    bool idle = true;
+    each_stream([&](ThreadStream& s) { idle = idle && s.idle(); });
+    return idle;
   }
   // Every stream gets another speed, in its turn.
   void draw(unsigned seed) {
-    for (auto& s : streams_) s->push([seed = seed++ * 2654435761u] { pace.draw(seed); });
+    each_stream([&](ThreadStream& s) {
+      s.push([seed = seed++ * 2654435761u] { pace.draw(seed); });
+    });
   }
 
   // What an endpoint asks for beside; the host of a rank never waits here.
@@ -69,16 +63,18 @@ class Backend {
   } trace;
   bool reached(const Event&, double) const { return true; }
   void abort(const std::string&) {}
+  void close() {}
   void set_deadline(double) {}
   std::string error() const { return ""; }
 
-  std::array<std::array<int64_t, kLanes>, 4> waits{};  // that the engine asked for
+  std::array<int64_t, 4> waits{};  // that the engine asked for
 
  private:
-  int index(Stream s) const {
-    int i = 0;
-    while (streams_[i].get() != s) ++i;
-    return i;
+  template <class F>
+  void each_stream(F f) {
+    f(compute_);
+    f(comm_);
+    carrier_->each_stream(f);
   }
   template <class F>
   static void each_staged(const std::vector<Message>& messages, F f) {
@@ -93,7 +89,7 @@ class Backend {
 
   std::unique_ptr<Carrier> carrier_;
   Mutant mutant_;
-  std::array<std::unique_ptr<ThreadStream>, kLanes + 1> streams_;  // last: they end before the rest
+  ThreadStream compute_, comm_;  // last: they end before the rest
 };
 
 }  // namespace foldcp::simulator

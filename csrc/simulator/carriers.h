@@ -4,6 +4,7 @@
 #include <atomic>
 #include <condition_variable>
 #include <deque>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -15,11 +16,12 @@
 
 namespace foldcp::simulator {
 
-// Sends and receives of a lane, in the order of its stream.
+// Sends and receives, in the order of a stream.
 class Carrier {
  public:
   virtual ~Carrier() = default;
   virtual void run(std::vector<Transfer> transfers, ThreadStream* stream) = 0;
+  virtual void each_stream(const std::function<void(ThreadStream&)>&) {}  // of its own
 };
 
 // What waits between ranks look at. Once stopped, nothing waits and nothing arrives any more.
@@ -120,23 +122,28 @@ class MailboxCarrier : public Carrier {
   int rank_, size_;
 };
 
-// Which flags a stream does not wait for, to see that it must.
-enum class Ignored { none, arrived, free };
+// What a stream does not wait for, to see that it must: a kind of flag, the caller's stream at a fork,
+// or the peers' streams at a join.
+enum class Ignored { none, arrived, free, fork, join };
 
 // Ops of CopyProtocol. A flag of the simulated memory is an atomic with what a device grants: who
 // sees it set sees what was written before it.
-struct SlowCopies {
-  Gate* gate;
-  Window mine;
-  Ignored ignored = Ignored::none;
+class SlowCopies {
+ public:
+  SlowCopies(Gate& gate, Window mine, Ignored ignored, int jitter_us, unsigned seed)
+      : gate_(&gate), mine_(mine), ignored_(ignored), joined_(mine.size) {
+    for (int peer = 0; peer < mine.size; ++peer) {
+      sides_.push_back(std::make_unique<ThreadStream>(jitter_us, seed + peer));
+    }
+  }
 
   using Flag = std::atomic_ref<uint32_t>;
   static Flag flag_at(char* p) { return Flag(*reinterpret_cast<uint32_t*>(p)); }
 
   void wait_set(ThreadStream* s, char* at) const {
-    bool arrived = (at - mine.base) / kFlagStride % 4 < 2;
-    if (ignored == (arrived ? Ignored::arrived : Ignored::free)) return;
-    s->push([gate = gate, at] {
+    bool arrived = (at - mine_.base) / kFlagStride % 4 < 2;
+    if (ignored_ == (arrived ? Ignored::arrived : Ignored::free)) return;
+    s->push([gate = gate_, at] {
       Flag flag = flag_at(at);
       while (gate->open() && flag.load(std::memory_order_acquire) == 0) {
         flag.wait(0, std::memory_order_acquire);
@@ -153,14 +160,37 @@ struct SlowCopies {
   void copy(ThreadStream* s, char* to, const char* from, size_t bytes) const {
     s->push([to, from, bytes] { copy_slowly(to, from, bytes); });
   }
+  void fork(ThreadStream* s) { s->record(forked_); }
+  ThreadStream* side(int peer) {
+    if (ignored_ != Ignored::fork) sides_[peer]->wait(forked_);
+    return sides_[peer].get();
+  }
+  void join(ThreadStream* s, int peer) {
+    sides_[peer]->record(joined_[peer]);
+    if (ignored_ != Ignored::join) s->wait(joined_[peer]);
+  }
+  void each_stream(const std::function<void(ThreadStream&)>& f) {
+    for (auto& s : sides_) f(*s);
+  }
+
+ private:
+  Gate* gate_;
+  Window mine_;
+  Ignored ignored_;
+  ThreadEvent forked_;
+  std::vector<ThreadEvent> joined_;
+  std::vector<std::unique_ptr<ThreadStream>> sides_;
 };
 
 class CopyCarrier : public Carrier {
  public:
   CopyCarrier(SlowCopies ops, int rank, std::vector<Window> windows)
-      : protocol_(ops, rank, std::move(windows)) {}
+      : protocol_(std::move(ops), rank, std::move(windows)) {}
   void run(std::vector<Transfer> transfers, ThreadStream* stream) override {
     protocol_.run(transfers, stream);
+  }
+  void each_stream(const std::function<void(ThreadStream&)>& f) override {
+    protocol_.ops().each_stream(f);
   }
 
  private:

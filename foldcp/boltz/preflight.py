@@ -16,6 +16,7 @@ import torch
 from foldcp import __version__
 from foldcp.boltz.launch import Place
 from foldcp.config import Config
+from foldcp.mesh import local_gpu
 from foldcp.report import UserError
 from foldcp_kernels.dispatch import default_impl, set_impl, triton_fault
 
@@ -139,7 +140,7 @@ def choose_device(options: dict[str, Any], place: Place) -> torch.device:
             f"rank {place.rank} is number {place.local_rank + 1} on its machine, where {count} "
             f"GPU(s) are visible: start at most {count} rank(s) per machine, one per GPU"
         )
-    return torch.device("cuda", place.local_rank)
+    return local_gpu(place.local_rank)
 
 
 def check_writable(options: dict[str, Any]) -> None:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from foldcp.boltz.launch import Place
 from foldcp.boltz.meetings import Meetings, open_store
 from foldcp.boltz.signals import end_on_signals
-from foldcp.config import Config
+from foldcp.config import Config, order_nccl
 from foldcp.report import KEPT, UserError
 
 if TYPE_CHECKING:
@@ -156,6 +156,7 @@ class Session(Meetings):
         if size > 1:
             if device.type == "cuda":
                 torch.cuda.set_device(device)
+                order_nccl(os.environ)
             dist.init_process_group(
                 "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
                 store=dist.PrefixStore(f"group/{self.group}/{self.epoch}", self.store),

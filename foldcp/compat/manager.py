@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from foldcp.mesh import Mesh
+from foldcp.mesh import Mesh, local_gpu
 
 _BACKENDS = {"cuda": "nccl", "cpu": "gloo"}
 _GRID = '{"dp": 1, "cp": (R, Q)}'
@@ -187,7 +187,7 @@ def _join(device_type: str) -> _State:
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     device = torch.device(device_type)
     if device_type == "cuda":
-        device = torch.device("cuda", local_rank % torch.cuda.device_count())
+        device = local_gpu(local_rank)
         torch.cuda.set_device(device)
     backend = _BACKENDS[device_type]
     owns = not dist.is_initialized()

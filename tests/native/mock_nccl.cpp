@@ -9,7 +9,10 @@
 //   MOCK_NCCL_ERROR_AT  the exchange (from 0, of each communicator) that ends in ncclRemoteError
 //   MOCK_NCCL_HANG_AT   the exchange that is never done
 //   MOCK_NCCL_INIT      "fail": an error at once; "hang": never done
-// Read at each call: MOCK_NCCL_VERSION, and MOCK_NCCL_LOG, a file that gets a line per call. Lines
+//   MOCK_NCCL_CORRUPT   changes what is received beyond this many bytes of a message
+// An abort waits for the GPU, on which exchanges of other communicators of this process may be
+// under way: those end when they are aborted too, before or in the same group.
+// Read at each call: MOCK_NCCL_ABORT ("hang": never returns), MOCK_NCCL_VERSION, and MOCK_NCCL_LOG, a file that gets a line per call. Lines
 // that begin with "misuse" say what a caller of NCCL may not do.
 #include <sys/stat.h>
 #include <unistd.h>
@@ -95,12 +98,12 @@ enum class Phase { idle, forming, exchanging, closing };
 struct Communicator {
   int serial, size, rank;
   std::string id;
-  int polls, error_at, hang_at;
+  int polls, error_at, hang_at, corrupt;
   bool hang_init;
   Phase phase = Phase::forming;
   int left = 0, exchanges = -1;
   Result error = kSuccess;
-  bool gone = false;
+  std::atomic<bool> gone{false}, pending{false};
   std::vector<Op> ops;
   std::vector<int> sent, received;
   std::mutex mutex;
@@ -124,6 +127,7 @@ struct Communicator {
 
   void begin(Phase next) {
     phase = next;
+    pending = next == Phase::exchanging;
     left = polls;
   }
 
@@ -142,6 +146,7 @@ struct Communicator {
       ops.clear();
     }
     phase = Phase::idle;
+    pending = false;
     return kSuccess;
   }
 
@@ -173,13 +178,34 @@ struct Communicator {
     if (stat(op.file.c_str(), &found) != 0) return false;
     if (static_cast<size_t>(found.st_size) != op.bytes) return false;
     std::ifstream(op.file, std::ios::binary).read(op.data, op.bytes);
+    for (size_t at = corrupt; at < op.bytes; at += 4096) op.data[at] ^= 1;
     return unlink(op.file.c_str()) == 0;
   }
 };
 
-std::atomic<int> made{0};
+std::atomic<int> made{0}, groups{0};
+std::mutex all_mutex;
+std::vector<Communicator*> all;  // of this process
 thread_local int depth = 0;
 thread_local std::vector<std::pair<Communicator*, std::vector<Op>>> group;
+thread_local std::vector<Communicator*> aborts;  // of the group
+
+bool others_pending() {
+  std::lock_guard<std::mutex> lock(all_mutex);
+  for (auto* c : all) {
+    if (c->pending && !c->gone) return true;
+  }
+  return false;
+}
+
+// The communicators are marked: their own kernels end.
+void finish_aborts() {
+  if (aborts.empty()) return;
+  std::string number = std::to_string(++groups);
+  for (auto* c : std::exchange(aborts, {})) log("Abort " + c->name() + " group:" + number);
+  const char* how = getenv("MOCK_NCCL_ABORT");
+  while (others_pending() || (how && !strcmp(how, "hang"))) usleep(1000);
+}
 
 bool usable(Communicator* c, const char* call) {
   if (c && !c->gone) return true;
@@ -255,8 +281,16 @@ Result ncclCommInitRankConfig(Communicator** out, int size, UniqueId id, int ran
   c->polls = number("MOCK_NCCL_POLLS", 0);
   c->error_at = number("MOCK_NCCL_ERROR_AT", INT_MAX);
   c->hang_at = number("MOCK_NCCL_HANG_AT", INT_MAX);
+  c->corrupt = number("MOCK_NCCL_CORRUPT", INT_MAX);
   const char* init = getenv("MOCK_NCCL_INIT");
   c->hang_init = init && !strcmp(init, "hang");
+  {
+    std::lock_guard<std::mutex> lock(all_mutex);
+    all.push_back(c);
+  }
+  // The library reads it once, before its first communicator.
+  const char* order = getenv("NCCL_LAUNCH_ORDER_IMPLICIT");
+  if (!order || strcmp(order, "1")) log("misuse communicators without an order of launches");
   c->sent.resize(size);
   c->received.resize(size);
   log("Init " + c->name() + " " + c->id + " " + std::to_string(rank) + " " + std::to_string(size) +
@@ -299,8 +333,9 @@ Result ncclCommAbort(Communicator* c) {
   if (!usable(c, "Abort")) return kInvalidArgument;
   Communicator::Use use(*c);
   std::lock_guard<std::mutex> lock(c->mutex);
-  log("Abort " + c->name());
   c->gone = true;
+  aborts.push_back(c);
+  if (depth == 0 || number("MOCK_NCCL_VERSION", 22907) < 22200) finish_aborts();
   return kSuccess;
 }
 
@@ -320,6 +355,7 @@ Result ncclGroupStart() {
 Result ncclGroupEnd() {
   if (depth == 0) return kInvalidUsage;
   if (--depth > 0) return kSuccess;
+  finish_aborts();
   Result worst = kSuccess;
   for (auto& [c, ops] : std::exchange(group, {})) {
     if (!usable(c, "GroupEnd")) return kInvalidArgument;
