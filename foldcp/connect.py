@@ -239,7 +239,7 @@ def _try_out(mesh: Mesh, transport: NativeTransport) -> str | None:
     count = _TRIAL[transport.name] // 4
     peers = [p for p in range(mesh.size) if p != mesh.rank]
     numbers = torch.arange(count, dtype=torch.int32, device=mesh.device)
-    flight = transport.flight()
+    flight, problem = transport.flight(), None
     for step, packed in enumerate((True, False, True)):
 
         def made(rank: int, step: int = step) -> torch.Tensor:
@@ -260,11 +260,10 @@ def _try_out(mesh: Mesh, transport: NativeTransport) -> str | None:
         for peer, x in zip(peers, seen, strict=True):
             want = made(peer)
             want = want.view(4, count // 4).t() if packed else want
-            if not torch.equal(x, want):
+            if problem is None and not torch.equal(x, want):
                 bad = int((x != want).sum())
-                return (
+                problem = (
                     f"a trial exchange with rank {peer} brought wrong numbers ({bad} of {count})"
-                    + _REMEDY.get(transport.name, "")
                 )
-    flight.land()
-    return None
+    flight.land()  # all steps, whatever came: the others wait for this rank in them
+    return problem and problem + _REMEDY.get(transport.name, "")
