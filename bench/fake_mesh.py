@@ -36,6 +36,9 @@ class Nobody:
     ) -> None:
         """Nothing."""
 
+    def replay(self, *_: Any) -> None:
+        """Nothing."""
+
     def arrive(self, slot: int) -> None:
         """Nothing."""
 

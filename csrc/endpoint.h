@@ -13,6 +13,7 @@ class Endpoint {
  public:
   virtual ~Endpoint() = default;
   virtual int64_t open() = 0;
+  virtual void begin(int64_t flight) = 0;  // again, when everything of it has arrived
   virtual void post(int64_t flight, int slot, std::vector<Message> sends,
                     std::vector<Message> recvs, int64_t tag, bool forwards) = 0;
   // False when it has not arrived within the time; `arrive` does not block the host for long then.
@@ -40,11 +41,14 @@ class EngineEndpoint : public Endpoint {
     if (!landed_.empty()) {
       int64_t again = landed_.back();
       landed_.pop_back();
-      flights_[again].steps = 0;
+      begin(again);
       return again;
     }
     flights_[++last_];
     return last_;
+  }
+  void begin(int64_t flight) override {
+    flights_.at(flight).steps = 0;
   }
   void post(int64_t flight, int slot, std::vector<Message> sends, std::vector<Message> recvs,
             int64_t tag, bool forwards) override {

@@ -2,7 +2,7 @@
 // thread.
 //
 // Carrier C provides run(transfers, tag, stream), abort(message) and close(); with C::kDirect also
-// room(sends), run_for(transfers, progress, tag, seconds) and deadline().
+// room(transfers), run_for(transfers, progress, tag, seconds) and deadline().
 #pragma once
 #include <atomic>
 #include <memory>
@@ -101,19 +101,19 @@ class HostBackend {
   // What is small and finds room is sent here and now: a hand-over to a thread takes longer.
   bool begin(Group& group) {
     if constexpr (C::kDirect) {
-      if (!comm_.idle() || !carrier_->room(group.sends)) return false;
+      auto sends = transfers({group.sends, {}, group.tag});
+      if (!comm_.idle() || !carrier_->room(sends)) return false;
       auto half = std::make_shared<Half>(Half{{}, {}, 0, now(), 0, {}});
       guarded([&] {
         pack_all(group);
         half->packed = now();
-        auto sends = transfers({group.sends, {}, group.tag});
         std::vector<typename C::Progress> progress(sends.size());
         carrier_->run_for(sends, progress, group.tag, 0);
       });
       raise();
-      half->progress.resize(group.recvs.size());
       group.sends.clear();
       half->group = std::move(group);
+      half->progress.resize(transfers(half->group).size());
       half_ = std::move(half);
       return true;
     } else {

@@ -164,11 +164,12 @@ bool SharedMemory::advance(const Transfer& t, Progress& p, int64_t tag) {
   return moved;
 }
 
-bool SharedMemory::room(const std::vector<Message>& sends) const {
-  for (auto& m : sends) {
-    Pipe& way = pipe(rank_, m.peer);
+bool SharedMemory::room(const std::vector<Transfer>& sends) const {
+  std::vector<uint32_t> wanted(size_);
+  for (auto& t : sends) {
+    Pipe& way = pipe(rank_, t.peer);
     uint32_t used = way.written.load(std::memory_order_relaxed) - way.read.load(std::memory_order_acquire);
-    if (m.bytes() > slot_bytes_ || used >= kSlots) return false;
+    if (t.bytes > slot_bytes_ || used + wanted[t.peer]++ >= kSlots) return false;
   }
   return true;
 }
@@ -188,12 +189,18 @@ bool SharedMemory::run_for(const std::vector<Transfer>& transfers, std::vector<P
                            int64_t tag, double seconds) {
   auto last = Clock::now();
   auto looked = last;
+  // Transfers between two ranks keep their order: one is begun when those before it are done.
+  std::vector<char> blocked(2 * size_);
   for (int idle = 0;;) {
     if (header().aborted.load(std::memory_order_acquire)) throw std::runtime_error(error());
     uint32_t heard = bell(rank_).rung.load();
     bool moved = false, all = true;
+    std::fill(blocked.begin(), blocked.end(), 0);
     for (size_t i = 0; i < transfers.size(); ++i) {
-      moved = advance(transfers[i], progress[i], tag) || moved;
+      if (progress[i].finished) continue;
+      char& held_up = blocked[2 * transfers[i].peer + transfers[i].send];
+      if (!held_up) moved = advance(transfers[i], progress[i], tag) || moved;
+      held_up = held_up || !progress[i].finished;
       all = all && progress[i].finished;
     }
     if (all) return true;

@@ -42,7 +42,7 @@ class SharedMemory {
   double deadline() const { return deadline_; }
   void set_deadline(double seconds) { deadline_ = seconds; }
   // True when these sends can be carried out without waiting for anybody.
-  bool room(const std::vector<Message>& sends) const;
+  bool room(const std::vector<Transfer>& sends) const;
   // Makes every rank's `run` throw, now and later. The first message is kept.
   void abort(const std::string& message);
   std::string error() const;

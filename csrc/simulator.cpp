@@ -168,6 +168,7 @@ class World {
     for (auto& p : s.parcels) {
       Message m;
       m.peer = p.peer;
+      m.runs = p.runs;
       for (auto& piece : p.pieces) {
         m.parts.push_back({piece.in(memory), false, aligned(m.bytes())});
       }

@@ -128,7 +128,30 @@ void decode(const View& v, const char* message) {
   });
 }
 
+void append(std::vector<Transfer>& out, bool send, const Message& m) {
+  size_t each = m.bytes() / m.runs;
+  const View& v = m.parts[0].view;
+  if (m.staging || v.contiguous()) {
+    char* at = m.staging ? m.staging : v.data;
+    for (int64_t i = 0; i < m.runs; ++i) out.push_back({send, m.peer, at + i * each, each});
+    return;
+  }
+  lines(v, [&](char* p, int64_t n, int64_t stride) {
+    int64_t elements = each / v.item;
+    for (int64_t i = 0; i < n; i += elements) {
+      out.push_back({send, m.peer, p + i * stride * v.item, each});
+    }
+  });
+}
+
 }  // namespace
+
+std::vector<Transfer> transfers(const Group& g) {
+  std::vector<Transfer> out;
+  for (auto& m : g.sends) append(out, true, m);
+  for (auto& m : g.recvs) append(out, false, m);
+  return out;
+}
 
 void pack(const Part& part, char* message) {
   char* to = message + part.offset;

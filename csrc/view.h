@@ -25,6 +25,13 @@ struct View {
     return n;
   }
   bool contiguous() const { return ndim == 0 || (ndim == 1 && stride[0] == 1); }
+  // Elements of the stretches of memory that it is made of.
+  int64_t stretch() const { return ndim > 0 && stride[ndim - 1] == 1 ? size[ndim - 1] : 1; }
+  // Whether it is so many equal parts, each within a stretch.
+  bool in_runs(int64_t runs) const {
+    int64_t n = count();
+    return runs == 1 || n == 0 ? contiguous() : stretch() % (n / runs) == 0;
+  }
 };
 
 // Drops dimensions of one element and merges neighbours that lie behind each other.
@@ -51,17 +58,18 @@ struct Part {
   }
 };
 
-// Everything that travels between two ranks in one step and one direction.
+// What travels between two ranks in one step and one direction: one transfer or, of a single part,
+// several of equal size. There may be several messages to a peer; their order is that of its end.
 struct Message {
   int peer = 0;
   std::vector<Part> parts;
-  char* staging = nullptr;  // where it is packed; null: the only part is contiguous, no copy needed
+  char* staging = nullptr;  // where it is packed; null: its transfers are contiguous, no copy needed
+  int64_t runs = 1;         // transfers
 
   size_t bytes() const { return parts.empty() ? 0 : parts.back().offset + parts.back().bytes(); }
   bool direct() const {
-    return parts.size() == 1 && !parts[0].fp8 && parts[0].view.contiguous();
+    return parts.size() == 1 && !parts[0].fp8 && parts[0].view.in_runs(runs);
   }
-  char* wire() const { return staging ? staging : parts[0].view.data; }
 };
 
 // The messages of one step.
@@ -77,12 +85,7 @@ struct Transfer {
   size_t bytes;
 };
 
-inline std::vector<Transfer> transfers(const Group& g) {
-  std::vector<Transfer> out;
-  for (auto& m : g.sends) out.push_back({true, m.peer, m.wire(), m.bytes()});
-  for (auto& m : g.recvs) out.push_back({false, m.peer, m.wire(), m.bytes()});
-  return out;
-}
+std::vector<Transfer> transfers(const Group& g);
 
 // CPU twins of the kernels in pack.cu.
 void pack(const Part& part, char* message);

@@ -7,9 +7,13 @@
 
 Math takes the longest of its operations, exponentials and bytes of memory. A rank's transfer is the
 larger of what it sends and receives; links within and between nodes work at the same time. An op
-lasts as long as its slowest rank. Left out: how ranks wait for each other in between, what
-transfers take from the math beside them, and the mask of keys. Packing is counted for every
-message, also for those that are contiguous.
+lasts as long as its slowest rank, and at least as long as its host needs to say what is to be done:
+both go on beside one another. Left out: how ranks wait for each other in between, what transfers
+take from the math beside them, and the mask of keys. Packing is counted where it is done: for the
+FP8 wire, and for what the way back of channels sends.
+
+The same model says in how many chunks an op is cut: as many as memory asks for, and more where that
+takes less time.
 
 Source: foldcp design, sections 4 and 6.
 """
@@ -22,7 +26,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from foldcp.layout import PairLayout
-from foldcp.plans import chunks, most_line_chunks
+from foldcp.plans import chunks
 from foldcp.rates import CPU, H100, HOPPER, ONE_MACHINE, Chip, Links
 from foldcp.traffic import (
     Loads,
@@ -33,7 +37,6 @@ from foldcp.traffic import (
     line_loads,
     panel_loads,
 )
-from foldcp_kernels.triangle_attention import MESH_CHUNKS
 
 if TYPE_CHECKING:
     from foldcp.mesh import Mesh
@@ -41,6 +44,10 @@ if TYPE_CHECKING:
 MULTIPLICATION, ATTENTION = "triangle_multiplication", "triangle_attention"
 # How the rings cut panels of triangle multiplication: groups of channels and pieces of a group.
 GROUPS, PIECES = 4, 8
+# Chunks of channels and of lines, at most. Each chunk of lines fetches its part of the bias again,
+# of `rows` the whole bias, H N^2 elements: P / 32 tiles at 4 heads and 128 channels.
+_MOST_CHUNKS, _MOST_LINE_CHUNKS = 16, 8
+_AS_GOOD = 1.03  # more chunks must save more than the model is good for
 
 
 @dataclass(frozen=True)
@@ -65,7 +72,8 @@ class Prediction:
     Args:
         compute_s: all math of the op. core_s: the part of it that transfers run under.
         transfer_s: all transfers one after the other, hidden or not. total_s: start to end.
-        received_bytes: on the wire, mean over the ranks.
+        received_bytes: on the wire, mean over the ranks. host_s: what the host takes, of `total_s`
+            at most.
     """
 
     compute_s: float
@@ -73,6 +81,7 @@ class Prediction:
     transfer_s: float
     total_s: float
     received_bytes: float
+    host_s: float = 0.0
 
     @property
     def exposed_s(self) -> float:
@@ -87,7 +96,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class _Job:
-    """One op on one mesh; `chunks` is a number of chunks of lines, 0 what the rings take."""
+    """One op on one mesh; `chunks` is the number of chunks, of lines or of channels."""
 
     layout: PairLayout
     sizes: Sizes
@@ -121,7 +130,9 @@ class _Job:
             )
             moving = max(max(moved[::2]) / near.rate(), max(moved[1::2]) / far.rate())
             # Packing reads and writes what is sent, unpacking what is received.
-            packing = 4 * max(sum(packed[:2]), sum(packed[2:])) / self.chip.memory()
+            packing = 0.0
+            if self.sizes.wire == "fp8":
+                packing = 4 * max(sum(packed[:2]), sum(packed[2:])) / self.chip.memory()
             latency = load.messages[0] * near.latency + load.messages[1] * far.latency
             out.append(latency + (moving + packing) / parts)
         return out
@@ -148,11 +159,24 @@ class _Job:
             self.math(4 * x * c, x * (2 * s.z_itemsize + s.itemsize)),
         )
 
-    def line_chunks(self, most: int) -> int:
-        """Chunks of lines of a tile: of their q, k, v and o none is too small."""
-        bytes_of_lines = 4 * self.sizes.itemsize * self.tile * self.sizes.channels
-        wanted = min(most, -(-bytes_of_lines // self.chip.line_bytes))
-        return self.chunks or len(chunks(self.layout.shard, wanted))
+    def line_chunks(self) -> int:
+        """Chunks that the lines of a tile are cut in."""
+        return len(chunks(self.layout.shard, self.chunks))
+
+    def done(
+        self,
+        rank: int,
+        loads: Sequence[Loads],
+        times: int,
+        exchanges: int,
+        launches: int,
+        found: Prediction,
+    ) -> Prediction:
+        """A prediction with what the host takes, `times` the steps of some loads."""
+        messages = [2 * sum(step[rank].messages) for step in loads]
+        groups = times * sum(n > 0 for n in messages)
+        host = self.chip.told(exchanges, groups, times * sum(messages), launches)
+        return replace(found, total_s=max(found.total_s, host), host_s=host)
 
 
 def _streamed(math: float, transfers: Sequence[float]) -> float:
@@ -162,7 +186,7 @@ def _streamed(math: float, transfers: Sequence[float]) -> float:
 
 def _panel_multiplication(job: _Job, route: str) -> list[Prediction]:
     lay, s, c = job.layout, job.sizes, job.sizes.channels
-    least = job.chip.line_bytes // 2
+    least = job.chip.piece_bytes
     groups = GROUPS if c * s.itemsize * job.tile >= GROUPS * least else 1
     each = -(-c // groups)
     panel = each * s.itemsize * job.tile * max(lay.mesh_rows, lay.mesh_cols) // lay.panels
@@ -180,12 +204,14 @@ def _panel_multiplication(job: _Job, route: str) -> list[Prediction]:
         stream = _streamed(core / (parts * lay.panels), mine * parts)
         got = sum(step[rank].received(wire) for step in loads)
         ends = project + output
-        out.append(Prediction(ends + core, core, parts * sum(mine), ends + stream, got))
+        found = Prediction(ends + core, core, parts * sum(mine), ends + stream, got)
+        launches = groups + parts * lay.panels + 1
+        out.append(job.done(rank, loads, parts, groups, launches, found))
     return out
 
 
 def _panel_attention(job: _Job, route: str) -> list[Prediction]:
-    lay, s, n = job.layout, job.sizes, job.line_chunks(MESH_CHUNKS)
+    lay, s, n = job.layout, job.sizes, job.line_chunks()
     bias, project, core, output = job.attention(n, lay.tile_cols if job.first else lay.tile_rows)
     loads = panel_loads(lay.mesh_rows, lay.mesh_cols, job.first, route, job.links.node)
     kv, b = 2 * s.channels * lay.shard**2, n * s.heads * s.itemsize * lay.shard**2
@@ -196,12 +222,13 @@ def _panel_attention(job: _Job, route: str) -> list[Prediction]:
     for rank, mine in enumerate(zip(*steps, strict=True)):
         stream = _streamed(core / (n * lay.panels), mine * n)
         got = sum(step[rank].received(wire) for step in loads)
-        out.append(Prediction(ends + core, core, n * sum(mine), ends + stream, got))
+        found = Prediction(ends + core, core, n * sum(mine), ends + stream, got)
+        out.append(job.done(rank, loads, n, n, 1 + n * (2 + lay.panels), found))
     return out
 
 
 def _rows(job: _Job) -> list[Prediction]:
-    lay, s, n = job.layout, job.sizes, job.line_chunks(most_line_chunks(job.layout.size))
+    lay, s, n = job.layout, job.sizes, job.line_chunks()
     bias, project, core, output = job.attention(n, lay.padded)
     x = s.channels * lay.shard**2
     ends = bias + job.math(0, job.tile * s.channels * 2 * s.z_itemsize)  # the update is added
@@ -222,13 +249,15 @@ def _rows(job: _Job) -> list[Prediction]:
         got = lines[rank].received([x * sum(s.travels(e) for e in sizes)])
         got += n * sum(panel[rank].received(b) for panel in panels)
         moving = n * (there[rank] + back[rank] + sum(mine))
-        out.append(Prediction(ends + under, under, moving, total, got))
+        found = Prediction(ends + under, under, moving, total, got)
+        steps_of_chunk = [lines, lines, *panels]
+        out.append(job.done(rank, steps_of_chunk, n, 3 * n, 1 + n * (3 + lay.panels), found))
     return out
 
 
 def _channel(job: _Job) -> list[Prediction]:
     lay, s, size = job.layout, job.sizes, job.layout.size
-    widths = channel_widths(lay, s.channels, s.itemsize)
+    widths = channel_widths(lay, s.channels, job.chunks)
     last, each = len(widths) - 1, -(-len(widths) // GROUPS)
     project, output = job.multiplication(-(-len(widths) // each))
     wire, raw = [job.tile * s.travels(s.itemsize)], [job.tile * s.itemsize]
@@ -246,7 +275,10 @@ def _channel(job: _Job) -> list[Prediction]:
             total += max(maths[i], beside)
         moving = sum(x[rank] for x in (*there, *back))
         got = sum(load[rank].received(wire) for both in loads for load in both)
-        out.append(Prediction(ends + core, core, moving, total, got))
+        found = Prediction(ends + core, core, moving, total, got)
+        steps = [step for both in loads for step in both]
+        launches = -(-len(widths) // each) + 2 * len(widths) + 1
+        out.append(job.done(rank, steps, 1, 2 * len(widths), launches, found))
     return out
 
 
@@ -266,6 +298,7 @@ def predict(
     chip: Chip = H100,
     links: Links = HOPPER,
     first: bool = True,
+    count: int = 0,
 ) -> Prediction:
     """The modelled cost of one triangle op.
 
@@ -273,10 +306,13 @@ def predict(
         op: "triangle_multiplication" or "triangle_attention". name: a strategy of it.
         layout: the tiling, of any rank. sizes, chip, links: what it runs with.
         first: outgoing or starting; False is incoming or ending.
+        count: of chunks of lines or channels; 0 is what the rings take.
 
     Source: foldcp design, section 6.
     """
-    ranks = _ranks(op, name, _Job(layout, sizes, chip, links, first, 0))
+    shape = layout.mesh_rows, layout.mesh_cols
+    count = count or chunk_count(op, name, layout.padded, shape, sizes, chip, links)
+    ranks = _ranks(op, name, _Job(layout, sizes, chip, links, first, count))
     slowest = max(ranks, key=lambda r: r.total_s)
     return replace(slowest, received_bytes=sum(r.received_bytes for r in ranks) / len(ranks))
 
@@ -288,10 +324,66 @@ def received(
 
     Args:
         op, name, layout, sizes, first: as of `predict`.
-        count: chunks of lines that attention takes; 0 is what GPUs take.
+        count: chunks of lines or channels; 0 is what GPUs take.
     """
+    shape = layout.mesh_rows, layout.mesh_cols
+    count = count or chunk_count(op, name, layout.padded, shape, sizes)
     job = _Job(layout, sizes, H100, HOPPER, first, count)
     return tuple(round(r.received_bytes) for r in _ranks(op, name, job))
+
+
+@lru_cache(maxsize=4096)
+def chunk_count(
+    op: str,
+    name: str,
+    n: int,
+    shape: tuple[int, int],
+    sizes: Sizes,
+    chip: Chip = H100,
+    links: Links = HOPPER,
+    least: int = 0,
+) -> int:
+    """In how many chunks of lines or channels an op is cut: the fewest with about the least time.
+
+    There are as many at least as keep what a chunk takes within a quarter of z, or within `least`,
+    and four times as many at most.
+
+    Args:
+        op, name, sizes, chip, links: as of `predict`. n: tokens, padded. shape: of the mesh.
+        least: bytes below which no memory is saved; 0 is six pieces of the chip.
+    """
+    layout = PairLayout(n, *shape, 0)
+    if name not in ("channel", "rows") and op == MULTIPLICATION:
+        return 1
+    # a, b and product, which travel both ways at a time; or q, k, v and o.
+    operands = 6 if name == "channel" else 4
+    elements = layout.tile_rows * layout.tile_cols * sizes.channels
+    limit = max(least or 6 * chip.piece_bytes, sizes.z_itemsize * elements // 4)
+    most = _MOST_CHUNKS if name == "channel" else _MOST_LINE_CHUNKS
+    if name == "rows":
+        most = max(2, min(most, 64 // layout.size))
+    fewest = min(most, -(-operands * sizes.itemsize * elements // limit))
+
+    def seconds(count: int) -> float:
+        jobs = (_Job(layout, sizes, chip, links, first, count) for first in (True, False))
+        return sum(max(r.total_s for r in _ranks(op, name, job)) for job in jobs)
+
+    found = {count: seconds(count) for count in (min(most, fewest * i) for i in (1, 2, 4))}
+    return min(c for c, s in found.items() if s <= _AS_GOOD * min(found.values()))
+
+
+def chunks_taken(
+    op: str, name: str, layout: PairLayout, mesh: Mesh, sizes: Sizes, largest: int
+) -> int:
+    """`chunk_count` on a mesh, alike on all ranks.
+
+    Args:
+        op, name, sizes: as there. layout, mesh: as of `strategy`. largest: bytes of a chunk, as
+            `foldcp_kernels.chunking.chunk_bytes` has them.
+    """
+    chip, links = (CPU, ONE_MACHINE) if mesh.device.type == "cpu" else (H100, HOPPER)
+    shape = layout.mesh_rows, layout.mesh_cols
+    return chunk_count(op, name, layout.padded, shape, sizes, chip, links, 3 * largest // 4)
 
 
 def strategy(

@@ -108,6 +108,7 @@ class Mesh:
     pool: Pool = field(default=None, compare=False)  # type: ignore[assignment]
     sent: Counter = field(default_factory=Counter, compare=False)
     received: Counter = field(default_factory=Counter, compare=False)
+    staged: Counter = field(default_factory=Counter, compare=False)
 
     def __post_init__(self) -> None:
         if self.pool is None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import threading
 import zlib
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from foldcp.program import Program
 from foldcp.transport import EXCHANGE, TransportError
 from foldcp.wire import Message
 from foldcp_kernels.extension import load
@@ -22,7 +24,12 @@ _WATCH = 0.2  # seconds between two looks for errors, own and those of other ran
 
 def tag(label: str, step: int) -> int:
     """A number for one step of the exchanges of a label, alike on all ranks."""
-    return (zlib.crc32(label.encode()) & 0x7FFFFFFF) << 16 | step & 0xFFFF
+    return _number(label) << 16 | step & 0xFFFF
+
+
+@lru_cache(maxsize=1024)
+def _number(label: str) -> int:
+    return zlib.crc32(label.encode()) & 0x7FFFFFFF
 
 
 class NativeTransport:
@@ -37,6 +44,7 @@ class NativeTransport:
     def __init__(self, name: str, mesh: Mesh, engine: int) -> None:
         self.name, self.engine = name, engine
         self.ops = load().ops
+        self.landed: list[int] = []  # flights of the engine that may be used again
         self._watch = _Watch(self, mesh) if name != "host" else None
 
     def flight(self) -> NativeFlight:
@@ -88,8 +96,10 @@ class NativeFlight:
 
     def __init__(self, transport: NativeTransport) -> None:
         self._t = transport
-        self._ops = transport.ops
-        self._number = transport.call(transport.ops.flight_open)
+        self._ops = ops = transport.ops
+        landed = transport.landed
+        self._number = landed.pop() if landed else transport.call(ops.flight_open)
+        self._fresh = True
         self._kept: dict[int, Any] = {}  # the engine holds pointers, not references
 
     def post(
@@ -104,24 +114,45 @@ class NativeFlight:
         lists = (*_flat(sends), *_flat(recvs))
         self._kept[slot] = lists, staging
         forwards = any(m.held for m in sends)
+        if self._fresh:
+            self._t.call(self._ops.flight_begin, self._number)
+            self._fresh = False
         self._t.call(self._ops.flight_post, self._number, slot, *lists, staging, tag, forwards)
+
+    def replay(
+        self,
+        slot: int,
+        program: Program,
+        step: int,
+        bases: Sequence[Tensor | None],
+        tag: int,
+        staging: Tensor | None,
+    ) -> None:
+        """Start a step of a program, see `transport.Flight`."""
+        self._kept[slot] = tuple(bases), staging
+        ops = self._ops
+        handle = program.handles.get("native")
+        if handle is None:
+            handle = program.kept_by("native", ops.program_add(program.flat()), ops.program_drop)
+        at, room = (0, 0) if staging is None else (staging.data_ptr(), staging.numel())
+        pointers = [0 if x is None else x.data_ptr() for x in bases]
+        fresh, self._fresh = self._fresh, False
+        self._t.call(
+            ops.flight_replay, self._number, slot, handle, step, pointers, at, room, tag, fresh
+        )
 
     def arrive(self, slot: int) -> None:
         """Wait for a step, see `transport.Flight`."""
-        self._reach(slot)
-        self._t.call(self._ops.flight_arrive, self._number, slot)
+        call, arrive = self._t.call, self._ops.flight_await
+        while not call(arrive, self._number, slot, _SLICE):
+            pass
         self._kept.pop(slot, None)
 
     def land(self) -> None:
         """Wait for all steps, see `transport.Flight`."""
-        for slot in self._kept:
-            self._reach(slot)
-        self._t.call(self._ops.flight_land, self._number)
-        self._kept.clear()
-
-    def _reach(self, slot: int) -> None:
-        while not self._t.call(self._ops.flight_reached, self._number, slot, _SLICE):
-            pass
+        for slot in list(self._kept):
+            self.arrive(slot)
+        self._t.landed.append(self._number)
 
 
 def _flat(messages: Sequence[Message]) -> tuple[list[Tensor], list[int], list[int]]:

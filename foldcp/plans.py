@@ -8,15 +8,6 @@ from foldcp.layout import Box, PairLayout, Span
 from foldcp.schedule import Plan, Schedule, Want, plan
 
 
-def most_line_chunks(size: int) -> int:
-    """Chunks of lines of `rows` attention on so many ranks, at most.
-
-    Each chunk fetches the whole bias again, H N^2 elements: P / 32 tiles at 4 heads and 128
-    channels. With 8 chunks it takes the memory that panels take (bench/live_memory.py).
-    """
-    return max(2, min(8, 64 // size))
-
-
 def chunks(length: int, count: int) -> tuple[Span, ...]:
     """Cut `length` in at most `count` spans of (nearly) equal size; at least one span."""
     width = max(1, -(-length // max(1, count)))

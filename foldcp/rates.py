@@ -10,6 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 MEMORY, TENSOR, EXP, LINK = 0.80, 0.80, 0.55, 0.80
+# Seconds of one host thread. An exchange, a posted step and a launch are measured on 2 cores of an
+# AMD EPYC (bench/results/host/host_time.csv); what NCCL and the driver need is assumed: 40 us for a
+# non-blocking group, 2 us for each of its transfers, 5 us for a launch.
+EXCHANGE, GROUP, TRANSFER, LAUNCH = 30e-6, 60e-6, 3e-6, 60e-6
 
 
 @dataclass(frozen=True)
@@ -19,7 +23,8 @@ class Chip:
     Args:
         name: of the chip. tflops: bf16 products. float32_tflops: without tensor cores.
         gexps: 10^9 exponentials per second. tbs: memory, TB/s. source: of what is stated.
-        line_bytes: chunks of lines and pieces of panels are not cut below this many bytes.
+        piece_bytes: pieces of panels are not cut below this many bytes, and chunks, for memory's
+            sake, not below six times as many. host: how slow its host is, 1 as measured.
     """
 
     name: str
@@ -28,7 +33,8 @@ class Chip:
     gexps: float
     tbs: float
     source: str
-    line_bytes: int = 32_000_000
+    piece_bytes: int = 32_000_000
+    host: float = 1.0
 
     def seconds(self, itemsize: int, flops: float, moved: float, exps: float = 0) -> float:
         """Time of a kernel, bound by the slowest of the three.
@@ -40,6 +46,11 @@ class Chip:
         wide = max(self.float32_tflops, self.tflops / 6)
         tensor = flops / (TENSOR * 1e12 * (self.tflops if itemsize == 2 else wide))
         return max(tensor, moved / self.memory(), exps / (EXP * 1e9 * self.gexps))
+
+    def told(self, exchanges: int, groups: int, transfers: int, launches: int) -> float:
+        """Seconds that the host takes to say what is to be done."""
+        done = exchanges * EXCHANGE + groups * GROUP + transfers * TRANSFER + launches * LAUNCH
+        return self.host * done
 
     def memory(self) -> float:
         """Expected bytes per second."""

@@ -9,8 +9,9 @@ from the peer that used it one step before instead of from its owner.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 from foldcp.layout import Box
 
@@ -44,7 +45,9 @@ class Piece:
     """A part of one wanted region that travels between two ranks (or stays, when peer is me).
 
     `slot` is the region's index among the wants of the receiving rank; `held` says that the
-    sender takes it from what it received one step before (ring), not from its own tile.
+    sender takes it from what it received one step before (ring), not from its own tile. `origin`
+    is what the sender holds of it, `region` what the receiver wants: both ends know in how many
+    runs of memory it lies at either.
     """
 
     peer: int
@@ -52,6 +55,8 @@ class Piece:
     source: int
     box: Box
     held: int = -1
+    origin: Box = ()
+    region: Box = ()
 
 
 @dataclass(frozen=True)
@@ -109,13 +114,26 @@ class Schedule:
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """One rank's part of a schedule; `owned` is this rank's box of each source."""
+    """One rank's part of a schedule; `owned` is this rank's box of each source.
+
+    `programs` keeps what `foldcp.program` has made of it, by the tensors that it was made for.
+    """
 
     rank: int
     size: int
     owned: tuple[Box, ...]
     steps: tuple[Step, ...]
     adjoint: tuple[Step, ...]
+    programs: dict[Any, Any] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def given(self) -> tuple[int, ...] | None:
+        """Without peers: the sources that its wants are, None where they are parts or steps."""
+        wants = self.steps[0].wants
+        if self.size > 1 or len(self.steps) > 1:
+            return None
+        alike = all(w.box == self.owned[w.source] for w in wants)
+        return tuple(w.source for w in wants) if alike else None
 
     def elements(self, step: int | None = None) -> tuple[int, int]:
         """(sent, received) elements per channel, of one step or of all."""
@@ -155,12 +173,14 @@ def _pieces(schedule: Schedule, rank: int, step: int, only: int | None = None) -
         holder = _holder(schedule, rank, step, slot, want)
         if holder is not None:
             if holder in peers:
-                out.append(Piece(holder, slot, want.source, want.box, held=slot))
+                box = want.box
+                out.append(Piece(holder, slot, want.source, box, slot, origin=box, region=box))
             continue
         for peer in peers:
-            part = intersect(want.box, schedule.own(peer, want.source))
+            own = schedule.own(peer, want.source)
+            part = intersect(want.box, own)
             if part is not None:
-                out.append(Piece(peer, slot, want.source, part))
+                out.append(Piece(peer, slot, want.source, part, origin=own, region=want.box))
     return out
 
 
@@ -171,7 +191,7 @@ def _step(schedule: Schedule, rank: int, step: int) -> Step:
         if peer == rank:
             continue
         for p in _pieces(schedule, peer, step, only=rank):
-            sends.append(Piece(peer, p.slot, p.source, p.box, p.held))
+            sends.append(replace(p, peer=peer))
     return Step(
         wants=schedule.want(rank, step),
         local=tuple(p for p in mine if p.peer == rank),

@@ -16,10 +16,6 @@ from math import isqrt
 from foldcp.layout import Box, PairLayout
 from foldcp.schedule import intersect, volume
 
-# Chunks of channels: at most so many, for the first way there and the last way back have no math to
-# hide under, and not below so many bytes.
-CHANNEL_CHUNKS, CHANNEL_BYTES = 16, 16 << 20
-
 Flow = tuple[int, int, int, int]  # sender, receiver, kind, elements
 
 
@@ -129,20 +125,14 @@ def bias_loads(rows: int, cols: int, first: bool, node: int) -> tuple[Loads, ...
     return tuple(steps)
 
 
-def channel_widths(
-    layout: PairLayout, channels: int, itemsize: int, least: int = CHANNEL_BYTES
-) -> tuple[int, ...]:
+def channel_widths(layout: PairLayout, channels: int, count: int) -> tuple[int, ...]:
     """Channels of each chunk of the strategy "channel".
 
-    A chunk has a multiple of P channels (the last may have fewer) and takes, a, b and product
-    together, `1 / CHANNEL_CHUNKS` of their tiles, or more where one channel per rank does.
+    A chunk has a multiple of P channels; the last may have fewer.
 
     Args:
-        layout: the tiling. channels: D. itemsize: bytes of an element of a, b and product.
-        least: bytes of a chunk below which latency costs more than overlap brings.
+        layout: the tiling. channels: D. count: of chunks, at most.
     """
-    total = 3 * channels * layout.tile_rows * layout.tile_cols * itemsize
-    count = max(1, min(CHANNEL_CHUNKS, total // least))
     width = layout.size * -(-channels // (layout.size * count))
     return tuple(min(width, channels - lo) for lo in range(0, channels, width))
 

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from foldcp.program import Program
 from foldcp.report import UserError
 from foldcp.wire import Message, pack, unpack
 
@@ -43,9 +44,25 @@ class Flight(Protocol):
 
         Args:
             slot: 0 or 1, the one that the step before does not use.
-            sends, recvs: at most one message per peer; both ends list the pieces in one order.
+            sends, recvs: messages; both ends list those between them in one order.
             tag: names exchange and step, alike on both ends.
             staging: uint8, at least `wire.staging_bytes` of all messages, kept until it arrived.
+        """
+
+    def replay(
+        self,
+        slot: int,
+        program: Program,
+        step: int,
+        bases: Sequence[Tensor | None],
+        tag: int,
+        staging: Tensor | None,
+    ) -> None:
+        """Start a step of a program.
+
+        Args:
+            slot, tag, staging: as of `post`; staging None where nothing is packed.
+            program, step: which. bases: the tensors that it names, kept until it arrived.
         """
 
     def arrive(self, slot: int) -> None:
@@ -108,7 +125,7 @@ class TorchFlight:
         sends: Sequence[Message],
         recvs: Sequence[Message],
         tag: int,
-        staging: Tensor,
+        staging: Tensor | None = None,
     ) -> None:
         """Start a step, see `Flight`."""
         device = self.mesh.device
@@ -118,6 +135,18 @@ class TorchFlight:
         ops += [self._op(dist.irecv, x, m) for x, m in zip(inbox, recvs, strict=True)]
         works = dist.batch_isend_irecv(ops) if ops else []
         self._steps[slot] = works, list(zip(inbox, recvs, strict=True)), outbox
+
+    def replay(
+        self,
+        slot: int,
+        program: Program,
+        step: int,
+        bases: Sequence[Tensor | None],
+        tag: int,
+        staging: Tensor | None,
+    ) -> None:
+        """Start a step of a program, see `Flight`."""
+        self.post(slot, *program.acts[step].messages(bases), tag, staging)
 
     def _op(self, kind: Any, buffer: Tensor, message: Message) -> dist.P2POp:
         return dist.P2POp(kind, buffer, self.mesh.global_rank(message.peer), self.mesh.group)

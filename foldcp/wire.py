@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import Tensor
@@ -31,12 +32,14 @@ class Message:
         peer: the other rank. views: the pieces, strided views of sources or regions.
         fp8: for each piece, whether it travels as FP8.
         held: it sends something that the step before has brought.
+        runs: equal transfers that it is cut in; one piece, where there are several.
     """
 
     peer: int
     views: tuple[Tensor, ...]
     fp8: tuple[bool, ...]
     held: bool = False
+    runs: int = 1
 
     def bytes(self) -> int:
         """Bytes on the wire."""
@@ -46,8 +49,25 @@ class Message:
         return end
 
     def direct(self) -> bool:
-        """One contiguous raw piece: it needs no packing."""
-        return len(self.views) == 1 and not self.fp8[0] and self.views[0].is_contiguous()
+        """One raw piece whose transfers are contiguous: it needs no packing."""
+        view = self.views[0]
+        return (
+            len(self.views) == 1
+            and not self.fp8[0]
+            and in_runs(tuple(view.shape), view.stride(), self.runs)
+        )
+
+
+def in_runs(shape: tuple[int, ...], stride: tuple[int, ...], runs: int) -> bool:
+    """Whether a view is made of so many equal parts that lie in one stretch of memory each."""
+    inner, total = 1, prod(shape)
+    for n, step in zip(reversed(shape), reversed(stride), strict=True):
+        if n == 1:
+            continue
+        if step != inner:
+            break
+        inner *= n
+    return total == 0 or inner % (total // runs) == 0
 
 
 def aligned(count: int, to: int = ALIGN) -> int:
@@ -71,7 +91,7 @@ def staging_bytes(messages: Sequence[Message]) -> int:
 
 def pack(message: Message, device: torch.device) -> Tensor:
     """The message as bytes: [bytes], uint8."""
-    if message.direct():
+    if message.runs == 1 and message.direct():
         return message.views[0].reshape(-1).view(torch.uint8)
     buffer = torch.empty(message.bytes(), dtype=torch.uint8, device=device)
     for part, view, fp8 in _parts(buffer, message):

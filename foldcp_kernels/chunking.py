@@ -12,6 +12,10 @@ from torch import Tensor
 _DEFAULT_BYTES = {"cpu": 8_000_000, "cuda": 256_000_000}
 _PARTS = 64
 _SMALLEST = 1 / 8
+# What all rows take together is not cut up to so many times the bytes of a chunk; beyond, chunks
+# become as much smaller as the whole is larger: nothing takes more, and a small input, whose
+# kernels are short, is not cut in launches that the host cannot keep up with.
+_UNCUT = 3
 _override: list[int] = []
 
 
@@ -31,7 +35,9 @@ def chunk_bytes(device: torch.device) -> int:
     return _override[0] if _override else _DEFAULT_BYTES.get(device.type, 256_000_000)
 
 
-def chunk_length(total: int, bytes_each: int, device: torch.device, at_most: int = 0) -> int:
+def chunk_length(
+    total: int, bytes_each: int, device: torch.device, at_most: int = 0, uncut: bool = False
+) -> int:
     """Rows of one chunk: within the chunk's bytes, and a small part of the whole.
 
     A small tile is cut in `_PARTS` as well, so that chunks stay small beside it, but not below
@@ -40,10 +46,13 @@ def chunk_length(total: int, bytes_each: int, device: torch.device, at_most: int
     Args:
         total: rows in all. bytes_each: transient bytes of one row. device: where they live.
         at_most: allow no more than this many chunks (0: no limit).
+        uncut: of short kernels on a GPU, see `_UNCUT`.
     """
-    budget = chunk_bytes(device)
-    part = max(int(budget * _SMALLEST), total * bytes_each // _PARTS)
-    length = max(1, min(budget, part) // max(1, bytes_each))
+    budget, whole = chunk_bytes(device), total * bytes_each
+    part = min(budget, max(int(budget * _SMALLEST), whole // _PARTS))
+    if uncut and device.type != "cpu":
+        part = max(part, min(whole, (_UNCUT * budget) ** 2 // max(1, whole)))
+    length = max(1, part // max(1, bytes_each))
     if at_most:
         length = max(length, -(-total // at_most))
     return max(1, min(total, length))

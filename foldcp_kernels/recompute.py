@@ -54,7 +54,9 @@ def recompute(
     Returns:
         The result of `fused`.
     """
-    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
+    if not torch.is_grad_enabled():
+        return fused(*tensors)
+    if any(x is not None and x.requires_grad for x in tensors):
         return _Recompute.apply(fused, twin, *tensors)
     with torch.no_grad():
         return fused(*tensors)

@@ -25,7 +25,7 @@ from foldcp_kernels.norm_linear import EPS, choose_rows, norm_linear_planes
 from foldcp_kernels.recompute import recompute
 
 _CHUNKS = 16  # of a launch each, which should fill a GPU
-MESH_CHUNKS = 8  # each fetches its part of the bias again
+_TORCH_CHUNKS = 8  # each fetches its part of the bias again
 MASKED = 1e9  # what Boltz subtracts from the logit of a masked key
 
 
@@ -65,12 +65,11 @@ class Lines:
     scale: float
 
 
-def lines_per_chunk(z: Tensor, dim: int, w: TriangleAttentionWeights, mesh: bool) -> int:
-    """How many lines of a tile to take at a time.
+def lines_per_chunk(z: Tensor, dim: int, w: TriangleAttentionWeights) -> int:
+    """How many lines of the pair tensor to take at a time.
 
     Args:
-        z: pair tile [B, T_r, T_c, C]. dim: of its lines. w: weights.
-        mesh: every chunk costs an exchange of the bias, so there are not too many.
+        z: [B, N, N, C]. dim: of its lines. w: weights.
 
     Returns:
         Lines whose queries, keys, values and outputs exist at once.
@@ -79,8 +78,19 @@ def lines_per_chunk(z: Tensor, dim: int, w: TriangleAttentionWeights, mesh: bool
     # torch: normed lines, q, k, v, logits of a part, o, gate; fused: q, k, v, o.
     width = 4 * compute_dtype(z).itemsize if fused else 10 * z.element_size()
     each = width * z.shape[0] * z.shape[3 - dim] * w.q.shape[0]
-    most = MESH_CHUNKS if mesh else _CHUNKS if fused else 0
-    return chunk_length(z.shape[dim], each, z.device, at_most=most)
+    most = _CHUNKS if fused else 0
+    return chunk_length(z.shape[dim], each, z.device, at_most=most, uncut=fused)
+
+
+def least_chunks(z: Tensor, dim: int, w: TriangleAttentionWeights) -> int:
+    """Chunks of lines that a tile of a mesh is cut in at least: torch holds more of each at once.
+
+    Args:
+        z: pair tile [B, T_r, T_c, C]. dim: of its lines. w: weights.
+    """
+    if choose_rows("triangle_attention", None, z, "z", (z.shape[-1],)) == "triton":
+        return 1
+    return min(_TORCH_CHUNKS, -(-z.shape[dim] // lines_per_chunk(z, dim, w)))
 
 
 def project_bias(z: Tensor, w: TriangleAttentionWeights, impl: str | None = None) -> Tensor:

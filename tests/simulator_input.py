@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -33,6 +34,7 @@ from foldcp.plans import (
     triangle_multiplication_plan,
 )
 from foldcp.pool import Pool
+from foldcp.program import Program
 from foldcp.rings.pipeline import Move, ahead, behind
 from foldcp.schedule import Plan
 from foldcp.wire import Message, staging_bytes
@@ -60,7 +62,7 @@ class Recorder(TorchDispatchMode):
         device = torch.device("cpu")
         self.mesh: Any = SimpleNamespace(
             link=self, device=device, rank=layout.rank, size=layout.size, cols=layout.mesh_cols,
-            sent=Counter(), received=Counter(), pool=Pool(device), refuse=_refuse,
+            sent=Counter(), received=Counter(), staged=Counter(), pool=Pool(device), refuse=_refuse,
         )  # fmt: skip
 
     def flight(self) -> _Flight:
@@ -130,11 +132,11 @@ class _Flight:
         sends: Sequence[Message],
         recvs: Sequence[Message],
         tag: int,
-        staging: Tensor,
+        staging: Tensor | None,
     ) -> None:
         r = self._r
         parcels = [
-            f"{send} {m.peer} {len(m.views)} {' '.join(map(r.place, m.views))}"
+            f"{send} {m.peer} {m.runs} {len(m.views)} {' '.join(map(r.place, m.views))}"
             for send, messages in ((1, sends), (0, recvs))
             for m in messages
         ]
@@ -143,6 +145,11 @@ class _Flight:
         forwards = int(any(m.held for m in sends))
         head = f"post {self._number} {slot} {forwards} {block} {len(parcels)}"
         r.steps.append(" ".join([head, *parcels]))
+
+    def replay(
+        self, slot: int, program: Program, step: int, bases: Any, tag: int, staging: Any
+    ) -> None:
+        self.post(slot, *program.acts[step].messages(bases), tag, staging)
 
     def arrive(self, slot: int) -> None:
         self._r.steps.append(f"arrive {self._number} {slot}")
@@ -329,6 +336,7 @@ PROGRAMS: dict[str, Callable[[PairLayout], str]] = {
 
 
 @torch.no_grad()
+@mock.patch("foldcp.program.LEAST_RUN", 8)  # bytes: here, too, some pieces are cut in transfers
 def write_programs(folder: Path, rows: int, cols: int) -> dict[str, Path]:
     """Write the programs of a mesh; their files by name.
 

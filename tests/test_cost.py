@@ -12,7 +12,15 @@ import torch
 from bench import roofline
 from bench.fake_mesh import fake_mesh
 from foldcp import plans, rates
-from foldcp.cost import ATTENTION, MULTIPLICATION, Sizes, predict, received, strategy
+from foldcp.cost import (
+    ATTENTION,
+    MULTIPLICATION,
+    Sizes,
+    chunk_count,
+    predict,
+    received,
+    strategy,
+)
 from foldcp.layout import PairLayout
 from foldcp.mesh import STRATEGIES
 from foldcp.rates import BLACKWELL, CHIPS, H100, HOPPER, NDR, NVLINK4, PCIE4, Link, Links
@@ -39,7 +47,7 @@ def parts(
     """The plans of an op and the bytes of an element of each source."""
     route, (z, e) = name.removeprefix("panel-"), (s.z_itemsize, s.itemsize)
     if name == "channel":
-        for width in channel_widths(layout, s.channels, e):
+        for width in channel_widths(layout, s.channels, count):
             yield plans.channel_plan(layout, width), (e, e)
             yield plans.channel_back_plan(layout, width), (e,)
     elif op == MULTIPLICATION:
@@ -167,7 +175,7 @@ def test_every_rank_chooses_the_same() -> None:
 def test_auto_is_the_cheapest(op: str, route: str) -> None:
     other = {MULTIPLICATION: "channel", ATTENTION: "rows"}[op]
     found = set()
-    for shape, n in product([(1, 2), (2, 2), (8, 8), (16, 16)], (64, 1024, 4096)):
+    for shape, n in product([(1, 2), (2, 2), (4, 4), (8, 8), (16, 16)], (64, 1024, 4096)):
         layout = PairLayout(n * shape[1], *shape, 0)
         totals = {
             name: sum(predict(op, name, layout, first=first).total_s for first in (True, False))
@@ -204,7 +212,8 @@ def test_what_is_faster_never_takes_longer(op: str, name: str) -> None:
     assert far[0] > 1.1 * far[-1], "a mesh of two nodes uses the network"
     # With links that cost nothing, math and what packs for them is left.
     free = Links(Link("free", 1e12, 0), Link("free", 1e12, 0))
-    ideal = predict(op, name, PairLayout(4096, 4, 4, 0), chip=replace(H100, tbs=1e9), links=free)
+    chip = replace(H100, tbs=1e9, host=0)
+    ideal = predict(op, name, PairLayout(4096, 4, 4, 0), chip=chip, links=free)
     assert ideal.total_s == pytest.approx(ideal.compute_s, rel=1e-6)
 
 
@@ -248,5 +257,19 @@ def test_chips_and_chunks_are_those_of_roofline_and_rings() -> None:
     for (rows, cols), n in product([(2, 2), (2, 3), (4, 4), (8, 8)], (96, 384, 1024, 4096)):
         layout = PairLayout(n * cols, rows, cols, 0)
         z = torch.empty(1, layout.tile_rows, layout.tile_cols, 128, device="meta")
-        spans = [span for group in channel_chunks(z, 128, layout) for span in group]
-        assert tuple(hi - lo for lo, hi in spans) == channel_widths(layout, 128, 4)
+        mesh = fake_mesh(rows, cols, 0, "meta")
+        spans = [span for group in channel_chunks(z, 128, layout, mesh) for span in group]
+        count = chunk_count(MULTIPLICATION, "channel", layout.padded, (rows, cols), Sizes(4, 4))
+        assert tuple(hi - lo for lo, hi in spans) == channel_widths(layout, 128, count)
+
+
+def test_chunks_cost_the_host() -> None:
+    """Few chunks where the host says when an op ends, more where memory asks for them."""
+    for op, name in (CASES[2], CASES[-1]):
+        shape, slow = (2, 4), replace(H100, host=100)
+        few = chunk_count(op, name, 2048, shape, Sizes(), slow)
+        assert few <= 3 <= chunk_count(op, name, 8192, shape, Sizes(), slow)
+        # A host that takes no time would rather have transfers hidden.
+        assert chunk_count(op, name, 8192, shape, Sizes(), replace(H100, host=0)) > 3
+    p = predict(MULTIPLICATION, "channel", PairLayout(2048, 2, 4, 0), chip=replace(H100, host=100))
+    assert p.total_s == p.host_s > p.compute_s

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -77,6 +78,11 @@ def alike(mesh: Mesh) -> str:
                 wires = [wire] * len(sources)
                 a, b = (_regions(m, made, sources, dims, wires) for m in (mesh, gloo))
                 assert len(a) == len(b) > 0
+                if wire == "raw":  # cut in transfers, and with the same program replayed elsewhere
+                    with mock.patch.multiple("foldcp.program", LEAST_RUN=1, MOST_RUNS=64):
+                        for x in (sources, [y.clone() for y in sources], sources):
+                            again = _regions(mesh, made, x, dims, wires)
+                            assert all(map(torch.equal, again, b)), (name, n, "in runs")
                 for x, y in zip(a, b, strict=True):
                     assert torch.equal(x, y), (name, n, wire)
                 grads = [[x * (k + 1) for x in step] for k, step in enumerate(_by_step(made, a))]

@@ -4,7 +4,7 @@
 // its steps:
 //   write VIEW N NUMBER...    check VIEW N NUMBER...    copy VIEW VIEW    add VIEW VIEW
 //   zero VIEW    open FLIGHT    arrive FLIGHT SLOT    land FLIGHT
-//   post FLIGHT SLOT FORWARDS BLOCK N (SEND PEER N VIEW...)...   with BLOCK the staging buffer
+//   post FLIGHT SLOT FORWARDS BLOCK N (SEND PEER RUNS N VIEW...)...   with BLOCK the staging buffer
 // A VIEW is `BLOCK OFFSET NDIM SIZE... STRIDE...` in elements of four bytes.
 #pragma once
 #include <fstream>
@@ -29,7 +29,7 @@ struct Place {
 };
 
 struct Parcel {
-  int send = 0, peer = 0;
+  int send = 0, peer = 0, runs = 1;
   std::vector<Place> pieces;
 };
 
@@ -101,7 +101,7 @@ class Reader {
   }
 
   Parcel parcel() {
-    Parcel p{number<int>(), number<int>(), {}};
+    Parcel p{number<int>(), number<int>(), number<int>(), {}};
     p.pieces = list<Place>([&] { return place(); });
     return p;
   }

@@ -19,12 +19,12 @@ from itertools import accumulate
 from torch import Tensor
 
 from foldcp import timeline
-from foldcp.cost import GROUPS
+from foldcp.cost import GROUPS, MULTIPLICATION, Sizes, chunks_taken
 from foldcp.layout import PairLayout, Span
 from foldcp.mesh import Mesh
 from foldcp.plans import channel_back_plan, channel_plan
 from foldcp.rings.pipeline import Move, ahead, behind
-from foldcp.traffic import CHANNEL_BYTES, channel_widths
+from foldcp.traffic import channel_widths
 from foldcp_kernels.chunking import chunk_bytes
 from foldcp_kernels.dispatch import compute_dtype
 from foldcp_kernels.triangle_multiplication import (
@@ -37,18 +37,19 @@ LABEL = "triangle_multiplication"
 _DIMS = (1, 2, 3)
 
 
-def channel_chunks(z: Tensor, channels: int, layout: PairLayout) -> list[list[Span]]:
-    """Chunks of channels (see `foldcp.traffic.channel_widths`) by group.
+def channel_chunks(z: Tensor, channels: int, layout: PairLayout, mesh: Mesh) -> list[list[Span]]:
+    """Chunks of channels (see `foldcp.cost.chunk_count`) by group.
 
     The planes of a group are projected together. A projection reads all of z again, in float32 as
     many bytes as a and b of all channels have in bfloat16: one per chunk would do so more often,
     fewer groups would hold more planes at a time.
 
     Args:
-        z: pair tile [B, T_r, T_c, C]. channels: D. layout: the tiling.
+        z: pair tile [B, T_r, T_c, C]. channels: D. layout: the tiling. mesh: the mesh.
     """
-    least = min(CHANNEL_BYTES, chunk_bytes(z.device))
-    widths = channel_widths(layout, channels, len(z) * compute_dtype(z).itemsize, least)
+    sizes = Sizes(z.element_size(), compute_dtype(z).itemsize, channels, wire=mesh.wire)
+    count = chunks_taken(MULTIPLICATION, "channel", layout, mesh, sizes, chunk_bytes(z.device))
+    widths = channel_widths(layout, channels, count)
     ends = list(accumulate(widths))
     spans = [(end - width, end) for end, width in zip(ends, widths, strict=True)]
     each = -(-len(spans) // GROUPS)
@@ -73,7 +74,7 @@ def channel_products(
 
     Source: foldcp design, section 6.
     """
-    groups = channel_chunks(z, w.p_in.shape[0] // 2, layout)
+    groups = channel_chunks(z, w.p_in.shape[0] // 2, layout, mesh)
 
     def planes() -> Iterator[Move]:
         for group in groups:

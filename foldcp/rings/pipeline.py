@@ -53,6 +53,10 @@ def chained(
             yield from stream(mesh, plan, sources, dims, label, wires)
         return
 
+    if mesh.size == 1:
+        yield from _alone(mesh, moves, dims, label, wires)
+        return
+
     def begin() -> Exchange | None:
         move = next(moves, None)
         if move is None:
@@ -119,6 +123,16 @@ def behind(
         del arrived
     if under_way is not None:
         yield next(under_way)
+
+
+def _alone(
+    mesh: Mesh, moves: Iterator[Move], dims: Sequence[Dims], label: str, wires: Sequence[str]
+) -> Iterator[Regions]:
+    for plan, sources in moves:
+        if plan.given is None:
+            yield from stream(mesh, plan, sources, dims, label, wires)
+        else:
+            yield tuple(sources[i] for i in plan.given)
 
 
 def _one_by_one(

@@ -22,25 +22,26 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
+from foldcp.cost import ATTENTION, Sizes, chunks_taken
 from foldcp.layout import PairLayout
 from foldcp.mesh import Mesh
 from foldcp.plans import (
     key_panels,
     line_chunks,
-    most_line_chunks,
     rows_back_plan,
     rows_bias_plan,
     rows_plan,
 )
 from foldcp.rings.pipeline import Move, Regions, ahead, behind, chained
 from foldcp_kernels.carry import Carry
-from foldcp_kernels.chunking import add_chunks
+from foldcp_kernels.chunking import add_chunks, chunk_bytes
+from foldcp_kernels.dispatch import compute_dtype
 from foldcp_kernels.triangle_attention import (
     TriangleAttentionWeights,
     attend_lines,
     kept,
+    least_chunks,
     line_output,
-    lines_per_chunk,
     project_bias,
     project_lines,
 )
@@ -70,8 +71,9 @@ def row_attention(
     keep = kept(mask)
     # The bias lies as the lines read it: [B, H, T_r, T_c], or for the ending node its transpose.
     bias = project_bias(z if starting else z.transpose(1, 2), w)
-    wanted = -(-z.shape[dim] // lines_per_chunk(z, dim, w, layout.size > 1))
-    chunks = line_chunks(layout, starting, min(most_line_chunks(layout.size), wanted))
+    sizes = Sizes(z.element_size(), compute_dtype(z).itemsize, w.q.shape[0], w.heads, mesh.wire)
+    count = chunks_taken(ATTENTION, "rows", layout, mesh, sizes, chunk_bytes(z.device))
+    chunks = line_chunks(layout, starting, max(count, least_chunks(z, dim, w)))
 
     def lines() -> Iterator[Move]:
         for lo, hi in chunks:

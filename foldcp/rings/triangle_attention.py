@@ -22,7 +22,7 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from foldcp.cost import strategy
+from foldcp.cost import ATTENTION, Sizes, chunks_taken, strategy
 from foldcp.exchange import Dims
 from foldcp.layout import PairLayout, Span
 from foldcp.mesh import Mesh
@@ -31,13 +31,14 @@ from foldcp.rings.pipeline import Move, Regions, chained
 from foldcp.rings.row_attention import row_attention
 from foldcp_kernels import chunking
 from foldcp_kernels.carry import Carry
-from foldcp_kernels.chunking import map_chunks
+from foldcp_kernels.chunking import chunk_bytes, map_chunks
 from foldcp_kernels.dispatch import compute_dtype
 from foldcp_kernels.triangle_attention import (
     Lines,
     TriangleAttentionWeights,
     attend_lines,
     kept,
+    least_chunks,
     line_output,
     lines_per_chunk,
     project_bias,
@@ -78,7 +79,12 @@ def triangle_attention(
     dim, keep = (1 if starting else 2), kept(mask)
     # The bias lies as the lines read it: [B, H, T_r, T_c], or for the ending node its transpose.
     bias = project_bias(z if starting else z.transpose(1, 2), w)
-    length = lines_per_chunk(z, dim, w, layout.size > 1)
+    if layout.size == 1:
+        length = lines_per_chunk(z, dim, w)
+    else:
+        made = Sizes(*sizes, w.q.shape[0], w.heads, mesh.wire)
+        count = chunks_taken(ATTENTION, name, layout, mesh, made, chunk_bytes(z.device))
+        length = -(-z.shape[dim] // max(count, least_chunks(z, dim, w)))
     projected: deque[Lines] = deque()
 
     def moves() -> Iterator[Move]:

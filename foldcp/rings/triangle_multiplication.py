@@ -37,7 +37,7 @@ from foldcp_kernels.triangle_multiplication import (
 
 # Panels are cut in pieces of at least this part of a chunk's bytes: below it, latency and launches
 # cost more than the memory is worth.
-_PIECES_OF_CHUNK = 16
+_PIECES_OF_CHUNK = 8
 
 
 def channel_groups(layout: PairLayout, channels: int, plane_bytes: int, least: int) -> list[Span]:

@@ -110,8 +110,9 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> No
             f"`{kernel.__name__}` got bfloat16 under TRITON_INTERPRET=1, which computes bfloat16 "
             "dots wrong: pass float32 or float16"
         )
-    if tensors[0].device.type == "cuda":
-        with torch.cuda.device(tensors[0].device):
+    device = tensors[0].device
+    if device.type == "cuda" and device.index != torch.cuda.current_device():
+        with torch.cuda.device(device):
             kernel[grid](*args, **options)
     else:
         kernel[grid](*args, **options)

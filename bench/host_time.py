@@ -1,0 +1,291 @@
+"""What the host does for one pairformer block and one diffusion step, without GPU and links.
+
+Boltz-2's block and score model in their real dimensions run on tensors that are shapes alone, as
+rank 0 of a mesh whose peers do not exist. Counted are exchanges, groups (one per posted step and
+communicator), messages and their transfers, those that are packed, staged bytes, and launches of
+Triton kernels and of torch's operators. Timed is one thread of the host, with
+
+- Triton's own handling of arguments, up to the point where a kernel would be handed to the driver,
+- torch's dispatch and most of its shape functions (see `bench.no_gpu`),
+- the compiled engine with streams and links that do nothing.
+
+Not in the times: what CUDA, the driver and NCCL need for a launch, an event or a group, torch's
+allocator on a GPU, `torch.cuda.device`, and launches that pack.
+
+    python -m bench.host_time                        # bench/results/host/host_time.csv
+    python -m bench.host_time --against 5ef7b97      # and the same for another revision
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from copy import deepcopy
+from dataclasses import fields, is_dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+from bench.fake_mesh import FakeMesh, fake_mesh
+from bench.machine import ROOT, write_csv
+from bench.no_gpu import Counted, Launches, as_on_a_gpu, launched, short_shapes
+from foldcp.layout import PairLayout
+from foldcp.schedule import Plan
+
+MESHES, TOKENS = ((1, 1), (2, 2), (2, 4)), (256, 512, 1024, 2048, 3605)
+OUT = ROOT / "bench" / "results" / "host" / "host_time.csv"
+SINGLE, PAIR, HEADS = 384, 128, 16
+
+
+def mesh_of(rows: int, cols: int, communicators: int) -> FakeMesh:
+    """Rank 0 of a mesh on no device, with the compiled engine and links that do nothing."""
+    from foldcp.native import NativeTransport
+    from foldcp_kernels.extension import load
+
+    device = torch.device("meta")
+    if rows * cols == 1:
+        return FakeMesh(rows, cols, 0, device)
+    engine = load().ops.nothing_open(0, cols)
+    link = Counted(NativeTransport("host", None, engine), communicators, cols)  # type: ignore[arg-type]
+    return FakeMesh(rows, cols, 0, device, object(), link=link)
+
+
+def block(n: int, mesh: FakeMesh) -> Callable[[], Any]:
+    """One pairformer block."""
+    from boltz.model.layers.pairformer import PairformerLayer as Stock
+
+    from foldcp.modules.pairformer import PairformerLayer, pair_mask
+
+    with torch.device("meta"):
+        stock = Stock(SINGLE, PAIR, num_heads=HEADS, v2=True).eval().requires_grad_(False)
+    layer, layout = PairformerLayer(stock, mesh), PairLayout(n, mesh.rows, mesh.cols, 0)
+    z = torch.empty(1, layout.tile_rows, layout.tile_cols, PAIR, device="meta")
+    s = torch.empty(1, layout.shard, SINGLE, device="meta")
+    mask = pair_mask(layout, z.device)
+    return lambda: layer(s, z, layout, mask)
+
+
+def _prepared(value: Any, mesh: Any) -> Any:
+    """A copy of what a step is prepared with, of shapes alone and for another mesh."""
+    if isinstance(value, Tensor):
+        return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
+    if isinstance(value, FakeMesh):
+        return mesh
+    if isinstance(value, tuple) and not hasattr(value, "_fields"):
+        return tuple(_prepared(x, mesh) for x in value)
+    if is_dataclass(value) and not isinstance(value, (type, Plan, PairLayout)):
+        changed = {f.name: _prepared(getattr(value, f.name), mesh) for f in fields(value)}
+        return replace(value, **changed)
+    return value
+
+
+def diffusion_step(n: int, mesh: FakeMesh) -> Callable[[], Any]:
+    """One call of the score model for five samples, prepared on a fake CUDA device."""
+    from boltz.model.modules.diffusion_conditioning import DiffusionConditioning as StockMade
+    from boltz.model.modules.diffusionv2 import DiffusionModule as Stock
+
+    from bench.fake_device import fake_cuda
+    from bench.live_memory import features, onto
+    from foldcp.layout import AtomLayout
+    from foldcp.modules.diffusion import DiffusionModule
+    from foldcp.modules.diffusion_conditioning import DiffusionConditioning
+
+    depth = dict(
+        atom_encoder_depth=3, atom_encoder_heads=4, token_transformer_depth=24,
+        token_transformer_heads=HEADS, atom_decoder_depth=3, atom_decoder_heads=4,
+    )  # fmt: skip
+    windows = dict(atoms_per_window_queries=32, atoms_per_window_keys=128)
+    sizes = dict(token_s=SINGLE, token_z=PAIR, atom_s=128, atom_z=16, atom_feature_dim=388)
+    with torch.device("meta"):
+        made = StockMade(**sizes, **windows, **depth).eval().requires_grad_(False)
+        stock = Stock(SINGLE, 128, **windows, **depth).eval().requires_grad_(False)
+    layout = PairLayout(n, mesh.rows, mesh.cols, 0)
+    rows, cols, shard = layout.tile_rows, layout.tile_cols, layout.shard
+    feats = features(n)
+    atoms = feats["atom_pad_mask"].shape[1]
+    atom_layout = AtomLayout(atoms // 32, layout.size, 0)
+    with fake_cuda() as device, mock.patch("foldcp_kernels.dispatch._default", ["torch"]):
+        torch.set_autocast_enabled("cuda", False)
+        here = fake_mesh(mesh.rows, mesh.cols, 0, "cuda")
+        fake = deepcopy(stock)
+        onto(made, device)
+        onto(fake, device)
+        known = {name: device.known(x) for name, x in feats.items()}
+        z = torch.empty(1, rows, cols, PAIR, device="cuda")
+        s = torch.empty(1, shard, SINGLE, device="cuda")
+        relpos = torch.empty(1, rows, cols, PAIR, device="cuda")
+        conditioning = DiffusionConditioning(made, here)
+        found = conditioning(s, z, lambda lo, hi: relpos[:, lo:hi], known, layout, atom_layout)
+        prepared = DiffusionModule(fake, here).prepare(found, s, s, known, layout, atom_layout)
+    prepared = _prepared(prepared, mesh)
+    for part in ("encoder", "decoder"):
+        name = f"atom_attention_{part}"
+        layers = getattr(getattr(stock, name), f"atom_{part}").diffusion_transformer.layers
+        changed = replace(getattr(prepared, part), layers=layers)
+        prepared = replace(prepared, **{part: changed})
+    score = DiffusionModule(stock, mesh)
+    noisy = torch.empty(5, atoms, 3, device="meta")
+    single = torch.empty(1, shard, 2 * SINGLE, device="meta")
+
+    def step() -> Any:
+        torch.set_autocast_enabled("cuda", False)  # as Boltz around its sampler
+        return score(prepared, noisy, single)
+
+    return step
+
+
+PARTS: dict[str, Callable[[int, FakeMesh], Callable[[], Any]]] = {
+    "pairformer_block": block,
+    "diffusion_step": diffusion_step,
+}
+
+
+def measure(
+    part: str, n: int, rows: int, cols: int, times: int, communicators: int
+) -> dict[str, Any]:
+    """Counts of one call, and the median time of some.
+
+    Args:
+        part: one of `PARTS`. n: tokens. rows, cols: of the mesh. times: calls that are timed.
+        communicators: that this revision's engine has.
+    """
+    counts: Counter[str] = Counter()
+    mesh = mesh_of(rows, cols, communicators)
+    with as_on_a_gpu():
+        call = PARTS[part](n, mesh)
+        call()  # plans, programs and weights in the dtype of the kernels
+        launched.clear()
+        if mesh.link is not None:
+            mesh.link.counts, mesh.link.counting = counts, True  # type: ignore[attr-defined]
+        with Launches(counts):
+            call()
+        found = dict(counts + launched)
+        if mesh.link is not None:
+            mesh.link.counting = False  # type: ignore[attr-defined]
+        taken = []
+        with short_shapes():
+            for _ in range(times):
+                start = time.thread_time()
+                call()
+                taken.append(time.thread_time() - start)
+    row: dict[str, Any] = {"part": part, "mesh": f"{rows}x{cols}", "tokens": n}
+    for name in (
+        "exchanges", "groups", "messages", "transfers", "packed", "packed_pieces", "staged_bytes",
+        "triton_launches", "torch_launches",
+    ):  # fmt: skip
+        row[name] = found.get(name, 0)
+    row["host_ms"] = round(1e3 * statistics.median(taken), 3) if taken else ""
+    row["host_ms_min"] = round(1e3 * min(taken), 3) if taken else ""
+    return row
+
+
+def communicators_of(root: Path) -> int:
+    """How many communicators the engine of a tree has."""
+    return 3 if "kLanes = 3" in (root / "csrc" / "engine.h").read_text() else 1
+
+
+class Worker:
+    """A process that measures with the sources of one tree."""
+
+    def __init__(self, root: Path, commit: str) -> None:
+        self.commit = commit
+        environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+        environment["TRITON_INTERPRET"] = "0"  # tests of kernels set it
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "bench.host_time", "--worker"],
+            cwd=root, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    def measure(self, *case: Any) -> dict[str, Any]:
+        """`measure` in that process."""
+        stdin, stdout = self._process.stdin, self._process.stdout
+        assert stdin is not None and stdout is not None
+        stdin.write(json.dumps(case) + "\n")
+        stdin.flush()
+        for line in stdout:
+            if line.startswith("{"):
+                return {"state": self.commit} | json.loads(line)
+        raise RuntimeError(f"measuring {self.commit} failed, see above")
+
+    def close(self) -> None:
+        """End."""
+        self._process.communicate()
+
+
+def _work() -> int:
+    torch.set_num_threads(1)
+    for line in sys.stdin:
+        part, n, rows, cols, times = json.loads(line)
+        print(json.dumps(measure(part, n, rows, cols, times, communicators_of(ROOT))), flush=True)
+    return 0
+
+
+@contextmanager
+def other_tree(revision: str) -> Iterator[Path]:
+    """A tree of another revision, with this bench and this compiled extension."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder) / "tree"
+        git = ["git", "-C", str(ROOT), "worktree"]
+        subprocess.run([*git, "add", "-q", "--detach", str(root), revision], check=True)
+        try:
+            for name in ("host_time.py", "no_gpu.py"):
+                shutil.copy(ROOT / "bench" / name, root / "bench" / name)
+            for library in (ROOT / "foldcp_kernels").glob("_C*.so"):
+                shutil.copy(library, root / "foldcp_kernels")
+            yield root
+        finally:
+            subprocess.run([*git, "remove", "--force", str(root)], check=True)
+
+
+def _summary(rows: list[dict[str, Any]]) -> None:
+    for row in rows:
+        said = ", ".join(f"{k} {v}" for k, v in row.items() if v not in (0, ""))
+        print(said, flush=True)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measure and write the table."""
+    parser = argparse.ArgumentParser(prog="python -m bench.host_time")
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--against", help="another revision to measure in the same run")
+    parser.add_argument("--part", default=",".join(PARTS))
+    parser.add_argument("--tokens", default=",".join(map(str, TOKENS)))
+    parser.add_argument("--times", type=int, default=15, help="calls of which the median is taken")
+    parser.add_argument("--out", type=Path, default=OUT)
+    options = parser.parse_args(argv)
+    if options.worker:
+        return _work()
+    rows = []
+    with ExitStack() as stack:
+        workers = [Worker(ROOT, "this")]
+        if options.against:
+            root = stack.enter_context(other_tree(options.against))
+            workers.append(Worker(root, options.against))
+        for worker in workers:
+            stack.callback(worker.close)
+        for part in options.part.split(","):
+            for (r, c), n in product(MESHES, map(int, options.tokens.split(","))):
+                # In turns, so that what else the machine does is felt by both.
+                found = [w.measure(part, n, r, c, options.times) for w in workers]
+                _summary(found)
+                rows += found
+    write_csv(options.out, rows)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
