@@ -265,11 +265,14 @@ def test_chips_and_chunks_are_those_of_roofline_and_rings() -> None:
 
 def test_chunks_cost_the_host() -> None:
     """Few chunks where the host says when an op ends, more where memory asks for them."""
-    for op, name in (CASES[2], CASES[-1]):
-        shape, slow = (2, 4), replace(H100, host=100)
-        few = chunk_count(op, name, 2048, shape, Sizes(), slow)
-        assert few <= 3 <= chunk_count(op, name, 8192, shape, Sizes(), slow)
-        # A host that takes no time would rather have transfers hidden.
-        assert chunk_count(op, name, 8192, shape, Sizes(), replace(H100, host=0)) > 3
+    shape = (2, 4)
+    for op, name in ((MULTIPLICATION, "channel"), (ATTENTION, "rows")):
+        counts = [chunk_count(op, name, n, shape, Sizes()) for n in (512, 1024, 2048, 8192)]
+        assert counts[0] == 1 and counts == sorted(counts), counts
+        assert counts[2] <= 5 < counts[3], counts
+    # A host that takes no time would rather have transfers hidden.
+    for host, count in ((0, 2), (1, 1)):
+        chip = replace(H100, host=host)
+        assert chunk_count(ATTENTION, "rows", 1024, shape, Sizes(), chip) == count
     p = predict(MULTIPLICATION, "channel", PairLayout(2048, 2, 4, 0), chip=replace(H100, host=100))
     assert p.total_s == p.host_s > p.compute_s
