@@ -82,6 +82,7 @@ class Config:
             ValueError: a value is not allowed; names the variable, what it allows and what it got.
         """
         get = _Reader(environ)
+        secret(environ)
         nproc = environ.get("FOLDCP_NPROC") or None
         return cls(
             enabled=get.choice("FOLDCP", ("0", "1"), "0") == "1",
@@ -135,6 +136,21 @@ def shares_gpus(environ: Mapping[str, str]) -> bool:
 def local_rank(environ: Mapping[str, str], rank: int) -> int:
     """Position of this rank on its machine, as torchrun or srun says it, else its rank."""
     return int(environ.get("LOCAL_RANK") or environ.get("SLURM_LOCALID") or rank)
+
+
+def secret(environ: Mapping[str, str]) -> str:
+    """FOLDCP_SECRET, which seals what ranks tell each other; not in `Config`, which is printed.
+
+    Raises:
+        ValueError: it is so short that it could be guessed.
+    """
+    found = environ.get("FOLDCP_SECRET") or ""
+    if 0 < len(found) < 16:
+        raise ValueError(
+            f"FOLDCP_SECRET must have at least 16 characters, got {len(found)}: "
+            'export FOLDCP_SECRET="$(openssl rand -hex 16)"'
+        )
+    return found
 
 
 class _Reader:

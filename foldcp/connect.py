@@ -7,6 +7,7 @@ goes on.
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from foldcp.config import TRANSPORTS, Config, order_nccl, shares_gpus
+from foldcp.message import known
 from foldcp.native import NativeTransport, tag
 from foldcp.transport import TorchTransport, Transport, TransportError
 from foldcp.wire import Message, staging_bytes
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 _HOST_BYTES = 64 << 20  # of shared memory for the slots of all pairs of ranks
 _WINDOW_BYTES = 128 << 20  # of device memory for the slots of one rank's peers
 _MEETING = 120.0  # seconds that setting up and the trial exchange may take
+_SEGMENT = re.compile(r"/proc/\d+/fd/\d+")
 _CUDA = ("nccl", "copy-engine", "torch-nccl")
 # Bytes of the trial with each peer. Links between GPUs may corrupt from 256 KiB up; in shared
 # memory nothing but the slots, of 256 KiB at most, is to be tried.
@@ -39,6 +42,7 @@ _REMEDY = {
 _SHARED_GPU = 23000  # the first NCCL that takes several ranks on one GPU
 
 
+@known
 @dataclass(frozen=True)
 class Options:
     """How the transports are set up.
@@ -167,6 +171,8 @@ def _open_host(mesh: Mesh, ops: Any, options: Options) -> int:
     place = mesh.rank, mesh.size, slot
 
     def create(path: str) -> int:
+        if path and _is_foreign(path):
+            raise RuntimeError(f"{path} is not a segment of this user's ranks")
         return ops.host_open(*place, path, options.deadline)
 
     # Rank 0 makes the segment, the others open it where its process shows its files.
@@ -180,6 +186,14 @@ def _open_host(mesh: Mesh, ops: Any, options: Options) -> int:
             ops.engine_close(engine)
         raise
     return engine if mesh.is_root else joined
+
+
+def _is_foreign(path: str) -> bool:
+    """True for a file that no rank of this user shows under /proc: it may be anyone's."""
+    try:
+        return not _SEGMENT.fullmatch(path) or os.stat(path).st_uid != os.geteuid()
+    except OSError:
+        return False  # opening it says why
 
 
 def _open_nccl(mesh: Mesh, ops: Any, options: Options) -> int:

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import torch
 import torch.distributed as dist
 
+from foldcp.broadcast import broadcast
 from foldcp.config import ATTENTION, MULTIPLICATION, WIRES, local_rank
 from foldcp.connect import Options, connect
 from foldcp.layout import PairLayout, Shaped
@@ -93,6 +94,7 @@ class Mesh:
         wire: "raw" or "fp8", how panels travel.
         multiplication, attention: strategy of the triangle ops, "auto" or a name of `STRATEGIES`.
         link: what carries tiles; None is torch.distributed.
+        told: number of objects that each rank has sent to the others.
     """
 
     rows: int
@@ -109,6 +111,7 @@ class Mesh:
     sent: Counter = field(default_factory=Counter, compare=False)
     received: Counter = field(default_factory=Counter, compare=False)
     staged: Counter = field(default_factory=Counter, compare=False)
+    told: Counter = field(default_factory=Counter, compare=False)
 
     def __post_init__(self) -> None:
         if self.pool is None:
@@ -208,6 +211,7 @@ class Mesh:
         """Take over what joins the ranks from a new mesh of the same shape."""
         plain = isinstance(other.link, TorchTransport)
         object.__setattr__(self, "group", other.group)
+        object.__setattr__(self, "told", other.told)
         object.__setattr__(self, "link", TorchTransport(self) if plain else other.link)
 
     def refuse(self, problem: str) -> NoReturn:
@@ -261,17 +265,11 @@ class Mesh:
             dist.all_reduce(torch.zeros(1), group=self.group)
 
     def broadcast_object(self, obj: Any, src: int = 0) -> Any:
-        """Every rank gets the object of rank `src` (pickled)."""
-        if self.group is None:
-            return obj
-        box = [obj if self.rank == src else None]
-        dist.broadcast_object_list(
-            box, self.global_rank(src), self.group, device=torch.device("cpu")
-        )
-        return box[0]
+        """Every rank gets the object of rank `src`, which must be what `message` lets travel."""
+        return obj if self.group is None else broadcast(obj, self, src)
 
     def all_gather_object(self, obj: Any) -> list[Any]:
-        """Every rank gets the list of all ranks' objects (pickled), in rank order."""
+        """Every rank gets the list of all ranks' objects, in rank order."""
         if self.group is None:
             return [obj]
         return [self.broadcast_object(obj, src) for src in range(self.size)]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from foldcp import message
 from foldcp.program import Program
 from foldcp.transport import EXCHANGE, TransportError
 from foldcp.wire import Message
@@ -189,11 +190,17 @@ class _Watch:
                     self._tell()
                     return
                 if self._store.check([self._key]):
-                    self._transport.abort(self._store.get(self._key).decode())
+                    self._transport.abort(self._told())
                     return
         except RuntimeError:
             return  # the store is gone, and with it the run
 
+    def _told(self) -> str:
+        try:
+            return message.open_sealed(self._key, self._store.get(self._key)).decode()
+        except (message.Forged, UnicodeDecodeError) as error:
+            return str(error)
+
     def _tell(self) -> None:
         text = f"rank {self._rank}: {self._transport.error()}"
-        self._store.compare_set(self._key, "", text)
+        self._store.compare_set(self._key, "", message.close(self._key, text.encode()))

@@ -9,8 +9,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 FABRIC = set(
-    """agreement config connect cost exchange executor layout mesh native plans pool program
-    progress rates report resume schedule spool timeline traffic transport under_way
+    """agreement broadcast config connect cost exchange executor layout mesh message native plans
+    pool program progress rates report resume schedule spool timeline traffic transport under_way
     wire""".split()  # noqa: SIM905
 )
 RANK = {"foldcp_kernels": 0, "fabric": 1, "rings": 2, "modules": 3, "compat": 4, "boltz": 5}

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ PROTEIN = "version: 1\nsequences:\n  - protein: {id: A, sequence: MQIFVKTLTG, ms
 # More steps than the test lasts, and workers that must not be left behind.
 ENDLESS = "--accelerator cpu --num_workers 2 --sampling_steps 20000 --recycling_steps 0 --seed 1"
 KEPT = "finished predictions are kept and skipped by the next run of the same command"
+LOOPBACK = "0100007F"
 CASES = {  # what gets which signal -> exit code and what is said
     "Ctrl-C": ("group", signal.SIGINT, 130, f"interrupted; {KEPT}"),
     "SIGTERM": ("launcher", signal.SIGTERM, 143, f"ended by SIGTERM; {KEPT}"),
@@ -43,6 +45,20 @@ def _rank(mark: str, rank: int) -> int:
     return min(ranks)  # its workers came later
 
 
+def _listening(pids: list[int]) -> set[str]:
+    """Addresses (hexadecimal, as the kernel shows them) on which some processes listen."""
+    own = set()
+    for file in (file for pid in pids for file in Path(f"/proc/{pid}/fd").iterdir()):
+        with suppress(FileNotFoundError):  # closed meanwhile
+            own.add(os.readlink(file))
+    rows = [
+        line.split()
+        for name in ("tcp", "tcp6")
+        for line in Path("/proc/net", name).read_text().splitlines()[1:]
+    ]
+    return {r[1].partition(":")[0] for r in rows if r[3] == "0A" and f"socket:[{r[9]}]" in own}
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_everything_ends(case: str, tmp_path: Path, tiny_cache: Path) -> None:
     who, number, code, said = CASES[case]
@@ -65,6 +81,7 @@ def test_everything_ends(case: str, tmp_path: Path, tiny_cache: Path) -> None:
         until = time.monotonic() + 120
         while "one diffusion" not in log.read_text() and time.monotonic() < until:
             time.sleep(0.1)
+        assert _listening(_running(mark)) == {LOOPBACK}, "other machines can reach a port"
         time.sleep(0.5)
         struck = time.monotonic()
         if who == "group":

@@ -9,12 +9,21 @@ from typing import Any
 
 import numpy as np
 import torch
+from boltz.data import types
 from boltz.data.module.inferencev2 import Boltz2InferenceDataModule, PredictionDataset, collate
 from torch.utils.data import DataLoader
 
 from foldcp.boltz import features, sharing
 from foldcp.boltz.recovery import together
 from foldcp.boltz.run import Run, current
+from foldcp.message import known
+
+# What Boltz knows of an input besides its features, as it travels between ranks.
+for _kind in (
+    types.Manifest, types.Record, types.StructureInfo, types.ChainInfo, types.InterfaceInfo,
+    types.InferenceOptions, types.TemplateInfo, types.MDInfo, types.AffinityInfo,
+):  # fmt: skip
+    known(_kind)
 
 FAILED = "foldcp_failed"  # key of a batch without features: why there are none
 

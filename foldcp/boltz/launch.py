@@ -90,7 +90,8 @@ class Place:
             world=world,
             local_rank=int(environ["SLURM_LOCALID"]),
             launcher="srun",
-            host=environ.get("MASTER_ADDR") or first_host(nodes),
+            host=environ.get("MASTER_ADDR")
+            or ("127.0.0.1" if on_one_machine(environ) else first_host(nodes)),
             port=int(environ.get("MASTER_PORT") or _SLURM_PORT + job % 20000),
         )
 
@@ -98,6 +99,13 @@ class Place:
 def _in_step(environ: Mapping[str, str]) -> bool:
     # The batch script itself carries SLURM_PROCID=0 and the job's SLURM_NTASKS, yet is alone.
     return "SLURM_STEP_ID" in environ or environ.get("ENVIRONMENT") != "BATCH"
+
+
+def on_one_machine(environ: Mapping[str, str]) -> bool:
+    """True when a launcher's variables say that all its ranks are on this machine."""
+    if "WORLD_SIZE" in environ:
+        return environ.get("LOCAL_WORLD_SIZE") == environ["WORLD_SIZE"]
+    return (environ.get("SLURM_STEP_NUM_NODES") or environ.get("SLURM_NNODES")) == "1"
 
 
 def first_host(nodelist: str) -> str:
@@ -184,10 +192,13 @@ def run_ranks(nproc: int, arguments: Sequence[str]) -> int:
         from torch.distributed import run as launcher
         from torch.distributed.elastic.multiprocessing.api import SignalException
         from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+        from foldcp.boltz.loopback import stay_on_this_machine
     # The rank that failed has already said why; the agent's account of it would bury that.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     worker = ["-m", "foldcp", "boltz", *arguments]
     own = ["--nnodes", "1", "--nproc-per-node", str(nproc), "--max-restarts", "0"]
+    own += stay_on_this_machine(os.environ)
     try:
         launcher.run(launcher.parse_args([*own, *worker]))
     except ChildFailedError as error:

@@ -7,7 +7,6 @@ Unlike collectives of torch.distributed these wait as long as it takes (reading 
 from __future__ import annotations
 
 import datetime
-import pickle
 import time
 from collections.abc import Callable
 from typing import Any
@@ -28,7 +27,9 @@ def open_store(place: Place, serve: bool, seconds: float) -> Any:
     Raises:
         UserError: it was not reached in time.
     """
-    from torch.distributed import DistError, PrefixStore, TCPStore
+    from torch.distributed import DistError, TCPStore
+
+    from foldcp.boltz.sealed_store import SealedStore, listen
 
     try:
         store = TCPStore(
@@ -38,15 +39,16 @@ def open_store(place: Place, serve: bool, seconds: float) -> Any:
             serve,
             timeout=datetime.timedelta(seconds=seconds),
             wait_for_workers=False,
+            master_listen_fd=listen(place.host, place.port) if serve else None,
         )
-    except DistError as error:
+    except (DistError, OSError) as error:
         raise UserError(
             f"rank {place.rank} of {place.world} ({place.launcher}) could not meet rank 0 at "
             f"{place.host}:{place.port} within {seconds:.0f} s: check that all ranks were "
             "started and that this address is free and reachable, or set MASTER_ADDR and "
             f"MASTER_PORT ({str(error).splitlines()[0]})"
         ) from error
-    return PrefixStore(place.prefix, store)
+    return SealedStore(place.prefix, store)
 
 
 class Meetings:
@@ -76,20 +78,20 @@ class Meetings:
             return value
         key = self._key("root")
         if self.is_root:
-            self.store.set(key, pickle.dumps(value))
+            self.store.put(key, value)
             return value
         _until(lambda: self.store.check([key]))
-        return pickle.loads(self.store.get(key))  # noqa: S301
+        return self.store.take(key)
 
     def gather(self, value: Any) -> list[Any]:
         """The values of all ranks on every rank, in rank order."""
         if self.place.world == 1:
             return [value]
         key = self._key("all")
-        self.store.set(f"{key}/{self.place.rank}", pickle.dumps(value))
+        self.store.put(f"{key}/{self.place.rank}", value)
         keys = [f"{key}/{rank}" for rank in range(self.place.world)]
         _until(lambda: self.store.check(keys))
-        return [pickle.loads(self.store.get(k)) for k in keys]  # noqa: S301
+        return [self.store.take(k) for k in keys]
 
     def meet(self, key: str, count: int) -> None:
         """Wait until `count` ranks are here; the watch over the ranks ends the run if one is lost.

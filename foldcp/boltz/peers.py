@@ -18,6 +18,7 @@ from typing import Any
 from foldcp import under_way
 from foldcp.boltz.launch import Place
 from foldcp.connect import machine
+from foldcp.message import Forged
 
 _BEAT = 1.0  # seconds between two beats
 _SILENT = 2.5  # seconds without a beat after which a rank is called silent
@@ -143,7 +144,7 @@ class Peers:
         """(state of a rank's process, seconds since its beat changed as seen from here)."""
         now = time.monotonic()
         key = f"beat/{rank}"
-        beat = self._store.get(key).decode() if self._store.check([key]) else ""
+        beat = self._store.get(key).decode(errors="replace") if self._store.check([key]) else ""
         if rank not in self._seen or self._beat(rank) != beat:
             self._seen[rank] = beat, now
         return self._process(rank).state(), now - self._seen[rank][1]
@@ -152,8 +153,12 @@ class Peers:
         if rank not in self._processes:
             if not self._store.check([f"peer/{rank}"]):
                 return _Process("", 0, "")
-            told = json.loads(self._store.get(f"peer/{rank}"))
-            self._processes[rank] = _Process(**told)
+            try:
+                told = json.loads(self._store.get(f"peer/{rank}"))
+                found = _Process(str(told["host"]), int(told["pid"]), str(told["started"]))
+            except (ValueError, TypeError, KeyError) as error:
+                raise Forged(f"peer/{rank}", "it names no process") from error
+            self._processes[rank] = found
         return self._processes[rank]
 
     def _named(self, rank: int) -> str:

@@ -17,10 +17,11 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from foldcp.boltz.launch import Place
+from foldcp.boltz.launch import Place, on_one_machine
 from foldcp.boltz.meetings import Meetings, open_store
 from foldcp.boltz.signals import end_on_signals
-from foldcp.config import Config, order_nccl
+from foldcp.config import Config, order_nccl, secret
+from foldcp.message import Forged, use_secret
 from foldcp.report import KEPT, UserError
 
 if TYPE_CHECKING:
@@ -54,6 +55,8 @@ def start(place: Place, meeting_time: float = MEETING_TIME) -> Session:
     """
     global _current, _unreachable
     if _current is None:
+        with suppress(ValueError):  # `Config.from_env` tells once the ranks have met
+            use_secret(secret(os.environ))
         try:
             _current = Session(place, meeting_time)
         except UserError:
@@ -149,6 +152,7 @@ class Session(Meetings):
         import torch
         import torch.distributed as dist
 
+        from foldcp.boltz.loopback import keep_gloo_here
         from foldcp.connect import Options
         from foldcp.mesh import Mesh
 
@@ -157,6 +161,8 @@ class Session(Meetings):
             if device.type == "cuda":
                 torch.cuda.set_device(device)
                 order_nccl(os.environ)
+            if on_one_machine(os.environ) and not os.environ.get("GLOO_SOCKET_IFNAME"):
+                keep_gloo_here(os.environ)
             dist.init_process_group(
                 "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
                 store=dist.PrefixStore(f"group/{self.group}/{self.epoch}", self.store),
@@ -207,9 +213,9 @@ class Session(Meetings):
             _say(message)
         self._leave(self.store, code)
 
-    def _first(self) -> bool:
+    def _first(self, store: Any = None) -> bool:
         try:
-            return self.store.add("failed", 1) == 1
+            return (store or self.store).add("failed", 1) == 1
         except RuntimeError:  # the store is gone: the rank that served it has failed first
             return False
 
@@ -233,6 +239,8 @@ class Session(Meetings):
                         continue
                 if store.add("failed", 1) > 1:
                     lost = None
+            except Forged as error:
+                lost = str(error) if self._first(store) else None
             except RuntimeError:
                 if self._over.wait(2 * _POLL):
                     return
