@@ -10,12 +10,16 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
+from math import prod
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from foldcp.names import Unsafe, open_regular
+
 _MAGIC = b"foldcp trunk 1\n"
+_HEADER = 1 << 20  # bytes that the line of JSON has at most
 _CHUNK = 64 << 20  # bytes that are copied to the host at once
 
 
@@ -84,13 +88,17 @@ def load(path: Path, device: torch.device) -> dict[str, Tensor] | None:
     Raises:
         Damaged: the file is cut short, changed, or of another format.
     """
-    if not path.exists():
+    try:
+        opened = open_regular(path)
+    except FileNotFoundError:
         return None
-    with path.open("rb") as file:
+    except Unsafe as error:
+        raise Damaged(str(error)) from error
+    with opened as file:
         if file.readline(len(_MAGIC)) != _MAGIC:
             raise Damaged(f"{path} is not a trunk file of this version of foldcp")
         try:
-            told = json.loads(file.readline())
+            told = json.loads(file.readline(_HEADER))
             digest, out = hashlib.sha256(), {}
             for field in told["tensors"]:
                 out[field["name"]] = _read(file, field, digest, device)
@@ -103,6 +111,9 @@ def load(path: Path, device: torch.device) -> dict[str, Tensor] | None:
 
 def _read(file, field: dict, digest, device: torch.device) -> Tensor:  # noqa: ANN001
     dtype = getattr(torch, field["dtype"])
+    left = os.fstat(file.fileno()).st_size - file.tell()
+    if not 0 <= prod(field["shape"]) * dtype.itemsize <= left:
+        raise EOFError("it is cut short")
     x = torch.empty(field["shape"], dtype=dtype)
     view = memoryview(x.view(-1).view(torch.uint8).numpy()) if x.numel() else memoryview(b"")
     for lo in range(0, len(view), _CHUNK):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,9 @@ import torch
 from forked import Case, Ended, run_cases
 
 from foldcp import resume
+from foldcp.boltz.kept import KeptTrunk, TrunkKeeper
+from foldcp.mesh import Mesh
+from foldcp.modules.model import Settings
 
 PROTEIN = "version: 1\nsequences:\n  - protein: {id: A, sequence: MQIFVKTLTGKT, msa: empty}\n"
 FAST = "--accelerator cpu --num_workers 0 --sampling_steps 8 --recycling_steps 1"
@@ -48,6 +52,76 @@ def test_the_key_follows_every_part() -> None:
             resume.key({"seed": 1}, {**feats, "b": torch.ones(2)})}  # fmt: skip
     assert len(keys) == 4
     assert resume.key({"seed": 1}, dict(reversed(feats.items()))) in keys
+
+
+LIKE = {"s": ((1, 6, 4), (torch.float32,)), "z": ((1, 6, 6, 8), (torch.float32,))}
+
+
+def test_a_whole_file_of_something_else_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def begin() -> KeptTrunk:
+        feats = {"a": torch.arange(4), "ref_pos": torch.zeros(1, 32, 3)}
+        keeper = TrunkKeeper(tmp_path / "kept", {"seed": 1}, Mesh.create(1, 1, "cpu"))
+        return keeper.begin(feats, Settings(1, 2, 3))
+
+    kept, s, z = begin(), torch.rand(1, 6, 4), torch.rand(1, 6, 6, 8)
+    kept.save(s, z)
+    (path,) = tmp_path.rglob("*.trunk")
+    good = resume.load(path, torch.device("cpu"))
+    found = begin().load(LIKE)
+    assert good is not None and found is not None
+    assert torch.equal(found[0], s) and torch.equal(found[1], z)
+    still = good["cpu_state"].clone()
+    still[24 : 24 + 8 * 624] = 0  # it draws nothing but zeros
+    wrong = {
+        "'s' is missing": {"s": None},
+        "'z' is missing": {"z": None},
+        "'ref_pos' is missing": {"ref_pos": None},
+        "'cpu_state' is missing": {"cpu_state": None},
+        "'more' is not part of": {"more": s},
+        "s has shape [1, 5, 4], expected [1, 6, 4]": {"s": s[:, :5]},
+        "s is torch.float16": {"s": s.half()},
+        "s is torch.float64, expected torch.float32": {"s": s.double()},
+        "z has shape []": {"z": torch.tensor(1.0)},
+        "z is torch.int32": {"z": z.int()},
+        "z has NaN": {"z": z.where(z > 0.5, torch.nan)},
+        "ref_pos has shape [1, 31, 3]": {"ref_pos": good["ref_pos"][:, :31]},
+        "ref_pos has NaN or infinite": {"ref_pos": good["ref_pos"] + torch.inf},
+        "cpu_state has shape [100]": {"cpu_state": good["cpu_state"][:100]},
+        "cpu_state is torch.float32": {"cpu_state": good["cpu_state"].float()},
+        "cpu_state is no state": {"cpu_state": torch.zeros_like(good["cpu_state"])},
+        "it repeats itself": {"cpu_state": still},
+    }
+    state = torch.get_rng_state()
+    for said, change in wrong.items():
+        changed = {k: v for k, v in (good | change).items() if v is not None}
+        resume.save(path, changed)
+        again = begin()
+        assert again.load(LIKE) is None, said
+        told = capsys.readouterr().err
+        assert said in told and str(path) in told, told
+        assert "it is not used, and the trunk is computed again" in told
+    assert torch.equal(torch.get_rng_state(), state)
+    again.save(s, z)
+    assert begin().load(LIKE) is not None, "a refused file is written anew"
+    for make, what in ((os.mkfifo, "a pipe"), (Path.mkdir, "a folder")):
+        path.unlink()
+        make(path)
+        again = begin()
+        assert again.load(LIKE) is None
+        assert f"it is {what}, not a regular file" in capsys.readouterr().err
+        again.save(s, z)
+        again.drop()  # neither waits for a reader nor fails
+    path.rmdir()
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    path.parent.rmdir()
+    path.parent.symlink_to(elsewhere)
+    again = begin()
+    assert again.load(LIKE) is None and "it leads to" in capsys.readouterr().err
+    again.save(s, z)
+    assert not list(elsewhere.iterdir())
 
 
 @pytest.fixture(scope="module")

@@ -24,6 +24,7 @@ from foldcp_kernels.chunking import chunk_length, spans
 
 Features = dict[str, Any]
 Outputs = dict[str, Any]
+Like = dict[str, tuple[tuple[int, ...], tuple[torch.dtype, ...]]]  # shape, dtypes that may be
 StageProgress = Callable[[str, int, int], None]
 
 
@@ -41,8 +42,8 @@ class Settings:
 class KeptTrunk(Protocol):
     """Keeps the result of one input's trunk, so that a run that died need not compute it again."""
 
-    def load(self) -> tuple[Tensor, Tensor] | None:
-        """(single shard, pair tile) where they were kept; may replace `ref_pos` in the features."""
+    def load(self, like: Like) -> tuple[Tensor, Tensor] | None:
+        """`s` and `z` where they were kept like that; may replace `ref_pos` in the features."""
 
     def save(self, s: Tensor, z: Tensor) -> None:
         """Keep them."""
@@ -123,7 +124,7 @@ class FoldOnMesh:
         agree(layout, atoms, self.mesh)
         report = progress or (lambda *_: None)
         kept = None if self.keeper is None else self.keeper.begin(feats, settings)
-        found = None if kept is None else kept.load()
+        found = None if kept is None else kept.load(self._trunk_like(layout))
         report("input embedding", 0, 1)
         s_inputs = model.input_embedder(feats, layout, atoms)
         s, z = found or self.trunk(feats, s_inputs, layout, settings.recycling_steps, report)
@@ -190,6 +191,16 @@ class FoldOnMesh:
                 s, z, layout, lambda k, _, t=stage: report(t, deep + k, total)
             )
         return s, z
+
+    def _trunk_like(self, layout: PairLayout) -> Like:
+        """What `trunk` returns."""
+        single, pair = self.model.s_norm.weight, self.model.z_norm.weight
+        shard = (1, layout.padded // layout.size, single.shape[0])
+        tile = (1, layout.tile_rows, layout.tile_cols, pair.shape[0])
+        computed = (single.dtype,)
+        if torch.is_autocast_enabled(single.device.type):
+            computed += (torch.get_autocast_dtype(single.device.type),)
+        return {"s": (shard, computed), "z": (tile, (pair.dtype,))}
 
     def _recycle_pair(
         self, z: Tensor, feats: Features, sides: tuple[Tensor, Tensor], layout: PairLayout
