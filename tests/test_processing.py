@@ -238,7 +238,7 @@ def _bad_alignments(folder: Path) -> dict[str, tuple[str, str]]:
         (folder / name).write_bytes(text)
     (folder / "folder.a3m").mkdir()
     found = {name: said for name, (_, said) in texts.items()}
-    found |= {"folder.a3m": "Is a directory", "nowhere.a3m": "not found"}
+    found |= {"folder.a3m": "it is a folder, not a regular file", "nowhere.a3m": "not found"}
     return {name.replace(".", "_"): (str(folder / name), said) for name, said in found.items()}
 
 

@@ -18,6 +18,7 @@ from boltz.data.types import MSA, Record, StructureV2
 from tqdm import tqdm
 
 from foldcp.boltz.run import current
+from foldcp.names import Unsafe, regular
 
 _FORM = {
     ".a3m": "an a3m file holds '>name' lines, each followed by one line of aligned residues",
@@ -50,7 +51,9 @@ def checked(stock: Callable[..., MSA]) -> Callable[..., MSA]:
         if current() is None:
             return stock(path, *args, **options)
         try:
-            msa = stock(path, *args, **options)
+            msa = stock(regular(path), *args, **options)
+        except Unsafe as error:
+            raise Unreadable(f"the MSA {error}: correct its path in the input") from error
         except OSError as error:
             raise _unreadable(path, error.strerror or str(error)) from error
         except UnicodeDecodeError as error:
@@ -65,6 +68,25 @@ def checked(stock: Callable[..., MSA]) -> Callable[..., MSA]:
         _check_rows(path, msa)
         read.append(path)
         return msa
+
+    return parse
+
+
+def checked_template(stock: Callable[..., Any]) -> Callable[..., Any]:
+    """Boltz's parser of one kind of template, which reads regular files only.
+
+    Args:
+        stock: `parse_mmcif` or `parse_pdb`.
+    """
+
+    @wraps(stock)
+    def parse(path: str, *args: Any, **options: Any) -> Any:
+        if current() is not None:
+            try:
+                regular(Path(path))
+            except Unsafe as error:
+                raise Unreadable(f"the template {error}: correct its path in the input") from error
+        return stock(path, *args, **options)
 
     return parse
 

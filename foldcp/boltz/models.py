@@ -15,6 +15,7 @@ from foldcp.boltz.preflight import versions
 from foldcp.boltz.recovery import together
 from foldcp.boltz.run import Run, current
 from foldcp.modules.draws import replay
+from foldcp.names import regular
 from foldcp.report import UserError, start_line
 from foldcp_kernels.dispatch import described
 
@@ -104,7 +105,7 @@ class Loader:
             return _Waiting()
         run.session.at("loading the model")
         try:
-            model = self._stock.load_from_checkpoint(path, *args, **options)
+            model = self._stock.load_from_checkpoint(regular(path), *args, **options)
         except Exception as error:
             reason = str(error).strip().splitlines() or [type(error).__name__]
             raise UserError(

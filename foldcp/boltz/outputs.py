@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from foldcp.names import LONGEST, Unsafe, check, inside
 from foldcp.spool import Background, Key, Spool, append, sync_path
 
 SPOOL = "foldcp_spool"  # key of a prediction whose matrices are on disk already
@@ -63,7 +64,9 @@ class Outputs:
 
     def begin(self, name: str) -> Path:
         """Make an empty folder for a prediction, in the place of what an earlier run left there."""
-        partial = self.partial(name)
+        partial = self.partial(check(name, "the prediction's name", LONGEST))
+        if partial.is_symlink() or partial.is_file():
+            partial.unlink()
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         return partial
@@ -176,6 +179,8 @@ def not_written(folder: Path, error: Exception) -> str:
             f"it could not be written to {folder} ({reason}): free the disk or pass another "
             "--out_dir"
         )
+    if isinstance(error, Unsafe):
+        return str(error)
     return f"it could not be written to {folder} ({type(error).__name__}: {error})"
 
 
@@ -188,6 +193,8 @@ def replace(source: Path, target: Path, drop: str = "") -> None:
         source: the complete folder; on the same file system. target: its final name.
         drop: name of a file that follows from the old prediction and must not stay.
     """
+    if target.is_symlink():  # what it leads to is not of these results
+        target.unlink()
     for path in source.iterdir():
         sync_path(path)
     if target.is_dir():
@@ -219,8 +226,12 @@ def _link(path: Path, other: Path) -> None:
 
 
 def move_into(source: Path, target: Path) -> None:
-    """Put complete files into a folder that has others, each in one step and on disk."""
-    target.mkdir(exist_ok=True)
+    """Put complete files into a folder that has others, each in one step and on disk.
+
+    Raises:
+        Unsafe: the folder is a link that leads elsewhere.
+    """
+    inside(target).mkdir(exist_ok=True)
     for path in sorted(source.iterdir()):
         sync_path(path)
         os.replace(path, target / path.name)

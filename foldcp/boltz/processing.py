@@ -19,9 +19,11 @@ from types import ModuleType
 from typing import Any
 
 from boltz.data import types
+from boltz.data.parse import schema
 
-from foldcp.boltz import alignments, trust
+from foldcp.boltz import alignments, answers, trust
 from foldcp.boltz.run import Run, current
+from foldcp.names import LONGEST, Unsafe, check, inside, regular
 from foldcp.report import UserError
 from foldcp.spool import sync, sync_path
 
@@ -53,10 +55,13 @@ def install(main: ModuleType) -> None:
     """
     main.process_input = whole_or_nothing(main.process_input)
     main.process_inputs = on_root(main.process_inputs)
-    main.run_mmseqs2 = kept_answers(main.run_mmseqs2)
+    main.run_mmseqs2 = answers.kept(main.run_mmseqs2)
     main.parse_a3m = alignments.checked(main.parse_a3m)
     main.parse_csv = alignments.checked(main.parse_csv)
+    schema.parse_mmcif = alignments.checked_template(schema.parse_mmcif)
+    schema.parse_pdb = alignments.checked_template(schema.parse_pdb)
     types.JSONSerializable.dump = dump_json
+    answers.install()
     trust.install()
 
 
@@ -72,6 +77,8 @@ def on_root(stock: Callable[..., None]) -> Callable[..., None]:
             return
         if run.session.is_root:
             check_names(data)
+            check_folders(out_dir)
+            check_cache(options)
             drop_broken_records(out_dir / "processed" / "records")
             with tempfile.TemporaryDirectory(prefix="foldcp_") as folder:
                 run.reasons = Path(folder)
@@ -88,7 +95,7 @@ def on_root(stock: Callable[..., None]) -> Callable[..., None]:
 
 
 def check_names(data: Sequence[Path]) -> None:
-    """Refuse inputs whose results would have one name, and a folder without inputs.
+    """Refuse inputs that are no files or cannot lend results their name, and a folder without any.
 
     Raises:
         UserError: names the files.
@@ -97,6 +104,11 @@ def check_names(data: Sequence[Path]) -> None:
         raise UserError("there is no input: give a .yaml or .fasta file, or a folder of them")
     seen: dict[str, Path] = {}
     for path in data:
+        try:
+            check(path.stem, f"{path.name}: the input's name", LONGEST)
+            regular(path)
+        except Unsafe as error:
+            raise UserError(f"{error}: rename or remove it") from error
         other = seen.setdefault(path.stem, path)
         if other is not path:
             raise UserError(
@@ -104,12 +116,50 @@ def check_names(data: Sequence[Path]) -> None:
             )
 
 
+def check_folders(out_dir: Path) -> None:
+    """Refuse a results folder whose own folders lead out of it: their files would be foreign ones.
+
+    Raises:
+        UserError: names the link.
+    """
+    processed = out_dir / "processed"
+    names = ("manifest.json", *_PLACES.values())
+    for path in (
+        out_dir / "msa",
+        out_dir / "predictions",
+        processed,
+        *(processed / n for n in names),
+    ):
+        try:
+            if path.exists():
+                inside(path, out_dir)
+        except Unsafe as error:
+            raise UserError(f"{error}: replace the link by a folder of its own") from error
+
+
+def check_cache(options: dict[str, Any]) -> None:
+    """Refuse a dictionary of molecules that is no file; Boltz-2 has a folder of them instead.
+
+    Raises:
+        UserError: names it.
+    """
+    try:
+        if not options.get("boltz2"):
+            regular(Path(options["ccd_path"]))
+    except Unsafe as error:
+        raise UserError(f"{error}: name another folder with --cache") from error
+
+
 def drop_broken_records(folder: Path) -> None:
-    """Remove records that cannot be read, such as stock leaves when it is killed."""
+    """Remove records that cannot be used, such as stock leaves when it is killed."""
+    kinds = ("structures", "msa", "constraints", "templates", "mols")
     for path in folder.glob("*.json"):
         try:
-            types.Record.load(path)
+            record = types.Record.load(path)
+            trust.check_files(record, {kind: folder.parent / kind for kind in kinds})
         except Exception as error:
+            if path.is_dir() and not path.is_symlink():
+                raise UserError(f"{path} is a folder, not a record: remove it") from error
             print(f"foldcp: {path} is damaged ({error}): its input is read again", file=sys.stderr)
             path.unlink()
 
@@ -168,12 +218,12 @@ def _read(
         place.mkdir(parents=True)
     alignments.read.clear()
     sys.stdout = tee = _Tee(sys.stdout)
-    _answers.append(options["msa_dir"])
+    answers.folder.append(options["msa_dir"])
     try:
         stock(path, *args, **{**options, **places})
     finally:
         sys.stdout = tee.stream
-        _answers.clear()
+        answers.folder.clear()
     if tee.failure:
         return tee.failure
     _check(partial, boltz2=options["boltz2"])
@@ -219,32 +269,3 @@ def dump_json(self: Any, path: Path) -> None:
         sync(file)
     os.replace(partial, path)
     sync_path(path.parent)
-
-
-_answers: list[Path] = []  # the folder of alignments, while an input is read
-
-
-def kept_answers(stock: Callable[..., Any]) -> Callable[..., Any]:
-    """Ask the MSA server, and keep each complete answer for a later run.
-
-    Stock keeps the folder of a download in which it was interrupted, and fails on it for ever.
-    """
-
-    @wraps(stock)
-    def run_mmseqs2(x: Any, prefix: Path, *args: Any, **options: Any) -> Any:
-        if not _answers:
-            return stock(x, prefix, *args, **options)
-        folder, prefix = _answers[0], Path(prefix)
-        mode = f"pair{options['pairing_strategy']}-env" if options["use_pairing"] else "env"
-        known = folder / f"{prefix.name}_{mode}"
-        if known.exists():
-            try:
-                return stock(x, folder / prefix.name, *args, **options)
-            except Exception:  # it was kept by stock, or is of other sequences
-                shutil.rmtree(known)
-        found = stock(x, prefix, *args, **options)
-        for path in prefix.parent.glob(f"{prefix.name}_*"):
-            path.rename(folder / path.name)
-        return found
-
-    return run_mmseqs2

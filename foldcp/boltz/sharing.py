@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from foldcp.names import open_regular
+
 
 def tokens(structure: Path) -> int:
     """Number of tokens of a processed structure: one per standard residue, else one per atom."""
-    with np.load(structure) as file:
-        residues = file["residues"]
+    with open_regular(structure) as file, np.load(file, allow_pickle=False) as arrays:
+        residues = arrays["residues"]
     whole = residues["is_standard"].astype(bool)
     return int(whole.sum() + residues["atom_num"][~whole].sum())
 

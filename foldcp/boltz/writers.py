@@ -14,6 +14,7 @@ from foldcp.boltz.data import FAILED
 from foldcp.boltz.outputs import SPOOL, Matrices, Outputs, move_into, not_written
 from foldcp.boltz.recovery import together
 from foldcp.boltz.run import Run, current
+from foldcp.names import Unsafe
 from foldcp.spool import Key, MatrixSink
 
 # Seconds in which what is complete may still get to disk, in a run that ends early.
@@ -60,7 +61,7 @@ class _RootWriter:
             if run.writes:
                 try:
                     self._write(run, record_id, prediction, write)
-                except OSError as error:
+                except (OSError, Unsafe) as error:
                     self._fail(run, record_id, not_written(self.output_dir, error))
             self._wrote(run, record_id, prediction)
 
