@@ -27,6 +27,9 @@ def test_a_stranger_reaches_no_unpickler(tmp_path: Path) -> None:
     went_on = {"codes": [0, 0], "said": []}
     assert found.pop("pickle other") == went_on
     assert found.pop("no secret")["codes"] == [1, 1]
+    (line,) = found["counter failed"]["said"]
+    assert found.pop("counter failed")["codes"] == [1, 1]
+    assert "could not say why, or a stranger writes to 127.0.0.1:" in line
     assert len(found) == 6
     for case, ended in found.items():
         if case in ("pickle beat", "unsealed peer") and ended == went_on:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from foldcp.boltz.launch import Place
@@ -49,6 +50,23 @@ def open_store(place: Place, serve: bool, seconds: float) -> Any:
             f"MASTER_PORT ({str(error).splitlines()[0]})"
         ) from error
     return SealedStore(place.prefix, store)
+
+
+def spoken(store: Any) -> None:
+    """Note that some rank has told why all ranks end."""
+    with suppress(RuntimeError):  # the store is gone
+        store.set("said", "1")
+
+
+def unheard(store: Any, seconds: float) -> bool:
+    """True on the first rank that waited in vain for another one to tell why all end."""
+    with suppress(RuntimeError):
+        until = time.monotonic() + seconds
+        while not store.check(["said"]):
+            if time.monotonic() > until:
+                return store.add("unheard", 1) == 1
+            time.sleep(_FIRST)
+    return False
 
 
 class Meetings:

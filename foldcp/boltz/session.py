@@ -18,7 +18,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from foldcp.boltz.launch import Place, on_one_machine
-from foldcp.boltz.meetings import Meetings, open_store
+from foldcp.boltz.meetings import Meetings, open_store, spoken, unheard
 from foldcp.boltz.signals import end_on_signals
 from foldcp.config import Config, order_nccl, secret
 from foldcp.message import Forged, use_secret
@@ -211,6 +211,7 @@ class Session(Meetings):
             time.sleep(_ROOT_FIRST)
         if self._first():
             _say(message)
+            spoken(self.store)
         self._leave(self.store, code)
 
     def _first(self, store: Any = None) -> bool:
@@ -229,9 +230,11 @@ class Session(Meetings):
         store, after = self._watched, (self.place.rank + 1) % self.place.world
         assert self.peers is not None
         while not self._over.wait(_POLL):
-            lost = None
+            lost, alone = None, False
             try:
-                if not store.check(["failed"]):
+                if store.check(["failed"]):
+                    alone = unheard(store, _LAST_WORDS / 2)
+                else:
                     self.peers.beat()
                     self._hear_of_fault(store)
                     lost = self.peers.lost(after, self.patience)
@@ -245,8 +248,12 @@ class Session(Meetings):
                 if self._over.wait(2 * _POLL):
                     return
                 _say(f"rank {self.place.rank} lost rank 0 or the launcher, which served the store")
+            if alone:
+                where = f"{self.place.host}:{self.place.port}"
+                lost = f"a rank failed and could not say why, or a stranger writes to {where}"
             if lost is not None:
                 _say(f"{lost}, all ranks end; {KEPT}")
+                spoken(store)
             self._leave(store, 1)
 
     def _hear_of_fault(self, store: Any) -> None:
