@@ -17,6 +17,7 @@ from boltz.data import types
 
 from foldcp import broadcast, message
 from foldcp.boltz import data
+from foldcp.config import Config
 from foldcp.connect import Options
 
 
@@ -37,6 +38,13 @@ def test_a_stranger_reaches_no_unpickler(tmp_path: Path) -> None:
         assert ended["codes"] == [1, 1], (case, ended)
         (line,) = ended["said"]
         assert "was not written by a rank of this run" in line and "FOLDCP_SECRET" in line
+
+
+def test_a_secret_is_long_and_never_shown() -> None:
+    told = "0123456789abcdef"
+    assert told not in repr(Config.from_env({"FOLDCP_SECRET": told}))
+    with pytest.raises(ValueError, match="FOLDCP_SECRET must have at least 16 characters, got 15"):
+        Config.from_env({"FOLDCP_SECRET": told[1:]})
 
 
 def _values() -> dict[str, Any]:
