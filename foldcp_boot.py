@@ -44,10 +44,18 @@ def runs_boltz() -> bool:
     return name == "boltz" or before_arguments[-2:] == ["-m", TARGET]
 
 
+def _leave_working_folder() -> None:
+    """Take the working folder off the search path, where `python -m boltz.main` puts it first."""
+    if "-m" in sys.orig_argv and sys.path and sys.path[0] in ("", os.getcwd()):
+        del sys.path[0]
+
+
 class _Finder(importlib.abc.MetaPathFinder):
     def find_spec(self, name: str, path: Any, target: Any = None) -> ModuleSpec | None:
         if name not in ("boltz", TARGET):
             return None
+        if name == "boltz" and runs_boltz():
+            _leave_working_folder()
         spec = self._next_spec(name, path, target)
         if name == "boltz":
             if spec is None and runs_boltz():

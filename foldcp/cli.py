@@ -12,6 +12,7 @@ from pathlib import Path
 import foldcp_boot
 from foldcp import __version__
 from foldcp.boltz import launch
+from foldcp.boltz.place import Place
 from foldcp.config import Config, order_nccl
 from foldcp.connect import described_version
 from foldcp.report import UserError
@@ -65,7 +66,7 @@ def _run(arguments: list[str]) -> int:
             os.environ[variable] = own[option]
     os.environ["FOLDCP"] = "1"
     config = Config.from_env(os.environ)
-    if launch.Place.find(os.environ).world > 1:
+    if Place.find(os.environ).world > 1:
         raise UserError(
             "foldcp run starts the ranks itself and cannot run under torchrun or srun: start "
             "`boltz predict ...` (srun) or `-m boltz.main predict ...` (torchrun) with FOLDCP=1"

@@ -153,6 +153,11 @@ def secret(environ: Mapping[str, str]) -> str:
     return found
 
 
+def asks_for_ranks(environ: Mapping[str, str]) -> bool:
+    """True when FOLDCP_NPROC asks for ranks on this machine, whatever its value is worth."""
+    return bool(environ.get("FOLDCP_NPROC"))
+
+
 class _Reader:
     def __init__(self, environ: Mapping[str, str]) -> None:
         self.environ = environ

@@ -77,7 +77,9 @@ def host_memory() -> tuple[int, int]:
     return sizes.get("MemAvailable", 0), sizes.get("MemTotal", 0)
 
 
-def start_line(mesh: Mesh, precision: str, swapped: str, kernels: str = "torch") -> str:
+def start_line(
+    mesh: Mesh, precision: str, swapped: str, kernels: str = "torch", launcher: str = ""
+) -> str:
     """The line that rank 0 prints when the model is ready.
 
     Args:
@@ -85,6 +87,7 @@ def start_line(mesh: Mesh, precision: str, swapped: str, kernels: str = "torch")
         precision: "fp32" or "bf16".
         swapped: which parts of the model run on tiles and which are left to stock Boltz.
         kernels: implementation of the local operations.
+        launcher: what started the ranks.
 
     Returns:
         One line without a line break.
@@ -96,6 +99,7 @@ def start_line(mesh: Mesh, precision: str, swapped: str, kernels: str = "torch")
         f"kernels {kernels}",
         f"precision {precision}",
         " ".join(swapped.split()),
+        *([f"ranks started by {launcher}"] if mesh.size > 1 else ()),
     ]
     return "foldcp: " + ", ".join(parts)
 

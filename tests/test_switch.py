@@ -6,15 +6,19 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import threading
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import setuptools
 
 import foldcp_boot
-from foldcp.boltz.launch import Place, first_host, resolve_processes
+from foldcp.boltz.launch import resolve_processes
+from foldcp.boltz.place import Place, first_host
 from foldcp.config import Config
 from foldcp.report import UserError
 from foldcp_kernels._build_info import BUILD
@@ -27,8 +31,12 @@ FAST = "--accelerator cpu --num_workers 0 --sampling_steps 2 --recycling_steps 0
 WAYS = {  # name -> (command in front of `predict`, variables, mesh of the start line)
     "console script": ([str(BOLTZ)], {"FOLDCP": "1"}, "mesh 1x1 (1 rank on cpu)"),
     "torchrun": ([*TORCHRUN, "-m", "boltz.main"], {"FOLDCP": "1"}, "mesh 1x2 (2 ranks on cpu)"),
-    # Replaces itself by `foldcp run --nproc 2 predict ...`, whose ranks are `foldcp boltz ...`.
-    "re-exec": ([str(BOLTZ)], {"FOLDCP": "1", "FOLDCP_NPROC": "2", "FOLDCP_MESH": "2x1"},
+    # Replaces itself by `foldcp run --nproc 2 predict ...`, whose ranks are `foldcp boltz ...`;
+    # whatever one-rank variables and torchrun's defaults of another run leak into it.
+    "re-exec": ([str(BOLTZ)],
+                {"FOLDCP": "1", "FOLDCP_NPROC": "2", "FOLDCP_MESH": "2x1", "RANK": "0",
+                 "WORLD_SIZE": "1", "PET_MASTER_ADDR": "job-master-0", "PET_NNODES": "2",
+                 "PET_MASTER_PORT": "23456", "PET_RDZV_BACKEND": "c10d", "PET_STANDALONE": "1"},
                 "mesh 2x1 (2 ranks on cpu)"),
     "python -m boltz.main": ([sys.executable, "-m", "boltz.main"],
                              {"FOLDCP": "1", "FOLDCP_NPROC": "auto"}, "mesh 1x1 (1 rank on cpu)"),
@@ -36,11 +44,36 @@ WAYS = {  # name -> (command in front of `predict`, variables, mesh of the start
 
 
 def start(
-    command: list[str], variables: dict[str, str] | None = None
+    command: list[str],
+    variables: dict[str, str] | None = None,
+    folder: Path | None = None,
+    nohup: bool = False,
 ) -> subprocess.CompletedProcess[str]:
+    """Run a command; with `nohup` the terminal that it is started from hangs up all the time."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("FOLDCP")}
     env |= {"OMP_NUM_THREADS": "1", **(variables or {})}
-    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+    if not nohup:
+        return subprocess.run(
+            command, env=env, capture_output=True, text=True, timeout=300, cwd=folder
+        )
+    command = ["nohup", *command]
+    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(
+        command, env=env, text=True, cwd=folder, start_new_session=True, **pipes
+    ) as run:
+        ended = threading.Event()
+
+        def hang_up() -> None:
+            while not ended.wait(1.0):
+                with suppress(ProcessLookupError):
+                    os.killpg(run.pid, signal.SIGHUP)
+
+        threading.Thread(target=hang_up, daemon=True).start()
+        try:
+            out, err = run.communicate(timeout=300)
+        finally:
+            ended.set()
+    return subprocess.CompletedProcess(command, run.returncode, out, err)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -48,14 +81,22 @@ def test_predicts(way: str, tmp_path: Path, tiny_cache: Path) -> None:
     command, variables, mesh = WAYS[way]
     (tmp_path / "one.yaml").write_text(PROTEIN)
     places = ["--out_dir", str(tmp_path), "--cache", str(tiny_cache)]
+    folder = tmp_path / "work"
+    folder.mkdir()
+    for name in ("boltz", "yaml", "gemmi", "foldcp"):  # must not run, also where Python looks first
+        (folder / f"{name}.py").write_text("raise SystemExit('code of the working folder ran')")
     ended = start(
         [*command, "predict", str(tmp_path / "one.yaml"), *FAST.split(), *places],
         {**variables, "FOLDCP_REPORT": str(tmp_path / "costs.json")},
+        folder,
+        nohup=way == "re-exec",  # the launcher of foldcp; torchrun heeds no nohup
     )
     assert ended.returncode == 0, ended.stderr[-4000:]
     lines = [line for line in ended.stdout.splitlines() if line.startswith("foldcp: ")]
     assert len(lines) == 1 and lines[0].startswith(f"foldcp: {mesh}, transport "), lines
     assert "kernels torch, precision fp32, swapped " in lines[0]
+    by = "foldcp" if way == "re-exec" else "torchrun"
+    assert lines[0].endswith(f", ranks started by {by}") == ("(2 ranks" in mesh)
     folder = tmp_path / "boltz_results_one" / "predictions" / "one"
     assert {path.name for path in folder.iterdir()} == {
         "one_model_0.cif",

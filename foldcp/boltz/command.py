@@ -13,7 +13,8 @@ import click
 
 from foldcp import under_way
 from foldcp.boltz import session
-from foldcp.boltz.launch import Place, predicts
+from foldcp.boltz.launch import predicts
+from foldcp.boltz.place import Place
 from foldcp.boltz.recovery import is_broken
 from foldcp.boltz.signals import interrupted
 from foldcp.config import Config

@@ -1,123 +1,23 @@
-"""Where this process stands among the ranks, and how more of them are started."""
+"""Start ranks on this machine, and refuse a Boltz that they cannot run."""
 
 from __future__ import annotations
 
 import logging
 import os
-import re
+import signal
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from importlib import metadata
+from pathlib import Path
 from typing import NoReturn
 
+from foldcp.boltz.place import ROLE, starts
 from foldcp.config import Config
 from foldcp.report import UserError
 
 SUPPORTED = "2.2."  # versions of boltz
-_SLURM_PORT = 20000  # first of 20000 ports that job numbers are spread over
-
-
-@dataclass(frozen=True)
-class Place:
-    """One process among those that the launcher started.
-
-    Args:
-        rank: 0 to world - 1. world: number of ranks. local_rank: position on its machine.
-        launcher: "none", "torchrun" or "srun".
-        host, port: where rank 0 (or torchrun's agent, if `agent_store`) serves the store.
-        prefix: of this run's keys in the store.
-    """
-
-    rank: int = 0
-    world: int = 1
-    local_rank: int = 0
-    launcher: str = "none"
-    host: str = "127.0.0.1"
-    port: int = 0
-    agent_store: bool = False
-    prefix: str = "foldcp"
-
-    @classmethod
-    def find(cls, environ: Mapping[str, str]) -> Place:
-        """Read the variables of torchrun or, without them, of Slurm's srun.
-
-        Args:
-            environ: usually `os.environ`.
-
-        Raises:
-            UserError: the launcher's variables are incomplete or not numbers.
-        """
-        try:
-            if "RANK" in environ and "WORLD_SIZE" in environ:
-                return cls._of_torchrun(environ)
-            if "SLURM_PROCID" in environ and "SLURM_NTASKS" in environ and _in_step(environ):
-                return cls._of_srun(environ)
-        except (KeyError, ValueError) as error:
-            raise UserError(
-                f"the launcher's environment variables cannot be used ({error}): start with "
-                "`foldcp run --nproc N predict ...`, torchrun or srun, or unset RANK and WORLD_SIZE"
-            ) from error
-        return cls()
-
-    @classmethod
-    def _of_torchrun(cls, environ: Mapping[str, str]) -> Place:
-        world = int(environ["WORLD_SIZE"])
-        if world == 1:
-            return cls(launcher="torchrun")
-        return cls(
-            rank=int(environ["RANK"]),
-            world=world,
-            local_rank=int(environ.get("LOCAL_RANK", environ["RANK"])),
-            launcher="torchrun",
-            host=environ["MASTER_ADDR"],
-            port=int(environ["MASTER_PORT"]),
-            agent_store=environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
-            prefix=f"foldcp/{environ.get('TORCHELASTIC_RESTART_COUNT', '0')}",
-        )
-
-    @classmethod
-    def _of_srun(cls, environ: Mapping[str, str]) -> Place:
-        world = int(environ.get("SLURM_STEP_NUM_TASKS", environ["SLURM_NTASKS"]))
-        if world == 1:
-            return cls(launcher="srun")
-        nodes = environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_NODELIST")
-        nodes = nodes or environ["SLURM_JOB_NODELIST"]
-        job = int(environ.get("SLURM_JOB_ID", "0")) * 7 + int(environ.get("SLURM_STEP_ID", "0"))
-        return cls(
-            rank=int(environ["SLURM_PROCID"]),
-            world=world,
-            local_rank=int(environ["SLURM_LOCALID"]),
-            launcher="srun",
-            host=environ.get("MASTER_ADDR")
-            or ("127.0.0.1" if on_one_machine(environ) else first_host(nodes)),
-            port=int(environ.get("MASTER_PORT") or _SLURM_PORT + job % 20000),
-        )
-
-
-def _in_step(environ: Mapping[str, str]) -> bool:
-    # The batch script itself carries SLURM_PROCID=0 and the job's SLURM_NTASKS, yet is alone.
-    return "SLURM_STEP_ID" in environ or environ.get("ENVIRONMENT") != "BATCH"
-
-
-def on_one_machine(environ: Mapping[str, str]) -> bool:
-    """True when a launcher's variables say that all its ranks are on this machine."""
-    if "WORLD_SIZE" in environ:
-        return environ.get("LOCAL_WORLD_SIZE") == environ["WORLD_SIZE"]
-    return (environ.get("SLURM_STEP_NUM_NODES") or environ.get("SLURM_NNODES")) == "1"
-
-
-def first_host(nodelist: str) -> str:
-    """First host of a Slurm node list, for example "gpu03" of "gpu[03-07,9],login1".
-
-    Raises:
-        ValueError: `nodelist` names no host.
-    """
-    match = re.match(r"([^\[,\s]+)(?:\[([^\],-]+)[^\]]*\]([^,\[]*))?", nodelist.strip())
-    if match is None:
-        raise ValueError(f"SLURM_NODELIST {nodelist!r} names no host")
-    return "".join(part or "" for part in match.groups())
+STARTER = Path(__file__).parent / "starter" / "rank.py"  # begins `foldcp` in each rank
 
 
 def resolve_processes(wanted: int | str, arguments: Sequence[str]) -> int:
@@ -158,14 +58,14 @@ def start_processes_if_asked(arguments: Sequence[str]) -> None:
     if not predicts(arguments):
         return
     try:
-        config, place = Config.from_env(os.environ), Place.find(os.environ)
-        if config.nproc is None or place.launcher == "torchrun" or place.world > 1:
+        config = Config.from_env(os.environ)
+        if config.nproc is None or not starts(os.environ, config.nproc):
             return
         nproc = resolve_processes(config.nproc, arguments)
     except (ValueError, UserError):
         return  # told once all ranks can agree on who tells it
     if nproc > 1:
-        command = [sys.executable, "-m", "foldcp", "run", "--nproc", str(nproc), *arguments]
+        command = [sys.executable, str(STARTER), "run", "--nproc", str(nproc), *arguments]
         sys.stdout.flush()
         sys.stderr.flush()
         os.execv(sys.executable, command)
@@ -187,6 +87,8 @@ def run_ranks(nproc: int, arguments: Sequence[str]) -> int:
         Exit code: 0 when every rank succeeded, else that of the first that did not.
     """
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // nproc)))
+    for name in [n for n in os.environ if n.startswith("PET_")]:
+        del os.environ[name]  # defaults of torchrun's options, of a run over several machines
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from torch.distributed import run as launcher
@@ -196,11 +98,15 @@ def run_ranks(nproc: int, arguments: Sequence[str]) -> int:
         from foldcp.boltz.loopback import stay_on_this_machine
     # The rank that failed has already said why; the agent's account of it would bury that.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    worker = ["-m", "foldcp", "boltz", *arguments]
+    worker = [str(STARTER), "boltz", *arguments]
     own = ["--nnodes", "1", "--nproc-per-node", str(nproc), "--max-restarts", "0"]
     own += stay_on_this_machine(os.environ)
+    own += ["--role", ROLE]
+    parser = launcher.get_args_parser()
+    if "--signals-to-handle" in parser.format_help():  # torch 2.9 and newer
+        own += ["--signals-to-handle", ",".join(_signals())]
     try:
-        launcher.run(launcher.parse_args([*own, *worker]))
+        launcher.run(parser.parse_args([*own, *worker]))
     except ChildFailedError as error:
         code = error.get_first_failure()[1].exitcode
         return code if 0 < code < 256 else 1
@@ -209,6 +115,12 @@ def run_ranks(nproc: int, arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def _signals() -> list[str]:
+    """Signals that end the launcher and its ranks; one that is ignored, as by nohup, stays so."""
+    names = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT")
+    return [n for n in names if signal.getsignal(getattr(signal, n)) != signal.SIG_IGN]
 
 
 def check_version(ends_process: bool) -> None:

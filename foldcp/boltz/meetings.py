@@ -7,15 +7,18 @@ Unlike collectives of torch.distributed these wait as long as it takes (reading 
 from __future__ import annotations
 
 import datetime
+import sys
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from foldcp.boltz.launch import Place
+from foldcp.boltz.place import Place
 from foldcp.report import UserError
 
 _FIRST, _POLL = 0.005, 0.25  # seconds between two looks, at first and after a while
+_PATIENT = 10.0  # seconds until a rank that waits for others to start says for whom
 
 
 def open_store(place: Place, serve: bool, seconds: float) -> Any:
@@ -32,6 +35,11 @@ def open_store(place: Place, serve: bool, seconds: float) -> Any:
 
     from foldcp.boltz.sealed_store import SealedStore, listen
 
+    told = threading.Timer(_PATIENT, _say, (f"rank {place.rank} waits for rank 0 {place.at()}",))
+    told.daemon = True
+    # One voice for each machine.
+    if not serve and not place.agent_store and (place.local_rank == 0 or place.rank == 1):
+        told.start()
     try:
         store = TCPStore(
             place.host,
@@ -49,6 +57,8 @@ def open_store(place: Place, serve: bool, seconds: float) -> Any:
             "started and that this address is free and reachable, or set MASTER_ADDR and "
             f"MASTER_PORT ({str(error).splitlines()[0]})"
         ) from error
+    finally:
+        told.cancel()
     return SealedStore(place.prefix, store)
 
 
@@ -108,8 +118,16 @@ class Meetings:
         key = self._key("all")
         self.store.put(f"{key}/{self.place.rank}", value)
         keys = [f"{key}/{rank}" for rank in range(self.place.world)]
-        _until(lambda: self.store.check(keys))
+        first = self._held == 1
+        _until(lambda: self.store.check(keys), lambda: self._say_who(keys) if first else None)
         return [self.store.take(k) for k in keys]
+
+    def _say_who(self, keys: list[str]) -> None:
+        """Say which ranks have not started; one rank speaks."""
+        missing = [rank for rank, key in enumerate(keys) if not self.store.check([key])]
+        if missing and self.place.rank == min({*range(len(keys))} - {*missing}):
+            named = f"rank{'s' * (len(missing) > 1)} {', '.join(map(str, missing))}"
+            _say(f"waiting for {named} {self.place.at()}")
 
     def meet(self, key: str, count: int) -> None:
         """Wait until `count` ranks are here; the watch over the ranks ends the run if one is lost.
@@ -131,8 +149,15 @@ class Meetings:
         return f"{kind}/{self._held}"
 
 
-def _until(happened: Callable[[], bool]) -> None:
-    pause = _FIRST
+def _until(happened: Callable[[], bool], late: Callable[[], None] | None = None) -> None:
+    pause, begun = _FIRST, time.monotonic()
     while not happened():
+        if late is not None and time.monotonic() - begun > _PATIENT:
+            late()
+            late = None
         time.sleep(pause)
         pause = min(_POLL, 1.5 * pause)
+
+
+def _say(message: str) -> None:
+    print(f"foldcp: {message}", file=sys.stderr, flush=True)

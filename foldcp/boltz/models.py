@@ -122,7 +122,8 @@ class Loader:
         if run.session.is_root and not run.announced:
             run.announced = True
             precision = _precision(model, run)
-            print(start_line(run.mesh, precision, swapped, described(run.mesh.device)), flush=True)
+            kernels, launcher = described(run.mesh.device), run.session.place.launcher
+            print(start_line(run.mesh, precision, swapped, kernels, launcher), flush=True)
         if run.alone and not run.session.is_root:
             return _Waiting()
         return model

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from foldcp import under_way
-from foldcp.boltz.launch import Place
+from foldcp.boltz.place import Place
 from foldcp.connect import machine
 from foldcp.message import Forged
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from foldcp import __version__
-from foldcp.boltz.launch import Place
+from foldcp.boltz.place import Place
 from foldcp.config import Config
 from foldcp.mesh import local_gpu
 from foldcp.report import UserError

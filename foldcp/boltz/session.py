@@ -17,8 +17,8 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from foldcp.boltz.launch import Place, on_one_machine
 from foldcp.boltz.meetings import Meetings, open_store, spoken, unheard
+from foldcp.boltz.place import Place, on_one_machine
 from foldcp.boltz.signals import end_on_signals
 from foldcp.config import Config, order_nccl, secret
 from foldcp.message import Forged, use_secret

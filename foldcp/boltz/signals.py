@@ -40,7 +40,8 @@ def end_on_signals(session: Session) -> None:
         reader.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
     writer.setblocking(False)
     # Only signals with a Python handler reach the socket; this one need not do more.
-    signal.signal(signal.SIGTERM, lambda *_: None)
+    if signal.getsignal(signal.SIGTERM) != signal.SIG_IGN:
+        signal.signal(signal.SIGTERM, lambda *_: None)
     signal.set_wakeup_fd(writer.detach(), warn_on_full_buffer=False)
     os.register_at_fork(after_in_child=_forget)
     threading.Thread(target=_wait, args=(session, reader), daemon=True).start()

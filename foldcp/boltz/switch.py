@@ -20,7 +20,7 @@ from foldcp.boltz import models, preflight, processing, session
 from foldcp.boltz.boltz1_data import RootBoltz1DataModule
 from foldcp.boltz.command import guarded
 from foldcp.boltz.data import RootDataModule
-from foldcp.boltz.launch import Place
+from foldcp.boltz.place import Place
 from foldcp.boltz.run import Run, current, set_current
 from foldcp.boltz.writers import RootAffinityWriter, RootWriter
 from foldcp.config import Config
