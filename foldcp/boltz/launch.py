@@ -17,7 +17,7 @@ from foldcp.config import Config
 from foldcp.report import UserError
 
 SUPPORTED = "2.2."  # versions of boltz
-STARTER = Path(__file__).parent / "starter" / "rank.py"  # begins `foldcp` in each rank
+STARTER = Path(__file__).parent.parent / "starter" / "rank.py"  # begins `foldcp` in each rank
 
 
 def resolve_processes(wanted: int | str, arguments: Sequence[str]) -> int:

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 del sys.path[0]
-root = str(Path(__file__).resolve().parents[3])
+root = str(Path(__file__).resolve().parents[2])
 if root not in sys.path:  # not installed: what started this process ran from a clone
     sys.path.append(root)
 
