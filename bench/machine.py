@@ -15,6 +15,7 @@ import torch
 
 ROOT = Path(__file__).parent.parent
 # Written by bench/gpu/carry.sh: on a machine that has a copy of the tree there is no git history.
+SOURCES = ("foldcp", "foldcp_kernels", "csrc", "setup.py")  # as in carry.sh
 CARRIED_COMMIT = ROOT / ".gpu-deps" / "COMMIT"
 
 
@@ -24,7 +25,8 @@ def describe() -> dict[str, str]:
 
     Returns:
         `machine` (processor and number of cores), `commit` ("+" when files differ from it),
-        `python`, `torch`, `boltz`; with a GPU also `gpu`, `driver` and `triton`.
+        `python`, `torch`, `boltz`; with a GPU also `gpu`, `driver`, `triton` and
+        `cuequivariance-torch`.
     """
     columns = {
         "machine": f"{_processor()} x{os.cpu_count()}",
@@ -35,7 +37,7 @@ def describe() -> dict[str, str]:
     }
     if torch.cuda.is_available():
         columns |= {"gpu": torch.cuda.get_device_name(), "driver": _driver()}
-        columns |= {"triton": _version("triton")}
+        columns |= {x: _version(x) for x in ("triton", "cuequivariance-torch")}
     return columns
 
 
@@ -71,7 +73,7 @@ def _commit() -> str:
 
     if not (ROOT / ".git").exists():
         return CARRIED_COMMIT.read_text().strip() if CARRIED_COMMIT.is_file() else "none"
-    changed = git("status", "--porcelain", "--untracked-files=no", "--", "foldcp", "foldcp_kernels")
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", *SOURCES)
     return (git("rev-parse", "--short", "HEAD") or "none") + ("+" if changed else "")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -11,12 +10,10 @@ import torch
 from torch import Tensor
 
 from bench import (
-    block,
     eager,
     kernels,
     machine,
     plots,
-    predict,
     providers,
     roofline,
     shapes,
@@ -186,45 +183,6 @@ def test_roofline_table_marks_what_is_modelled_and_what_is_published(tmp_path: P
     assert [[r[k] for k in modelled] for r in rows] == [[r[k] for k in modelled] for r in committed]
 
 
-def test_predictions_go_on_after_a_process_dies(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[str] = []
-
-    def communicate(command: list[str], limit_s: float | None) -> tuple[str, str]:
-        pairs = command[command.index("--pairs") + 1]
-        asked.append(pairs)
-        rows = ""
-        for pair in pairs.split(","):
-            n, side = pair.split(":")
-            if pair == "512:stock" or len(asked) == 3:
-                return rows, "timeout" if len(asked) == 3 else "CUDA error"
-            status = '"oom"' if n == "1024" else '"ok", "seconds": 2, "checksum": 1.0'
-            rows += f'row {{"n": {n}, "side": "{side}", "status": {status}}}\n'
-        return rows, "exit 0"
-
-    monkeypatch.setattr(predict, "_communicate", communicate)
-    monkeypatch.setattr(predict, "KERNEL_PACKAGE", "torch")
-    every = [(n, side) for n in (256, 512, 1024) for side in ("foldcp", "stock")]
-    rows = predict.run(every, [], 0.0)
-    assert asked == [",".join(f"{n}:{x}" for n, x in every), "1024:foldcp,1024:stock"]
-    status = {(r["n"], r["side"]): r["status"] for r in rows}
-    assert [status[pair] for pair in every] == ["ok", "ok", "ok", "failed", "oom", "oom"]
-    rows = predict.run([(2048, "foldcp")], [], 60.0)
-    assert rows[0]["status"] == "skipped" and rows[0]["reason"] == "over 60 s"
-
-
-def test_a_prediction_that_is_not_stocks_gets_no_time() -> None:
-    shared = {"n": 256, "status": "ok", "seconds": 2.0}
-    rows = [
-        shared | {"side": "foldcp", "checksum": 2.0},
-        shared | {"side": "stock", "checksum": 1.0},
-    ]
-    stock, ours = predict.judged(rows, tolerance=0.05)
-    assert (ours["status"], ours["seconds"], ours["speedup_over_stock"]) == ("wrong", "", "")
-    assert (stock["status"], stock["seconds"]) == ("ok", 2.0)
-    rows[0]["checksum"], rows[0]["seconds"] = 1.01, 1.0
-    assert predict.judged(rows, tolerance=0.05)[1]["speedup_over_stock"] == 2.0
-
-
 def test_percentiles_and_turns() -> None:
     assert timing.percentile([4.0, 1.0, 2.0, 3.0], 0.5) == 2.5
     assert timing.percentile([5.0], 0.2) == 5.0
@@ -333,22 +291,6 @@ def test_bench_command_says_where_it_works(
         cli.main(["bench", "kernels"])
 
 
-def test_gpu_script_is_valid_and_its_table_fits() -> None:
-    folder = machine.ROOT / "bench" / "gpu"
-    for name in ("run.sh", "carry.sh"):
-        subprocess.run(["bash", "-n", str(folder / name)], check=True)
-    parts = [
-        line.split()
-        for line in (folder / "run.sh").read_text().split("else\n", 1)[1].splitlines()
-        if line.strip().startswith("part ")
-    ]
-    limits = {name: int(limit) for _, name, limit, *_ in parts}
-    assert set(limits) == {
-        "correctness", "engine", "core", "block", "graph", "kernels", "predict", "plots", "peers",
-    }  # fmt: skip
-    assert sum(limits.values()) - limits["peers"] <= 515 and limits["peers"] <= 515
-
-
 def test_a_machine_without_boltz_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> str:
         raise machine.PackageNotFoundError(name)
@@ -359,16 +301,3 @@ def test_a_machine_without_boltz_is_described(monkeypatch: pytest.MonkeyPatch) -
         assert machine.describe()["boltz"] == machine.describe()["torch"] == "none"
     finally:
         machine.describe.cache_clear()
-
-
-def test_block_agrees_with_stock_before_it_is_timed(tmp_path: Path) -> None:
-    """The pairformer block, a whole diffusion step and the token transformer, one layer deep."""
-    out = tmp_path / "block.csv"
-    assert block.main(["--n", "16", "--layers", "1", "--budget", "0.01", "--out", str(out)]) == 0
-    with out.open() as file:
-        rows = {(r["part"], r["side"]): r for r in csv.DictReader(file)}
-    for part in block.PARTS:
-        row = rows[part, "foldcp"]
-        assert row["status"] == "ok" and float(row["ms"]) > 0
-        # Not the very same code, and not another function.
-        assert 0 < float(row["error"]) < 1e-4

@@ -5,13 +5,15 @@
 
 Every strategy of both triangle ops, forward and backward, raw and FP8, against one rank; a captured
 CUDA graph replayed against the eager result; NCCL with one rank, which sends to itself (two ranks
-on one GPU with NCCL 2.30 or later: --nccl-pair). Writes --out/engine.csv.
+on one GPU with NCCL 2.30 or later: --nccl-pair). Writes --out/engine.csv after each mesh. Where the
+compiled extension does not load it is built first, for this GPU alone.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import subprocess
 import sys
 import tempfile
 import traceback
@@ -26,7 +28,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
 
-from bench.machine import results_folder, write_csv
+from bench.machine import ROOT, results_folder, write_csv
 from bench.rings import weights
 from foldcp.connect import Options
 from foldcp.layout import PairLayout
@@ -38,6 +40,7 @@ from foldcp_kernels.extension import load
 
 TOLERANCE = {"raw": 2e-5, "fp8": 0.15}  # relative, float32; FP8 rounds panels to 3 bits
 N, CHANNELS = 200, 128
+BUILD_LIMIT = 40.0  # seconds; 16 cores take about 10
 
 
 def _update(op: str, z: Tensor, w: Any, first: bool, layout: PairLayout, mesh: Mesh) -> Tensor:
@@ -62,12 +65,12 @@ def _error(got: Tensor, want: Tensor, layout: PairLayout) -> float:
     return ((got - want)[:, :rows, :cols].abs().max() / scale).item()
 
 
-def strategies(mesh: Mesh) -> list[dict[str, Any]]:
+def strategies(mesh: Mesh, n: int) -> list[dict[str, Any]]:
     """Errors of every strategy against a single rank on the same device."""
-    alone, whole = Mesh(1, 1, 0, mesh.device), PairLayout(N, 1, 1, 0)
-    layout = PairLayout(N, mesh.rows, mesh.cols, mesh.rank)
+    alone, whole = Mesh(1, 1, 0, mesh.device), PairLayout(n, 1, 1, 0)
+    layout = PairLayout(n, mesh.rows, mesh.cols, mesh.rank)
     g = torch.Generator().manual_seed(1)
-    z, dout = (torch.randn(1, N, N, CHANNELS, generator=g).to(mesh.device) for _ in range(2))
+    z, dout = (torch.randn(1, n, n, CHANNELS, generator=g).to(mesh.device) for _ in range(2))
     rows = []
     for op, names in STRATEGIES.items():
         w, field = weights(op, CHANNELS, mesh.device), op.removeprefix("triangle_")
@@ -95,11 +98,11 @@ def strategies(mesh: Mesh) -> list[dict[str, Any]]:
     return rows
 
 
-def captured(mesh: Mesh) -> list[dict[str, Any]]:
+def captured(mesh: Mesh, n: int) -> list[dict[str, Any]]:
     """A triangle multiplication in a CUDA graph, replayed on new data."""
     if mesh.device.type != "cuda":
         return []
-    layout = PairLayout(N, mesh.rows, mesh.cols, mesh.rank)
+    layout = PairLayout(n, mesh.rows, mesh.cols, mesh.rank)
     w = weights("triangle_multiplication", CHANNELS, mesh.device)
     rows = []
     for name in STRATEGIES["triangle_multiplication"][1:]:
@@ -147,7 +150,7 @@ def nccl_alone(device: torch.device) -> list[dict[str, Any]]:
 
 
 def _rank(
-    rank: int, port: int, folder: str, transport: str, rows: int, cols: int, cpu: bool
+    rank: int, port: int, folder: str, transport: str, rows: int, cols: int, cpu: bool, n: int
 ) -> None:
     torch.set_num_threads(1)
     set_impl("torch")  # exchanges are what is checked: no kernel needs to be compiled
@@ -161,7 +164,7 @@ def _rank(
         try:
             options = Options(deadline=60.0)
             mesh = mesh or Mesh.create(rows, cols, device, transport=transport, options=options)
-            found += check(mesh)
+            found += check(mesh, n)
         except Exception as error:
             traceback.print_exc()
             found.append({"check": check.__name__, "error": str(error)[:200], "ok": False})
@@ -171,11 +174,11 @@ def _rank(
     os._exit(0)
 
 
-def ranks(transport: str, rows: int, cols: int, cpu: bool) -> list[dict[str, Any]]:
+def ranks(transport: str, rows: int, cols: int, cpu: bool, n: int) -> list[dict[str, Any]]:
     """What every rank of a mesh found."""
     port = dist.TCPStore("127.0.0.1", 0, 1, True, wait_for_workers=False).port
     with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(_rank, (port, folder, transport, rows, cols, cpu), nprocs=rows * cols)
+        mp.spawn(_rank, (port, folder, transport, rows, cols, cpu, n), nprocs=rows * cols)
         return [
             {"transport": transport, "mesh": f"{rows}x{cols}", "rank": r, **row}
             for r in range(rows * cols)
@@ -183,33 +186,61 @@ def ranks(transport: str, rows: int, cols: int, cpu: bool) -> list[dict[str, Any
         ]
 
 
+def missing(cpu: bool) -> str:
+    """Why there is no extension to check, "" when there is one."""
+    found = load()
+    return "" if found.ops is not None and (cpu or found.cuda) else found.why or "no CUDA part"
+
+
+def build() -> None:
+    """Build the extension for the GPU at hand."""
+    major, minor = torch.cuda.get_device_capability()
+    chip = f"{major}.{minor}" + ("a" if major >= 9 else "")
+    print(f"building the extension for {chip}: {missing(False)}", flush=True)
+    command = [sys.executable, "setup.py", "build_ext", "--inplace"]
+    env = os.environ | {"TORCH_CUDA_ARCH_LIST": chip}
+    try:
+        subprocess.run(command, cwd=ROOT, env=env, timeout=BUILD_LIMIT)
+    except subprocess.TimeoutExpired:
+        print(f"not built within {BUILD_LIMIT:.0f} s", flush=True)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the checks; 1 when one fails."""
     parser = argparse.ArgumentParser(prog="python -m bench.gpu.engine")
     parser.add_argument("--cpu", action="store_true", help="shared memory in place of the GPU")
     parser.add_argument("--nccl-pair", action="store_true", help="NCCL with two ranks on GPU 0")
+    parser.add_argument("--built", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--n", type=int, default=N, help="tokens")
     parser.add_argument("--out", type=Path, default=None)
     options = parser.parse_args(argv)
     cpu = options.cpu or not torch.cuda.is_available()
+    if missing(cpu) and not cpu and not options.built:
+        build()
+        again = [sys.executable, "-m", "bench.gpu.engine", *(argv or sys.argv[1:]), "--built"]
+        os.execv(sys.executable, again)  # what is imported cannot be imported anew
+    if why := missing(cpu):
+        print(f"left out: no compiled extension ({why})")
+        return 0
+    out = (options.out or results_folder()) / "engine.csv"
     found: list[dict[str, Any]] = []
     parts: list[Callable[[], list[dict[str, Any]]]] = [
-        lambda: ranks("host" if cpu else "copy-engine", 2, 2, cpu)
+        lambda: ranks("host" if cpu else "copy-engine", 2, 2, cpu, options.n)
     ]
     if not cpu:
         parts.append(lambda: nccl_alone(torch.device("cuda", 0)))
     if options.nccl_pair:
         os.environ |= {"NCCL_MULTI_RANK_GPU_ENABLE": "1", "NCCL_NVLS_ENABLE": "0"}
-        parts.append(lambda: ranks("nccl", 1, 2, False))
+        parts.append(lambda: ranks("nccl", 1, 2, False, options.n))
     for part in parts:
         try:
             found += part()
         except Exception as error:
             traceback.print_exc()
             found.append({"check": "set-up", "error": str(error)[:200], "ok": False})
-    columns = ("transport", "mesh", "rank", "check", "error", "ok")
-    table = [{c: row.get(c, "") for c in columns} for row in found]
-    out = (options.out or results_folder()) / "engine.csv"
-    write_csv(out, table)
+        columns = ("transport", "mesh", "rank", "check", "error", "ok")
+        table = [{c: row.get(c, "") for c in columns} for row in found]
+        write_csv(out, table)
     bad = [row for row in table if not row["ok"]]
     for row in bad:
         print("WRONG", row)
