@@ -23,12 +23,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench.kernels import CHECK_N, Outcome, attempt, relative_error
 from bench.machine import results_folder, write_csv
 from bench.shapes import ATOMS_PER_TOKEN, LAYERS, PAIR, SAMPLES, SINGLE, TOKEN, TOKEN_HEADS
 from bench.timing import Clock, interleaved
+from foldcp.layout import PairLayout
 
 SIZES = {"cuda": "256,512,1024,2048", "cpu": "64"}
 PARTS = ("pairformer", "diffusion_step", "token_transformer")
@@ -59,6 +61,13 @@ def randomised(module: nn.Module, seed: int = 0) -> nn.Module:
     return module.eval().requires_grad_(False)
 
 
+def padded(x: Tensor, layout: PairLayout, *dims: int) -> Tensor:
+    """A tensor over all tokens along `dims` as a 1x1 mesh holds it; itself without padding."""
+    missing = layout.padded - layout.n
+    sides = [(0, missing if d in dims else 0) for d in reversed(range(x.ndim))]
+    return F.pad(x, sum(sides, ())) if missing else x
+
+
 class Pairformer:
     """The block's inputs and how each side runs it."""
 
@@ -84,14 +93,19 @@ class Pairformer:
         s, z = inputs
         n = s.shape[1]
         if side == "foldcp":
-            from foldcp.layout import PairLayout
             from foldcp.mesh import Mesh
             from foldcp.modules.pairformer import PairformerLayer, pair_mask
 
-            layer = PairformerLayer(copy.copy(self.stock), Mesh.create(1, 1, self.device))
-            layout = PairLayout(n, 1, 1, 0)
+            mesh = Mesh.create(1, 1, self.device)
+            layer, layout = PairformerLayer(copy.copy(self.stock), mesh), mesh.layout(n)
             mask = pair_mask(layout, self.device)
-            return lambda: layer(s, z, layout, mask)
+            s, z = padded(s, layout, 1), padded(z, layout, 1, 2)
+
+            def block() -> Outputs:
+                single, pair = layer(s, z, layout, mask)
+                return single[:, :n], pair[:, :n, :n]
+
+            return block
         ones = torch.ones(1, n, n, device=self.device)
         chunk = CHUNK if n > LONG else SHORT_CHUNK
         kernels = side == "stock-kernels"
@@ -123,13 +137,15 @@ class TokenTransformer:
         a, s, bias = inputs
         n = a.shape[1]
         if side == "foldcp":
-            from foldcp.layout import PairLayout
             from foldcp.mesh import Mesh
             from foldcp.modules.token_transformer import token_transformer
 
-            layout, mesh = PairLayout(n, 1, 1, 0), Mesh.create(1, 1, self.device)
+            mesh = Mesh.create(1, 1, self.device)
+            layout = mesh.layout(n)
+            a, s, bias = padded(a, layout, 1), padded(s, layout, 1), padded(bias, layout, 2, 3)
             tiles = bias[0].unflatten(0, (self.layers, TOKEN_HEADS)).unbind(0)
-            return lambda: (token_transformer(self.stock.layers, a, s, tiles, layout, mesh),)
+            layers = self.stock.layers
+            return lambda: (token_transformer(layers, a, s, tiles, layout, mesh)[:, :n],)
         # Stock holds the biases with the heads last.
         last = bias.permute(0, 2, 3, 1).contiguous()
         every, mask = s.expand_as(a).contiguous(), torch.ones(SAMPLES, n, device=self.device)
@@ -186,14 +202,16 @@ class DiffusionStep:
         return lambda: (self.stock(s_inputs, s, noisy, times, feats, made, SAMPLES),)
 
     def _foldcp(self, feats: dict[str, Tensor], inputs: Outputs, times: Tensor) -> Step:
-        from foldcp.layout import AtomLayout, PairLayout
+        from foldcp.layout import AtomLayout
         from foldcp.mesh import Mesh
         from foldcp.modules.diffusion import DiffusionModule
         from foldcp.modules.diffusion_conditioning import DiffusionConditioning
 
         s_inputs, s, z, relpos, noisy = inputs
         mesh = Mesh.create(1, 1, self.device)
-        layout, atoms = PairLayout(s.shape[1], 1, 1, 0), AtomLayout(noisy.shape[1] // 32, 1, 0)
+        layout, atoms = mesh.layout(s.shape[1]), AtomLayout(noisy.shape[1] // 32, 1, 0)
+        s_inputs, s = padded(s_inputs, layout, 1), padded(s, layout, 1)
+        z, relpos = padded(z, layout, 1, 2), padded(relpos, layout, 1, 2)
         score = DiffusionModule(copy.copy(self.stock), mesh)
         conditioning = DiffusionConditioning(copy.copy(self.conditioning), mesh)
         with torch.no_grad():

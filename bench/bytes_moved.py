@@ -141,7 +141,7 @@ def one_rank(
     """
     field = "multiplication" if op.startswith("triangle_multiplication") else "attention"
     mesh = fake_mesh(rows, cols, rank, "meta", **{field: strategy}, wire=wire)
-    layout = PairLayout(n, rows, cols, rank)
+    layout = mesh.layout(n)
     z = torch.empty(1, layout.tile_rows, layout.tile_cols, CHANNELS, device="meta")
     mask = z.new_ones(z.shape[:3])
     with planned() as plan, ExitStack() as stack:

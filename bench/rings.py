@@ -31,7 +31,6 @@ import torch.multiprocessing as mp
 
 from bench.machine import results_folder, write_csv
 from foldcp import timeline
-from foldcp.layout import PairLayout
 from foldcp.mesh import STRATEGIES, Mesh, choose, local_gpu
 from foldcp.rings.triangle_attention import triangle_attention
 from foldcp.rings.triangle_multiplication import triangle_multiplication
@@ -63,7 +62,7 @@ def one_rank(mesh: Mesh, options: argparse.Namespace) -> dict[str, Any]:
     Returns:
         Per op its intervals of the last of some runs, and the seconds that this run took.
     """
-    layout = PairLayout(options.tokens, mesh.rows, mesh.cols, mesh.rank)
+    layout = mesh.layout(options.tokens)
     c = options.channels
     out: dict[str, Any] = {}
     for op in STRATEGIES:

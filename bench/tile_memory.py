@@ -26,7 +26,6 @@ from bench.live_memory import birth, features, shallow_model
 from bench.machine import ROOT, write_csv
 from bench.synthetic.checkpoint import build_model
 from foldcp.boltz.swap import apply
-from foldcp.layout import PairLayout
 from foldcp.mesh import Mesh
 from foldcp.modules.model import Settings
 
@@ -84,7 +83,7 @@ def rank_peak(mesh: Mesh, n: int, explain: bool) -> tuple[int, int, int, list]:
     model = build_model(shallow_model()).requires_grad_(False)
     apply(model, mesh)
     feats = features(n)
-    layout = PairLayout(n, mesh.rows, mesh.cols, mesh.rank)
+    layout = mesh.layout(n)
     settings = Settings(recycling_steps=0, sampling_steps=STEPS, diffusion_samples=1)
     torch.manual_seed(0)
     with LargeTensors(layout.tile_rows * layout.tile_cols) as large:

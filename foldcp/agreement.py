@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 
 import torch
 
@@ -25,13 +26,14 @@ def planned(layout: PairLayout, atoms: AtomLayout, mesh: Mesh, itemsize: int) ->
     Returns:
         Names and values, alike on all ranks of a sound run.
     """
-    seen = PairLayout(layout.n, layout.mesh_rows, layout.mesh_cols, layout.size - 1)
+    seen = replace(layout, rank=layout.size - 1)
     parts = [triangle_multiplication_plan(seen, 128, out, 1, mesh.route) for out in (True, False)]
     parts += [triangle_attention_plan(seen, True, (0, seen.tile_rows), mesh.route)]
     parts += [token_plan(seen, ("rows", "cols", "all"))]
     steps = repr([(p.owned, p.steps, p.adjoint) for p in parts])
     return {
         "number of tokens": str(layout.n),
+        "padded tokens": str(layout.padded),
         "number of atoms": str(atoms.atoms),
         "mesh": f"{mesh.rows}x{mesh.cols}",
         "transport": f"{mesh.transport} ({mesh.route}, {mesh.wire})",

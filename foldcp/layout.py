@@ -24,20 +24,24 @@ class Shaped(Protocol):
 class PairLayout:
     """The 2D tiling of an N x N pair tensor over a mesh of rows x cols ranks.
 
-    Rank `r * cols + c` holds the tile (rows of r, columns of c). N is padded to a multiple of
-    P = rows * cols, so all tiles have one shape; tokens travel in P equal shards, i on rank i.
+    Rank `r * cols + c` holds the tile (rows of r, columns of c). N is padded so that all tiles have
+    one shape, whose sides and panels are multiples of `multiple`: kernels, matrix products and
+    messages then find every row aligned. Tokens travel in P equal shards, i on rank i. Layouts of a
+    mesh are made by `Mesh.layout`.
 
     Args:
         n: number of tokens N, at least 1.
         mesh_rows: ranks along the rows (R).
         mesh_cols: ranks along the columns (Q).
         rank: this rank, 0 <= rank < R * Q.
+        multiple: of tokens, for the sides of tiles and panels.
     """
 
     n: int
     mesh_rows: int
     mesh_cols: int
     rank: int
+    multiple: int = 1
 
     def __post_init__(self) -> None:
         if self.n < 1:
@@ -64,8 +68,9 @@ class PairLayout:
 
     @property
     def padded(self) -> int:
-        """N padded to a multiple of P."""
-        return -(-self.n // self.size) * self.size
+        """N padded to a multiple of P and of all panels."""
+        unit = lcm(self.size, self.multiple * self.panels)
+        return -(-self.n // unit) * unit
 
     @property
     def tile_rows(self) -> int:

@@ -21,6 +21,9 @@ from foldcp.transport import TorchTransport, Transport
 
 # Of each triangle op, "auto" first.
 STRATEGIES = {"triangle_multiplication": MULTIPLICATION, "triangle_attention": ATTENTION}
+# Tokens that a side of a tile or panel is a multiple of: 32 bytes of bfloat16, what tensor cores
+# take at once and loads of 16 bytes need.
+_MULTIPLE = {"cuda": 16}
 _NEVER = 0x5EED  # a tag that no message carries
 _POLICY = {"wire": WIRES, "multiplication": MULTIPLICATION, "attention": ATTENTION}
 
@@ -93,6 +96,7 @@ class Mesh:
         route: "direct" or "ring", where tiles are fetched from.
         wire: "raw" or "fp8", how panels travel.
         multiplication, attention: strategy of the triangle ops, "auto" or a name of `STRATEGIES`.
+        multiple: of tokens, see `PairLayout`; 0 is what the device needs.
         link: what carries tiles; None is torch.distributed.
         told: number of objects that each rank has sent to the others.
     """
@@ -106,6 +110,7 @@ class Mesh:
     wire: str = "raw"
     multiplication: str = "auto"
     attention: str = "auto"
+    multiple: int = 0
     link: Transport | None = field(default=None, compare=False)
     pool: Pool = field(default=None, compare=False)  # type: ignore[assignment]
     sent: Counter = field(default_factory=Counter, compare=False)
@@ -116,6 +121,8 @@ class Mesh:
     def __post_init__(self) -> None:
         if self.pool is None:
             object.__setattr__(self, "pool", Pool(self.device))
+        if not self.multiple:
+            object.__setattr__(self, "multiple", _MULTIPLE.get(self.device.type, 1))
         if self.link is None and self.group is not None:
             object.__setattr__(self, "link", TorchTransport(self))
 
@@ -219,6 +226,10 @@ class Mesh:
         if self.link is not None:
             self.link.abort(f"rank {self.rank}: {problem}")
         raise ValueError(problem)
+
+    def layout(self, n: int) -> PairLayout:
+        """The tiling of N tokens, alike on all ranks."""
+        return PairLayout(n, self.rows, self.cols, self.rank, self.multiple)
 
     def check(self, z: Shaped, layout: PairLayout, name: str = "z", **options: bool) -> None:
         """`layout.check`, and that it is on the mesh's kind of device; heard by all ranks."""

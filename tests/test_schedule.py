@@ -6,6 +6,7 @@ from math import lcm
 
 import pytest
 
+from bench.fake_mesh import fake_mesh
 from foldcp.layout import Box, PairLayout
 from foldcp.plans import (
     channel_back_plan,
@@ -234,3 +235,14 @@ def test_layout_errors() -> None:
 
     with pytest.raises(ValueError, match=r"\[1, 64, 60, 128\].*N=500.*2x4.*\[1, 252, 126, 128\]"):
         PairLayout(500, 2, 4, 0).check(Tile())
+
+
+def test_a_mesh_says_how_tiles_are_padded() -> None:
+    for rows, cols in [(1, 1), (1, 2), (2, 2), (2, 3), (2, 4), (3, 3), (4, 4)]:
+        x = fake_mesh(rows, cols, 0, "cuda").layout(3605)
+        panels = [hi - lo for lo, hi in map(x.panel_span, range(x.panels))]
+        sides = {x.tile_rows, x.tile_cols, *panels}
+        assert all(side % 16 == 0 for side in sides), (rows, cols, sides)
+        assert x.padded % x.size == 0 and x.padded - 3605 < 16 * x.size * x.panels
+        assert fake_mesh(rows, cols).layout(3605) == PairLayout(3605, rows, cols, 0)
+    assert [fake_mesh(2, c, 0, "cuda").layout(3605).padded for c in (2, 4)] == [3616, 3648]

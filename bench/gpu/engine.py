@@ -67,8 +67,8 @@ def _error(got: Tensor, want: Tensor, layout: PairLayout) -> float:
 
 def strategies(mesh: Mesh, n: int) -> list[dict[str, Any]]:
     """Errors of every strategy against a single rank on the same device."""
-    alone, whole = Mesh(1, 1, 0, mesh.device), PairLayout(n, 1, 1, 0)
-    layout = PairLayout(n, mesh.rows, mesh.cols, mesh.rank)
+    alone = Mesh(1, 1, 0, mesh.device, multiple=1)  # no padding: the definition
+    whole, layout = alone.layout(n), mesh.layout(n)
     g = torch.Generator().manual_seed(1)
     z, dout = (torch.randn(1, n, n, CHANNELS, generator=g).to(mesh.device) for _ in range(2))
     rows = []
@@ -102,7 +102,7 @@ def captured(mesh: Mesh, n: int) -> list[dict[str, Any]]:
     """A triangle multiplication in a CUDA graph, replayed on new data."""
     if mesh.device.type != "cuda":
         return []
-    layout = PairLayout(n, mesh.rows, mesh.cols, mesh.rank)
+    layout = mesh.layout(n)
     w = weights("triangle_multiplication", CHANNELS, mesh.device)
     rows = []
     for name in STRATEGIES["triangle_multiplication"][1:]:

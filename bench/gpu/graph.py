@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.block import LAYERS, DiffusionStep, randomised
+from bench.block import LAYERS, DiffusionStep, padded, randomised
 from bench.machine import results_folder, write_csv
 from bench.shapes import SINGLE, TOKEN_HEADS
 from bench.timing import MIB
-from foldcp.layout import AtomLayout, PairLayout
+from foldcp.layout import AtomLayout
 from foldcp.mesh import Mesh
 from foldcp.modules.diffusion_conditioning import DiffusionConditioning
 from foldcp.modules.sampler import AtomDiffusion
@@ -52,7 +52,9 @@ class Sampler:
         self.sampler.alignment_reverse_diff = True  # as `boltz predict` sets it
         s_inputs, s, z, relpos, noisy = parts.inputs(n)
         feats = {name: x.to(device) for name, x in features(n).items()}
-        layout, atoms = PairLayout(n, 1, 1, 0), AtomLayout(noisy.shape[1] // 32, 1, 0)
+        layout, atoms = self.mesh.layout(n), AtomLayout(noisy.shape[1] // 32, 1, 0)
+        s_inputs, s = padded(s_inputs, layout, 1), padded(s, layout, 1)
+        z, relpos = padded(z, layout, 1, 2), padded(relpos, layout, 1, 2)
         with torch.no_grad():
             made = DiffusionConditioning(parts.conditioning, self.mesh)(
                 s, z, lambda lo, hi: relpos[:, lo:hi], feats, layout, atoms

@@ -89,7 +89,7 @@ class DistributedTriangleMultiplication(TriangleMultiplication):
             ValueError: `x` or `mask` is no DTensor on `device_mesh`, or placed differently.
         """
         self._check(x, mask)
-        layout = PairLayout(x.shape[1], self.mesh.rows, self.mesh.cols, self.mesh.rank)
+        layout = self.mesh.layout(x.shape[1])
         z = _to_tile(x.to_local(), layout, self.mesh)
         keep = _to_tile(mask.detach().to_local().to(z.dtype), layout, self.mesh)
         update = _update(z, keep, self._local_weights(x), self.outgoing, layout, self.mesh)

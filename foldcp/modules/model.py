@@ -97,9 +97,9 @@ class FoldOnMesh:
 
     def layouts(self, feats: Features) -> tuple[PairLayout, AtomLayout]:
         """The tilings of one sample."""
-        m = self.mesh
         n, atoms = feats["token_index"].shape[1], feats["atom_pad_mask"].shape[1]
-        return PairLayout(n, m.rows, m.cols, m.rank), AtomLayout(atoms // WINDOW, m.size, m.rank)
+        windows = AtomLayout(atoms // WINDOW, self.mesh.size, self.mesh.rank)
+        return self.mesh.layout(n), windows
 
     @torch.no_grad()
     def __call__(
