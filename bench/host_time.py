@@ -58,10 +58,19 @@ def mesh_of(rows: int, cols: int, communicators: int) -> FakeMesh:
 
     device = torch.device("meta")
     if rows * cols == 1:
-        return FakeMesh(rows, cols, 0, device)
+        return FakeMesh(rows, cols, 0, device, **_as_cuda())
     engine = load().ops.nothing_open(0, cols)
     link = Counted(NativeTransport("host", None, engine), communicators, cols)  # type: ignore[arg-type]
-    return FakeMesh(rows, cols, 0, device, object(), link=link)
+    return FakeMesh(rows, cols, 0, device, object(), link=link, **_as_cuda())
+
+
+def _as_cuda() -> dict[str, Any]:
+    """Pad tiles as on a GPU, where the revision knows how."""
+    return {"multiple": 16} if hasattr(FakeMesh, "multiple") else {}
+
+
+def _layout(n: int, mesh: FakeMesh) -> PairLayout:
+    return mesh.layout(n) if hasattr(mesh, "layout") else PairLayout(n, mesh.rows, mesh.cols, 0)
 
 
 def block(n: int, mesh: FakeMesh) -> Callable[[], Any]:
@@ -72,7 +81,7 @@ def block(n: int, mesh: FakeMesh) -> Callable[[], Any]:
 
     with torch.device("meta"):
         stock = Stock(SINGLE, PAIR, num_heads=HEADS, v2=True).eval().requires_grad_(False)
-    layer, layout = PairformerLayer(stock, mesh), PairLayout(n, mesh.rows, mesh.cols, 0)
+    layer, layout = PairformerLayer(stock, mesh), _layout(n, mesh)
     z = torch.empty(1, layout.tile_rows, layout.tile_cols, PAIR, device="meta")
     s = torch.empty(1, layout.shard, SINGLE, device="meta")
     mask = pair_mask(layout, z.device)
@@ -113,7 +122,7 @@ def diffusion_step(n: int, mesh: FakeMesh) -> Callable[[], Any]:
     with torch.device("meta"):
         made = StockMade(**sizes, **windows, **depth).eval().requires_grad_(False)
         stock = Stock(SINGLE, 128, **windows, **depth).eval().requires_grad_(False)
-    layout = PairLayout(n, mesh.rows, mesh.cols, 0)
+    layout = _layout(n, mesh)
     rows, cols, shard = layout.tile_rows, layout.tile_cols, layout.shard
     feats = features(n)
     atoms = feats["atom_pad_mask"].shape[1]

@@ -9,8 +9,8 @@ Math takes the longest of its operations, exponentials and bytes of memory. A ra
 larger of what it sends and receives; links within and between nodes work at the same time. An op
 lasts as long as its slowest rank, and at least as long as its host needs to say what is to be done:
 both go on beside one another. Left out: how ranks wait for each other in between, what transfers
-take from the math beside them, and the mask of keys. Packing is counted where it is done: for the
-FP8 wire, and for what the way back of channels sends.
+take from the math beside them, and the mask of keys. Packing is counted for the FP8 wire alone: the
+rest lies in memory as it travels.
 
 The same model says in how many chunks an op is cut: as many as memory asks for, and more where that
 takes less time.
@@ -37,6 +37,7 @@ from foldcp.traffic import (
     line_loads,
     panel_loads,
 )
+from foldcp.triangle_plans import blocks_of_lines, tile_blocks
 
 if TYPE_CHECKING:
     from foldcp.mesh import Mesh
@@ -171,11 +172,18 @@ class _Job:
         exchanges: int,
         launches: int,
         found: Prediction,
+        more: int = 0,
+        products: int = 0,
     ) -> Prediction:
-        """A prediction with what the host takes, `times` the steps of some loads."""
+        """A prediction with what the host takes, `times` the steps of some loads.
+
+        Args:
+            more: transfers, beyond one per message. products: of torch, beside the launches.
+        """
         messages = [2 * sum(step[rank].messages) for step in loads]
         groups = times * sum(n > 0 for n in messages)
-        host = self.chip.told(exchanges, groups, times * sum(messages), launches)
+        transfers = times * sum(messages) + more
+        host = self.chip.told(exchanges, groups, transfers, launches, products)
         return replace(found, total_s=max(found.total_s, host), host_s=host)
 
 
@@ -205,8 +213,9 @@ def _panel_multiplication(job: _Job, route: str) -> list[Prediction]:
         got = sum(step[rank].received(wire) for step in loads)
         ends = project + output
         found = Prediction(ends + core, core, parts * sum(mine), ends + stream, got)
-        launches = groups + parts * lay.panels + 1
-        out.append(job.done(rank, loads, parts, groups, launches, found))
+        launches = groups * blocks_of_lines(lay, job.first) + parts * lay.panels + 1
+        products = parts * lay.panels * (lay.size // lay.panels - 1)
+        out.append(job.done(rank, loads, parts, groups, launches, found, 0, products))
     return out
 
 
@@ -231,11 +240,10 @@ def _rows(job: _Job) -> list[Prediction]:
     lay, s, n = job.layout, job.sizes, job.line_chunks()
     bias, project, core, output = job.attention(n, lay.padded)
     x = s.channels * lay.shard**2
-    ends = bias + job.math(0, job.tile * s.channels * 2 * s.z_itemsize)  # the update is added
+    ends = bias + job.math(0, job.tile * s.channels * (s.z_itemsize + s.itemsize))  # LayerNorm
     mesh = lay.mesh_rows, lay.mesh_cols, job.first, job.links.node
     lines, panels = line_loads(*mesh), bias_loads(*mesh)
-    sizes = s.z_itemsize, s.itemsize
-    there, back = (job.transfers(lines, [x * s.travels(e)], [x * e], n) for e in sizes)
+    there = back = job.transfers(lines, [x * s.travels(s.itemsize)], [x * s.itemsize], n)
     b = [s.heads * s.itemsize * lay.shard**2]
     steps = [job.transfers(panel, b, b) for panel in panels]
     under = project + core + output
@@ -246,7 +254,7 @@ def _rows(job: _Job) -> list[Prediction]:
         for i in range(n):
             beside = (there[rank] if i + 1 < n else 0) + (back[rank] if i else 0)
             total += max(math, sum(mine) + beside)
-        got = lines[rank].received([x * sum(s.travels(e) for e in sizes)])
+        got = lines[rank].received([2 * x * s.travels(s.itemsize)])
         got += n * sum(panel[rank].received(b) for panel in panels)
         moving = n * (there[rank] + back[rank] + sum(mine))
         found = Prediction(ends + under, under, moving, total, got)
@@ -264,6 +272,7 @@ def _channel(job: _Job) -> list[Prediction]:
     loads = [channel_loads(size, d, job.links.node) for d in widths]
     there, back = ([job.transfers(x[i], wire, raw) for x in loads] for i in (0, 1))
     plane = lay.padded**2
+    products = sum(len(tile_blocks(lay, rank, job.first)) for rank in range(size))
     out = []
     for rank in range(size):
         own = [channels_of(rank, size, d) for d in widths]
@@ -277,8 +286,11 @@ def _channel(job: _Job) -> list[Prediction]:
         got = sum(load[rank].received(wire) for both in loads for load in both)
         found = Prediction(ends + core, core, moving, total, got)
         steps = [step for both in loads for step in both]
-        launches = -(-len(widths) // each) + 2 * len(widths) + 1
-        out.append(job.done(rank, steps, 1, 2 * len(widths), launches, found))
+        launches = -(-len(widths) // each) + len(widths) + 1
+        # Each channel of a and b is a transfer, of what a rank receives and as much that it sends.
+        more = sum((2 * d - 1) * 2 * (size - 1) for d in own if d)
+        done = 2 * len(widths), launches, found, more, products * len(widths)
+        out.append(job.done(rank, steps, 1, *done))
     return out
 
 

@@ -116,6 +116,10 @@ class PairLayout:
         width = self.padded // self.panels
         return panel * width, (panel + 1) * width
 
+    def panels_of(self, along_cols: bool) -> int:
+        """How many panels one tile's columns (or rows) are."""
+        return self.panels // (self.mesh_cols if along_cols else self.mesh_rows)
+
     def panel_at(self, rank: int, step: int) -> int:
         """The panel that a rank uses at a step: balanced, and local at step 0 where possible."""
         r, c = divmod(rank, self.mesh_cols)

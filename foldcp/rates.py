@@ -12,8 +12,9 @@ from dataclasses import dataclass
 MEMORY, TENSOR, EXP, LINK = 0.80, 0.80, 0.55, 0.80
 # Seconds of one host thread. An exchange, a posted step and a launch are measured on 2 cores of an
 # AMD EPYC (bench/results/host/host_time.csv); what NCCL and the driver need is assumed: 40 us for a
-# non-blocking group, 2 us for each of its transfers, 5 us for a launch.
-EXCHANGE, GROUP, TRANSFER, LAUNCH = 30e-6, 60e-6, 3e-6, 60e-6
+# non-blocking group, 2 us for each of its transfers, 5 us for a launch. A product is one of several
+# that an op asks torch for in a row: 15 us measured on 2 cores of an Intel Xeon, and the launch.
+EXCHANGE, GROUP, TRANSFER, LAUNCH, PRODUCT = 30e-6, 60e-6, 3e-6, 60e-6, 20e-6
 
 
 @dataclass(frozen=True)
@@ -47,10 +48,12 @@ class Chip:
         tensor = flops / (TENSOR * 1e12 * (self.tflops if itemsize == 2 else wide))
         return max(tensor, moved / self.memory(), exps / (EXP * 1e9 * self.gexps))
 
-    def told(self, exchanges: int, groups: int, transfers: int, launches: int) -> float:
+    def told(
+        self, exchanges: int, groups: int, transfers: int, launches: int, products: int = 0
+    ) -> float:
         """Seconds that the host takes to say what is to be done."""
         done = exchanges * EXCHANGE + groups * GROUP + transfers * TRANSFER + launches * LAUNCH
-        return self.host * done
+        return self.host * (done + products * PRODUCT)
 
     def memory(self) -> float:
         """Expected bytes per second."""

@@ -64,6 +64,11 @@ def spans(total: int, length: int) -> Iterator[tuple[int, int]]:
         yield lo, min(lo + length, total)
 
 
+def by_panel(x: Tensor, panels: int) -> Tensor:
+    """Positions in panels of equal width, a view: [I, J, ..] -> [panels, I, J / panels, ..]."""
+    return x.unflatten(1, (panels, -1)).transpose(0, 1)
+
+
 def add_chunks(x: Tensor, dim: int, updates: Iterator[tuple[tuple[int, int], Tensor]]) -> Tensor:
     """Add consecutive chunks of an update to `x`: in place, or out of place under autograd.
 

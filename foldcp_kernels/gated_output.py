@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from foldcp_kernels.dispatch import compute_dtype
-from foldcp_kernels.norm_linear import EPS, cast, check_channels, choose_rows, norm_linear_rows
+from foldcp_kernels.norm_linear import EPS, cast, check_channels, choose_rows
 from foldcp_kernels.recompute import recompute
 
 
@@ -24,18 +24,16 @@ def gated_output(
     o: Tensor,
     weight: Tensor,
     impl: str | None = None,
-    residual: bool = True,
 ) -> Tensor:
     """x + (sigmoid(LN(x) gate^T) * o) weight^T; in place when gradients are off.
 
     Args:
         x: [B, I, J, C], any strides. gain, shift: of its LayerNorm [C].
         gate: [W, C]. o: attention output [B, I, J, W], last stride 1. weight: [C, W].
-        impl: see `dispatch`. residual: add x; without it x stays as it is.
+        impl: see `dispatch`.
 
     Returns:
-        `x` itself, changed, when gradients are off; else a new tensor. Without residual always a
-        new tensor, in the compute dtype.
+        `x` itself, changed, when gradients are off; else a new tensor.
 
     Raises:
         ValueError: shapes that do not fit, or a named `impl` that cannot run.
@@ -48,12 +46,6 @@ def gated_output(
             f"`o` is {list(o.shape)}; expected {[*x.shape[:-1], weight.shape[1]]} as `x` and "
             "`weight` say"
         )
-    if not residual:
-        # What is added elsewhere is rounded to the compute dtype first; the fused kernel adds it
-        # in float32 and has no such end.
-        g = norm_linear_rows(x, gain, shift, gate, impl).sigmoid_()
-        o = o.to(g.dtype)
-        return F.linear(g * o if torch.is_grad_enabled() else g.mul_(o), weight)
     if choose_rows("gated_output", impl, x, "x", (x.shape[-1],)) != "triton":
         update = _update(x, gain, shift, gate, o, weight)
         return x + update if torch.is_grad_enabled() else x.add_(update)

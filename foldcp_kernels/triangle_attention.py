@@ -9,20 +9,18 @@ Source: AlphaFold 2 supplement, Algorithms 13 and 14; AlphaFold 3 supplement, Al
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from foldcp_kernels.attention import attend, attend_panel
 from foldcp_kernels.carry import Carry, merge
 from foldcp_kernels.chunking import chunk_length
-from foldcp_kernels.dispatch import choose, compute_dtype, derived
+from foldcp_kernels.dispatch import choose, compute_dtype
 from foldcp_kernels.gated_output import gated_output
-from foldcp_kernels.norm_linear import EPS, choose_rows, norm_linear_planes
-from foldcp_kernels.recompute import recompute
+from foldcp_kernels.lines import Lines, project_bias, project_lines
+from foldcp_kernels.norm_linear import EPS, choose_rows
 
 _CHUNKS = 16  # of a launch each, which should fill a GPU
 _TORCH_CHUNKS = 8  # each fetches its part of the bias again
@@ -51,20 +49,6 @@ class TriangleAttentionWeights:
         return F.layer_norm(x, x.shape[-1:], self.norm_weight, self.norm_bias, EPS)
 
 
-@dataclass(frozen=True)
-class Lines:
-    """Queries, keys and values of a chunk of lines.
-
-    Args:
-        q: [B, I, J, H, D]. kv: [B, I, J, 2HD], k first, what travels.
-        scale: factor on q . k that is left; log 2 where q carries it already, in powers of two.
-    """
-
-    q: Tensor
-    kv: Tensor
-    scale: float
-
-
 def lines_per_chunk(z: Tensor, dim: int, w: TriangleAttentionWeights) -> int:
     """How many lines of the pair tensor to take at a time.
 
@@ -91,42 +75,6 @@ def least_chunks(z: Tensor, dim: int, w: TriangleAttentionWeights) -> int:
     if choose_rows("triangle_attention", None, z, "z", (z.shape[-1],)) == "triton":
         return 1
     return min(_TORCH_CHUNKS, -(-z.shape[dim] // lines_per_chunk(z, dim, w)))
-
-
-def project_bias(z: Tensor, w: TriangleAttentionWeights, impl: str | None = None) -> Tensor:
-    """The triangle bias of a tile (or of its transpose): [B, I, J, C] -> [B, H, I, J]."""
-    return norm_linear_planes(z, w.norm_weight, w.norm_bias, w.bias, impl=impl)
-
-
-def project_lines(x: Tensor, w: TriangleAttentionWeights, impl: str | None = None) -> Lines:
-    """Queries, and the keys and values that travel.
-
-    Args:
-        x: lines of z [B, I, J, C], any strides. w: weights. impl: see `dispatch`.
-    """
-    hd = w.q.shape[0]
-    scale = (hd // w.heads) ** -0.5
-    if choose_rows("triangle_attention", impl, x, "z", (x.shape[-1],)) == "triton":
-        from foldcp_kernels.fused.norm_linear import norm_linear_fwd
-
-        dtype, folded = compute_dtype(x), scale * math.log2(math.e)
-
-        def build(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            return torch.cat([q * folded, k, v]).to(dtype).contiguous()
-
-        def fused(x: Tensor, gain: Tensor, shift: Tensor, *qkv: Tensor) -> Tensor:
-            stacked = derived("qkv", qkv, build, dtype)
-            return norm_linear_fwd(x, gain, shift, stacked, planes=False)
-
-        def twin(x: Tensor, gain: Tensor, shift: Tensor, *qkv: Tensor) -> Tensor:
-            return F.linear(F.layer_norm(x, x.shape[-1:], gain, shift, EPS), build(*qkv))
-
-        qkv = recompute(fused, twin, x, w.norm_weight, w.norm_bias, w.q, w.k, w.v)
-        q, kv, scale = qkv[..., :hd], qkv[..., hd:], math.log(2)
-    else:
-        x = w.norm(x)
-        q, kv = F.linear(x, w.q), torch.cat((F.linear(x, w.k), F.linear(x, w.v)), -1)
-    return Lines(q.unflatten(-1, (w.heads, -1)), kv, scale)
 
 
 def attend_lines(
@@ -173,19 +121,37 @@ def line_output(
     carry: Carry,
     w: TriangleAttentionWeights,
     impl: str | None = None,
-    residual: bool = True,
 ) -> Tensor:
-    """The lines of z with their update, or the update alone; see `gated_output`.
+    """The lines of z with the update that carried attention makes, see `updated_lines`.
 
     Args:
         x: lines of z [B, I, J, C], any strides. carry: over all keys. w: weights.
-        impl: see `dispatch`. residual: add x.
+        impl: see `dispatch`.
 
     Returns:
         [B, I, J, C].
     """
-    o = carry.finish()[0].transpose(2, 3).flatten(-2)  # [B, I, J, HD]
-    return gated_output(x, w.norm_weight, w.norm_bias, w.g, o, w.o, impl, residual)
+    return updated_lines(x, attended(carry), w, impl)
+
+
+def attended(carry: Carry) -> Tensor:
+    """The result of attention over all keys: [B, I, J, HD]."""
+    return carry.finish()[0].transpose(2, 3).flatten(-2)
+
+
+def updated_lines(
+    x: Tensor, o: Tensor, w: TriangleAttentionWeights, impl: str | None = None
+) -> Tensor:
+    """The lines of z with their update; in place when gradients are off.
+
+    Args:
+        x: lines of z [B, I, J, C], any strides. o: from `attended`. w: weights.
+        impl: see `dispatch`.
+
+    Returns:
+        [B, I, J, C].
+    """
+    return gated_output(x, w.norm_weight, w.norm_bias, w.g, o, w.o, impl)
 
 
 def kept(mask: Tensor | None) -> Tensor | None:
@@ -224,7 +190,7 @@ def triangle_attention(
     x, keep = (z, mask) if starting else (z.transpose(1, 2), swapped(mask))
     lines = project_lines(x, w, parts)
     bias = project_bias(x, w, parts)
-    carry = attend_lines(lines, lines.kv, bias, kept(keep), None, True, impl)
+    carry = attend_lines(lines, lines.kv[0], bias, kept(keep), None, True, impl)
     out = line_output(x, carry, w, parts)
     return out if starting else out.transpose(1, 2)
 

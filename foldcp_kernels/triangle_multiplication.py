@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from foldcp_kernels.chunking import add_chunks, chunk_length, spans
+from foldcp_kernels.chunking import add_chunks, by_panel, chunk_length, spans
 from foldcp_kernels.dispatch import compute_dtype, derived
 from foldcp_kernels.norm_linear import EPS, cast, choose_rows
 from foldcp_kernels.recompute import recompute
@@ -52,13 +52,14 @@ def project_planes(
     w: TriangleMultiplicationWeights,
     channels: tuple[int, int] | None = None,
     impl: str | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """The planes a and b of a tile.
 
     Args:
         z: pair tile [B, T_r, T_c, C], any strides. mask: 1 = keep, [B, T_r, T_c], None keeps all.
         w: weights. channels: which of the D hidden channels (start, stop), None for all.
-        impl: see `dispatch`.
+        impl: see `dispatch`. out: where to write; not under autograd.
 
     Returns:
         [B, 2d, T_r, T_c]: a in the first d channels, b in the last; rows may be padded in memory.
@@ -71,7 +72,8 @@ def project_planes(
         return m if hi - lo == half else torch.cat((m[lo:hi], m[half + lo : half + hi]))
 
     if choose_rows("triangle_multiplication", impl, z, "z", (z.shape[-1],)) != "triton":
-        return _planes(z, mask, w.norm_in_weight, w.norm_in_bias, pick(w.p_in), pick(w.g_in))
+        pair = pick(w.p_in), pick(w.g_in)
+        return _planes(z, mask, w.norm_in_weight, w.norm_in_bias, *pair, out)
     from foldcp_kernels.fused.norm_linear import norm_linear_fwd
 
     dtype = compute_dtype(z)
@@ -81,7 +83,7 @@ def project_planes(
 
     def fused(z: Tensor, gain: Tensor, shift: Tensor, p_in: Tensor, g_in: Tensor) -> Tensor:
         p, g = stacked("p_in", p_in), stacked("g_in", g_in)
-        return norm_linear_fwd(z, gain, shift, p, planes=True, gate=g, mask=mask)
+        return norm_linear_fwd(z, gain, shift, p, planes=True, gate=g, mask=mask, out=out)
 
     def twin(z: Tensor, gain: Tensor, shift: Tensor, p_in: Tensor, g_in: Tensor) -> Tensor:
         return _planes(z, mask, gain, shift, pick(p_in), pick(g_in))
@@ -89,13 +91,42 @@ def project_planes(
     return recompute(fused, twin, z, w.norm_in_weight, w.norm_in_bias, w.p_in, w.g_in)
 
 
+def plane_panels(
+    z: Tensor,
+    mask: Tensor | None,
+    w: TriangleMultiplicationWeights,
+    channels: tuple[int, int],
+    panels: int,
+) -> tuple[Tensor, ...]:
+    """As `project_planes`, each panel of the positions on its own: [B, 2d, T_r, T_c / panels].
+
+    What travels of a panel is contiguous, or a few long runs.
+    """
+    if panels == 1:
+        return (project_planes(z, mask, w, channels),)
+    if torch.is_grad_enabled():
+        return project_planes(z, mask, w, channels).chunk(panels, 3)
+    b, i, j, _ = z.shape
+    shape = (b, panels, 2 * (channels[1] - channels[0]), i, j // panels)
+    out = z.new_empty(shape, dtype=compute_dtype(z))
+    for n, part in enumerate(out):
+        keep = None if mask is None else by_panel(mask[n], panels)
+        project_planes(by_panel(z[n], panels), keep, w, channels, out=part)
+    return out.unbind(1)
+
+
 def _planes(
-    z: Tensor, mask: Tensor | None, gain: Tensor, shift: Tensor, p_in: Tensor, g_in: Tensor
+    z: Tensor,
+    mask: Tensor | None,
+    gain: Tensor,
+    shift: Tensor,
+    p_in: Tensor,
+    g_in: Tensor,
+    planes: Tensor | None = None,
 ) -> Tensor:
     b, rows, cols, c = z.shape
-    width = p_in.shape[0]
+    width, parts = p_in.shape[0], []
     step = chunk_length(rows, b * cols * z.element_size() * 3 * width, z.device)
-    planes, parts = None, []
     for lo, hi in spans(rows, step):
         x = F.layer_norm(z[:, lo:hi], (c,), gain, shift, EPS)
         p = F.linear(x, p_in) * F.linear(x, g_in).sigmoid_()
@@ -105,42 +136,56 @@ def _planes(
         if torch.is_grad_enabled():
             parts.append(p)
             continue
-        if planes is None:
-            planes = p.new_empty((b, width, rows, cols))
+        planes = p.new_empty((b, width, rows, cols)) if planes is None else planes
         planes[:, :, lo:hi] = p
     return torch.cat(parts, 2) if parts else planes
 
 
-def contract(acc: Tensor | None, a: Tensor, b: Tensor, outgoing: bool, panels: int = 1) -> Tensor:
+def accumulated(dtype: torch.dtype, panels: int) -> torch.dtype:
+    """The dtype in which the products of so many panels add up."""
+    return dtype if panels == 1 or dtype == torch.float64 else torch.float32
+
+
+def contract(
+    acc: Tensor | None,
+    a: Tensor,
+    b: Tensor,
+    outgoing: bool,
+    panels: int = 1,
+    out: Tensor | None = None,
+) -> Tensor:
     """Add one panel's contribution to the contraction.
 
     Args:
         acc: [B, d, T_r, T_c] so far, None at the first panel; changed in place without gradients.
         a: [B, d, T_r, K] (outgoing) or [B, d, K, T_r] (incoming). b: likewise with T_c.
         outgoing: which of the two updates. panels: in all; several add up in float32 or wider.
+        out: where to write the first panel's, last stride 1; not under autograd.
 
     Returns:
         [B, d, T_r, T_c], in the dtype of `a` when there is one panel.
     """
     a, b = (a, b.transpose(-1, -2)) if outgoing else (a.transpose(-1, -2), b)
-    wide = a.dtype if panels == 1 or a.dtype == torch.float64 else torch.float32
+    wide = accumulated(a.dtype, panels)
     if torch.is_grad_enabled():
         product = (a @ b).to(wide)
         return product if acc is None else acc + product
     first = acc is None
-    if first:
+    if first and out is not None:
+        acc = out
+    elif first:
         cols = b.shape[-1]
         # Rows padded to 16 keep the products and what reads them wide, whatever T_c is.
         acc = a.new_empty((*a.shape[:-1], -(-cols // 16) * 16), dtype=wide)[..., :cols]
-    for out, x, y in zip(acc, a, b, strict=True):  # one batched product per sample: no copies
+    for to, x, y in zip(acc, a, b, strict=True):  # one batched product per sample: no copies
         if wide == a.dtype:
-            torch.baddbmm(out, x, y, beta=0 if first else 1, out=out)
+            torch.baddbmm(to, x, y, beta=0 if first else 1, out=to)
         elif _widens(a.device):
-            torch.baddbmm(out, x, y, beta=0 if first else 1, out_dtype=wide, out=out)
+            torch.baddbmm(to, x, y, beta=0 if first else 1, out_dtype=wide, out=to)
         elif first:
-            out.copy_(x @ y)
+            to.copy_(x @ y)
         else:
-            out.add_(x @ y)
+            to.add_(x @ y)
     return acc
 
 

@@ -22,25 +22,25 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from foldcp.exchange import Exchange, stream
 from foldcp.layout import Box, PairLayout
-from foldcp.plans import (
+from foldcp.plans import root_plan
+from foldcp.pool import Pool
+from foldcp.program import Program
+from foldcp.rings.pipeline import Move, ahead, behind
+from foldcp.schedule import Plan
+from foldcp.triangle_plans import (
     channel_back_plan,
     channel_plan,
     line_chunks,
-    root_plan,
     rows_back_plan,
     rows_bias_plan,
     rows_plan,
     triangle_attention_plan,
     triangle_multiplication_plan,
 )
-from foldcp.pool import Pool
-from foldcp.program import Program
-from foldcp.rings.pipeline import Move, ahead, behind
-from foldcp.schedule import Plan
 from foldcp.wire import Message, staging_bytes
 
 CHANNELS = 2
-_SOURCE = 1 << 20  # numbers of the second source begin here
+_SOURCE = 1 << 20  # numbers of each further source begin here
 _SILENT = {"view", "slice", "select", "alias", "detach", "empty", "new_empty", "empty_like"}
 _SILENT |= {"_unsafe_view", "as_strided", "transpose", "t", "permute", "unsqueeze", "expand"}
 
@@ -263,7 +263,8 @@ def there_and_back(
     theres = [
         _Rank(layout, there, recorder, (2 * i + 4) * _SOURCE) for i, (there, _) in enumerate(ways)
     ]
-    wires = ("raw",) * len(theres[0].dims)
+    wires, size = ("raw",) * len(theres[0].dims), layout.size
+    dims = [tuple(range(len(box))) for box in ways[0][1](layout).owned]
 
     def firsts() -> Iterator[Move]:
         for rank in theres:
@@ -275,11 +276,11 @@ def there_and_back(
             theres[i].check(0, next(regions))
             for step, held in enumerate(beside.stream(others) if beside is not None else ()):
                 beside.check(step, held)
-            backs.append(_Rank(layout, back, recorder, (2 * i + 64) * _SOURCE))
+            backs.append(_Rank(layout, back, recorder, (size * i + 64) * _SOURCE))
             yield backs[-1].plan, backs[-1].produce()
 
     with recorder:
-        results = behind(mesh, seconds(), theres[0].dims[:1], "back", ("raw",))
+        results = behind(mesh, seconds(), dims, "back", ("raw",) * len(dims))
         for i, held in enumerate(results):
             backs[i].check(0, held)
     return recorder.program()
@@ -290,7 +291,7 @@ def channels(layout: PairLayout) -> str:
     count = layout.size * CHANNELS
 
     def there(x: PairLayout) -> Plan:
-        return channel_plan(x, count)
+        return channel_plan(x, count, True)
 
     def back(x: PairLayout) -> Plan:
         return channel_back_plan(x, count)

@@ -11,7 +11,8 @@ import torch
 
 from bench import roofline
 from bench.fake_mesh import fake_mesh
-from foldcp import plans, rates
+from foldcp import rates
+from foldcp import triangle_plans as plans
 from foldcp.cost import (
     ATTENTION,
     MULTIPLICATION,
@@ -23,6 +24,7 @@ from foldcp.cost import (
 )
 from foldcp.layout import PairLayout
 from foldcp.mesh import STRATEGIES
+from foldcp.plans import chunks
 from foldcp.rates import BLACKWELL, CHIPS, H100, HOPPER, NDR, NVLINK4, PCIE4, Link, Links
 from foldcp.rings.channel_multiplication import channel_chunks
 from foldcp.schedule import Plan, volume
@@ -45,23 +47,26 @@ def parts(
     op: str, name: str, layout: PairLayout, s: Sizes, first: bool, count: int
 ) -> Iterator[tuple[Plan, tuple[int, ...]]]:
     """The plans of an op and the bytes of an element of each source."""
-    route, (z, e) = name.removeprefix("panel-"), (s.z_itemsize, s.itemsize)
+    route, e = name.removeprefix("panel-"), s.itemsize
     if name == "channel":
         for width in channel_widths(layout, s.channels, count):
-            yield plans.channel_plan(layout, width), (e, e)
-            yield plans.channel_back_plan(layout, width), (e,)
+            yield plans.channel_plan(layout, width, first), (e, e)
+            yield plans.channel_back_plan(layout, width), (e,) * layout.size
     elif op == MULTIPLICATION:
-        yield plans.triangle_multiplication_plan(layout, s.channels, first, 1, route), (e, e)
+        plan = plans.triangle_multiplication_plan(layout, s.channels, first, 1, route)
+        yield plan, (e,) * len(plan.owned)
     elif name == "rows":
         for chunk in plans.line_chunks(layout, first, count):
-            yield plans.rows_plan(layout, first, chunk, 1), (s.channels * z,)
+            yield plans.rows_plan(layout, first, chunk, 1), (s.channels * e,)
             yield plans.rows_back_plan(layout, first, chunk), (s.channels * e,)
-            yield plans.rows_bias_plan(layout, first), (s.heads * e,)
+            plan = plans.rows_bias_plan(layout, first)
+            yield plan, (s.heads * e,) * len(plan.owned)
     else:
         lines = layout.tile_rows if first else layout.tile_cols
-        for chunk in plans.chunks(lines, count):
+        for chunk in chunks(lines, count):
             plan = plans.triangle_attention_plan(layout, first, chunk, route)
-            yield plan, (2 * s.channels * e, s.heads * e)
+            panels = len(plan.owned) // 2
+            yield plan, (2 * s.channels * e,) * panels + (s.heads * e,) * panels
 
 
 @pytest.mark.parametrize(("op", "name"), CASES)
@@ -91,7 +96,9 @@ def counted(plan: Plan, step: int, kinds: int, node: int) -> Load:
     for pieces, at in ((plan.steps[step].recvs, 0), (plan.steps[step].sends, 2)):
         for piece in pieces:
             far = piece.peer // node != plan.rank // node
-            elements[piece.source][at + far] += volume(piece.box)
+            # Sources of one kind follow one another.
+            kind = piece.source * kinds // len(plan.owned)
+            elements[kind][at + far] += volume(piece.box)
             if at == 0:
                 messages[far].add(piece.peer)
     return Load(tuple(tuple(k) for k in elements), (len(messages[0]), len(messages[1])))
@@ -120,7 +127,7 @@ def test_loads_are_those_of_the_plans(first: bool) -> None:
             assert lines == counted(plans.rows_back_plan(layout, first, chunk), 0, 1, node)
             # Units of channels are tiles, of one token per shard.
             there, back = (loads[rank] for loads in channel_loads(size, size + 1, node))
-            plan = counted(plans.channel_plan(layout, size + 1), 0, 2, node)
+            plan = counted(plans.channel_plan(layout, size + 1, first), 0, 2, node)
             a_and_b = [sum(x) for x in zip(*plan.elements, strict=True)]
             assert [x * size for x in there.elements[0]] == a_and_b
             assert there.messages == plan.messages
@@ -156,8 +163,7 @@ def test_fp8_moves_a_byte_per_element_and_its_scales(op: str, name: str) -> None
     # Attention in one chunk; its bias travels as it is.
     raw = sum(received(op, name, layout, Sizes(heads=0), count=1))
     fp8 = sum(received(op, name, layout, Sizes(heads=0, wire="fp8"), count=1))
-    # Whole lines of z come in float32 and their update goes back in bf16.
-    assert fp8 == raw * (33 / 32) / (3 if name == "rows" else 2)
+    assert fp8 == raw * (33 / 32) / 2
 
 
 def test_every_rank_chooses_the_same() -> None:

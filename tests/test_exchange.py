@@ -18,18 +18,13 @@ from bench.transports import compare
 from foldcp import timeline
 from foldcp.agreement import agree
 from foldcp.exchange import Exchange, fetch, scatter_add, stream
-from foldcp.layout import AtomLayout, PairLayout
+from foldcp.layout import AtomLayout, Box, PairLayout
 from foldcp.mesh import Mesh
-from foldcp.plans import (
-    partials_plan,
-    token_plan,
-    transpose_plan,
-    triangle_attention_plan,
-    triangle_multiplication_plan,
-)
+from foldcp.plans import partials_plan, token_plan, transpose_plan
 from foldcp.rings.triangle_attention import triangle_attention
 from foldcp.schedule import Plan, Schedule, Want, plan
 from foldcp.transport import TorchTransport, TransportError
+from foldcp.triangle_plans import triangle_attention_plan, triangle_multiplication_plan
 from foldcp.wire import decode, encode
 from foldcp_kernels.chunking import set_chunk_bytes
 from foldcp_kernels.triangle_attention import TriangleAttentionWeights
@@ -38,18 +33,25 @@ DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 ODD = 7  # channels of some sources
 
 
+def _sizes(box: Box) -> tuple[int, ...]:
+    return tuple(hi - lo for lo, hi in box)
+
+
 def _cases(layout: PairLayout) -> list[tuple[str, Plan, list[tuple[int, ...]], list[Any]]]:
     """(name, plan, shape of each source outside its boxes, dims of the boxes)."""
     r, c, n = layout.tile_rows, layout.tile_cols, layout.shard
-    planes = [(2, 5, r, c)] * 2, [(1, 2, 3)] * 2
-    lines = [(2, r, c, ODD), (2, 3, r, c)], [(1, 2), (2, 3)]
     cases = []
     for route in ("direct", "ring"):
         for outgoing in (True, False):
             made = triangle_multiplication_plan(layout, 5, outgoing, 2, route)
-            cases.append((f"multiplication {route} {outgoing}", made, *planes))
+            planes = [(2, *_sizes(box)) for box in made.owned]
+            dims = [(1, 2, 3)] * len(planes)
+            cases.append((f"multiplication {route} {outgoing}", made, planes, dims))
         made = triangle_attention_plan(layout, True, (0, r), route)
-        cases.append((f"attention {route}", made, *lines))
+        half = len(made.owned) // 2
+        lines = [(2, *_sizes(box), ODD) for box in made.owned[:half]]
+        lines += [(2, 3, *_sizes(box)) for box in made.owned[half:]]
+        cases.append((f"attention {route}", made, lines, [(1, 2)] * half + [(2, 3)] * half))
     cases.append(("tokens", token_plan(layout, ("rows", "all")), [(2, n, 3)] * 2, [(1,)] * 2))
     cases.append(("partials", partials_plan(layout, 1), [(1, 2, r)], [(0, 2)]))
     cases.append(("transpose", transpose_plan(layout, 3), [(2, r, c, 3)], [(1, 2)]))
@@ -107,10 +109,10 @@ def interleaved(mesh: Mesh) -> str:
     """Two exchanges that are open at once do not touch each other's buffers."""
     layout = PairLayout(24, mesh.rows, mesh.cols, mesh.rank)
     made = triangle_multiplication_plan(layout, 4, True, 2, "direct")
-    shape = (1, 4, layout.tile_rows, layout.tile_cols)
-    dims = ((1, 2, 3),) * 2
+    shapes = [(1, *_sizes(box)) for box in made.owned]
+    dims = ((1, 2, 3),) * len(shapes)
     g = torch.Generator().manual_seed(mesh.rank)
-    one, two = ([torch.randn(shape, generator=g) for _ in range(2)] for _ in range(2))
+    one, two = ([torch.randn(s, generator=g) for s in shapes] for _ in range(2))
     want = [_regions(mesh, made, x, dims, None) for x in (one, two)]
     got: list[list[Tensor]] = [[], []]
     with Exchange(mesh, made, one, dims, "one") as a, Exchange(mesh, made, two, dims, "two") as b:
@@ -122,7 +124,7 @@ def interleaved(mesh: Mesh) -> str:
             b.start(step)
             got[0] += [x.clone() for x in held]
             got[1] += [x.clone() for x in b.wait()]
-            assert all(torch.equal(x, y) for x, y in zip(held, got[0][-2:], strict=True))
+            assert all(torch.equal(x, y) for x, y in zip(held, got[0][-len(held) :], strict=True))
     for x, y in zip(got, want, strict=True):
         assert all(torch.equal(p, q) for p, q in zip(x, y, strict=True))
     (back,) = scatter_add(
@@ -136,12 +138,14 @@ def counted(mesh: Mesh) -> tuple[int, int]:
     """(bytes raw, bytes as FP8) that all ranks send for keys and values of 256 channels."""
     layout = PairLayout(48, mesh.rows, mesh.cols, mesh.rank)
     made = triangle_attention_plan(layout, True, (0, layout.tile_rows), "direct")
-    kv = torch.randn(1, layout.tile_rows, layout.tile_cols, 256).bfloat16()
-    bias = torch.randn(1, 4, layout.tile_rows, layout.tile_cols).bfloat16()
+    half = len(made.owned) // 2
+    kv = [torch.randn(1, *_sizes(box), 256).bfloat16() for box in made.owned[:half]]
+    bias = [torch.randn(1, 4, *_sizes(box)).bfloat16() for box in made.owned[half:]]
+    dims = [(1, 2)] * half + [(2, 3)] * half
     out = []
     for wire in ("raw", "fp8"):
         mesh.sent.clear()
-        _regions(mesh, made, [kv, bias], ((1, 2), (2, 3)), (wire, "raw"))
+        _regions(mesh, made, [*kv, *bias], dims, [wire] * half + ["raw"] * half)
         out.append(sum(mesh.all_gather_object(sum(mesh.sent.values()))))
     return out[0], out[1]
 

@@ -19,8 +19,8 @@ from foldcp.connect import Options
 from foldcp.exchange import stream
 from foldcp.layout import PairLayout
 from foldcp.mesh import Mesh
-from foldcp.plans import triangle_multiplication_plan
 from foldcp.transport import TorchTransport, TransportError
+from foldcp.triangle_plans import triangle_multiplication_plan
 
 
 def _regions(mesh: Mesh) -> list[torch.Tensor]:

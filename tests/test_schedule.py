@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
+from itertools import combinations, product
 from math import lcm
 
 import pytest
 
 from bench.fake_mesh import fake_mesh
 from foldcp.layout import Box, PairLayout
-from foldcp.plans import (
+from foldcp.plans import partials_plan, root_plan, slots_plan, token_plan, transpose_plan
+from foldcp.schedule import Plan, intersect, volume
+from foldcp.triangle_plans import (
     channel_back_plan,
     channel_plan,
     key_panels,
     line_chunks,
-    partials_plan,
-    root_plan,
     rows_back_plan,
     rows_bias_plan,
     rows_plan,
-    slots_plan,
-    token_plan,
-    transpose_plan,
     triangle_attention_plan,
     triangle_multiplication_plan,
 )
-from foldcp.schedule import Plan, intersect, volume
 
 SMALL = [(1, 1), (1, 2), (2, 1), (2, 2), (2, 3), (3, 2), (3, 3), (2, 4), (4, 2)]
 LARGE = [(4, 4), (4, 8), (8, 8)]
@@ -72,8 +69,8 @@ BUILDERS = {
     "slots": lambda x: slots_plan(x.size, x.rank),
 }
 RELAYOUTS = {
-    "channel": lambda x: channel_plan(x, 13),
-    "channel few": lambda x: channel_plan(x, 2),
+    "channel": lambda x: channel_plan(x, 13, True),
+    "channel few": lambda x: channel_plan(x, 2, False),
     "channel back": lambda x: channel_back_plan(x, 13),
     "channel back few": lambda x: channel_back_plan(x, 2),
     "rows start": lambda x: rows_plan(x, True, line_chunks(x, True, 2)[0], 2),
@@ -102,9 +99,13 @@ def test_relayouts_hold_everything_once(rows: int, cols: int) -> None:
     """The shares of all ranks are all channels of all pairs, and all lines of all positions."""
     layouts = [PairLayout(3 * rows * cols, rows, cols, r) for r in range(rows * cols)]
     pairs = layouts[0].padded ** 2
-    for channels in (2, 13, CHANNELS):
-        boxes = [channel_plan(x, channels).steps[0].wants[0].box for x in layouts]
-        assert sum(map(volume, boxes)) == channels * pairs
+    for channels, outgoing in product((2, 13, CHANNELS), (True, False)):
+        wants = [channel_plan(x, channels, outgoing).steps[0].wants for x in layouts]
+        for source in (0, 1):
+            held = [w.box for each in wants for w in each if w.source == source]
+            assert sum(map(volume, held)) == channels * pairs
+            assert all(intersect(a, b) is None for a, b in combinations(held, 2))
+        boxes = [each[0].box for each in wants]
         share = -(-channels // len(boxes))
         assert all(hi - lo in (share - 1, share) for (lo, hi), *_ in boxes)
         assert all(a[0][1] == b[0][0] for a, b in zip(boxes, boxes[1:], strict=False))
@@ -114,8 +115,7 @@ def test_relayouts_hold_everything_once(rows: int, cols: int) -> None:
             boxes = [rows_plan(x, starting, chunk, 1).steps[0].wants[0].box for x in layouts]
             total += sum(map(volume, boxes))
             assert len({volume(b) for b in boxes}) == 1 and volume(boxes[0]) > 0
-            for i, a in enumerate(boxes):
-                assert all(intersect(a, b) is None for b in boxes[i + 1 :])
+            assert all(intersect(a, b) is None for a, b in combinations(boxes, 2))
         assert total == pairs and chunk[1] == tile
 
 
@@ -131,7 +131,8 @@ def test_channel_receives_three_tiles(rows: int, cols: int) -> None:
     for chunk in (size, CHANNELS):  # P divides both
         for rank in range(size):
             x = PairLayout(2 * size, rows, cols, rank)
-            made = [channel_plan(x, chunk), channel_back_plan(x, chunk)] * (CHANNELS // chunk)
+            both = channel_plan(x, chunk, True), channel_back_plan(x, chunk)
+            made = [*both] * (CHANNELS // chunk)
             assert received(x, made, 1 / CHANNELS) == pytest.approx(3 * (1 - 1 / size), rel=1e-12)
 
 
@@ -141,7 +142,7 @@ def test_channel_against_panels_on_4x4() -> None:
         x = PairLayout(64, 4, 4, rank)
         panels = triangle_multiplication_plan(x, CHANNELS, True, 4, "direct")
         ways["panels"].append(received(x, [panels], 1 / CHANNELS))
-        there, back = channel_plan(x, CHANNELS), channel_back_plan(x, CHANNELS)
+        there, back = channel_plan(x, CHANNELS, True), channel_back_plan(x, CHANNELS)
         ways["channel"].append(received(x, [there, back], 1 / CHANNELS))
     assert sum(ways["channel"]) <= 0.45 * sum(ways["panels"])
     assert max(ways["channel"]) <= 0.45 * max(ways["panels"])

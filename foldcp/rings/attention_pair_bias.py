@@ -57,7 +57,8 @@ def attention_pair_bias(
     o, lse = _partial(q, k[:, :keys], v[:, :keys], bias[..., :keys], scale)
     if layout.mesh_cols == 1:
         return o
-    sources = (o.unsqueeze(0), lse.unsqueeze(0))
+    # Written as they travel: contiguous over the tokens.
+    sources = tuple(x.contiguous()[None] for x in (o, lse))
     plan = partials_plan(layout, 2)
     o, lse = fetch(mesh, plan, sources, ((0, 2), (0, 2)), "attention_pair_bias")
     return merge_all(o, lse)

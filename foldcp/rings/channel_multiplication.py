@@ -1,12 +1,16 @@
 """Triangle multiplication over channels: each rank contracts all pairs of its share of them.
 
 The D channels are cut in chunks; the planes a and b of a chunk go to the ranks of their channels,
-are contracted there in one product over all k, and the result goes back to the tiles. On a 2x3
+are contracted there over all k, and the result goes back to the tiles. On a 2x3
 mesh with 12 channels in chunks of 6, rank i holds in step 0 channel i and in step 1 channel 6 + i:
 
     step   sends of its tile                receives             back from rank j
     0      a, b of channel j to rank j      a, b of channel i    channel j of its tile
     1      a, b of channel 6 + j            a, b of 6 + i        channel 6 + j of its tile
+
+Planes have k first: for the outgoing update a tile's are transposed, [d, T_c, T_r], and a rank
+holds [d, N, T_r] of each row of tiles, so that a channel of a tile is one run of memory at both
+ends. Each tile of the result is a product of its own, contiguous as it goes back.
 
 Backward: results and planes go the same ways in reverse; every element has one receiver.
 """
@@ -16,17 +20,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import accumulate
 
+import torch
 from torch import Tensor
 
 from foldcp import timeline
 from foldcp.cost import GROUPS, MULTIPLICATION, Sizes, chunks_taken
 from foldcp.layout import PairLayout, Span
 from foldcp.mesh import Mesh
-from foldcp.plans import channel_back_plan, channel_plan
 from foldcp.rings.pipeline import Move, ahead, behind
 from foldcp.traffic import channel_widths
+from foldcp.triangle_plans import channel_back_plan, channel_plan, tile_blocks
 from foldcp_kernels.chunking import chunk_bytes
 from foldcp_kernels.dispatch import compute_dtype
+from foldcp_kernels.triangle_attention import swapped
 from foldcp_kernels.triangle_multiplication import (
     TriangleMultiplicationWeights,
     contract,
@@ -34,7 +40,6 @@ from foldcp_kernels.triangle_multiplication import (
 )
 
 LABEL = "triangle_multiplication"
-_DIMS = (1, 2, 3)
 
 
 def channel_chunks(z: Tensor, channels: int, layout: PairLayout, mesh: Mesh) -> list[list[Span]]:
@@ -75,27 +80,54 @@ def channel_products(
     Source: foldcp design, section 6.
     """
     groups = channel_chunks(z, w.p_in.shape[0] // 2, layout, mesh)
+    x, keep, dims = z, mask, (1, 2, 3)
+    if outgoing:
+        x, keep, dims = z.transpose(1, 2), swapped(mask), (1, 3, 2)
 
     def planes() -> Iterator[Move]:
         for group in groups:
             first = group[0][0]
-            ab = project_planes(z, mask, w, (first, group[-1][1]))
+            ab = project_planes(x, keep, w, (first, group[-1][1]))
             half = ab.shape[1] // 2
             for lo, hi in group:
                 a, b = (ab[:, i + lo - first : i + hi - first] for i in (0, half))
-                yield channel_plan(layout, hi - lo), (a, b)
+                yield channel_plan(layout, hi - lo, outgoing), (a, b)
                 del a, b
             del ab
 
     def products() -> Iterator[Move]:
-        there = ahead(mesh, planes(), (_DIMS, _DIMS), LABEL, (mesh.wire,) * 2)
+        there = ahead(mesh, planes(), (dims, dims), LABEL, (mesh.wire,) * 2)
         for lo, hi in (span for group in groups for span in group):
-            a, b = next(there)
+            regions = next(there)
             with timeline.math(LABEL, 0):  # exchanges of one step each
-                x = contract(None, a, b, outgoing)
-            del a, b
-            yield channel_back_plan(layout, hi - lo), (x,)
-            del x
+                tiles = _tiles(regions, outgoing, layout)
+            del regions
+            yield channel_back_plan(layout, hi - lo), tiles
+            del tiles
 
-    for (x,) in behind(mesh, products(), (_DIMS,), LABEL, (mesh.wire,)):
-        yield x
+    size = layout.size
+    for (out,) in behind(mesh, products(), ((1, 2, 3),) * size, LABEL, (mesh.wire,) * size):
+        yield out
+
+
+def _tiles(planes: tuple[Tensor, ...], outgoing: bool, layout: PairLayout) -> tuple[Tensor, ...]:
+    """The products for the tiles of all ranks, [B, d, T_r, T_c] each, of regions with k first."""
+    half, out = len(planes) // 2, []
+    for rank in range(layout.size):
+        shape = (*planes[0].shape[:2], layout.tile_rows, layout.tile_cols)
+        tile = None if torch.is_grad_enabled() else planes[0].new_empty(shape)
+        rows: list[list[Tensor]] = []
+        for (i, rows_of_a, at), (j, cols_of_b, to) in tile_blocks(layout, rank, outgoing):
+            a = _cut(planes[i], 3, rows_of_a)
+            b = _cut(planes[half + j], 3, cols_of_b)
+            part = None if tile is None else _cut(_cut(tile, 2, at), 3, to)
+            product = contract(None, a, b, False, out=part)
+            if to[0] == 0:
+                rows.append([])
+            rows[-1].append(product)
+        out.append(torch.cat([torch.cat(r, 3) for r in rows], 2) if tile is None else tile)
+    return tuple(out)
+
+
+def _cut(x: Tensor, dim: int, span: Span) -> Tensor:
+    return x if span == (0, x.shape[dim]) else x.narrow(dim, span[0], span[1] - span[0])

@@ -2,17 +2,21 @@
 
 Lines (rows for the starting node, columns for the ending node) are taken in a few chunks. The ranks
 that own the parts of a line (a mesh row, or a mesh column) each collect whole lines of their share
-of the chunk, attend there while the bias of all queries comes in panels of keys, and send the
-update back to the tiles. On a 2x3 mesh (L = 6), starting node, chunk of 3 lines of each tile; rank
-(r, c) uses the bias panel (t + 2c + 3r) mod 6, which both ranks of mesh column panel // 2 own:
+of the chunk, normed and in the compute dtype, attend there while the bias of all queries comes in
+panels of keys, and send the result back to the tiles, which gate, project and add it. On a 2x3 mesh
+(L = 6), starting node, chunk of 3 lines of each tile; rank (r, c) uses the bias panel
+(t + 2c + 3r) mod 6, which both ranks of mesh column panel // 2 own:
 
-    rank     line   parts of it from         bias, step 0 / 1   update back to
+    rank     line   parts of it from         bias, step 0 / 1   result back to
     (0, 0)   0      self, (0,1), (0,2)       panel 0 / 1        self, (0,1), (0,2)
     (0, 1)   1      (0,0), self, (0,2)       panel 2 / 3        (0,0), self, (0,2)
     (0, 2)   2      (0,0), (0,1), self       panel 4 / 5        (0,0), (0,1), self
     (1, 0)   T_r    self, (1,1), (1,2)       panel 3 / 4        self, (1,1), (1,2)
 
-Backward: gradients of updates and lines go the same ways in reverse; those of the bias are added up
+A line stays in the parts that its owners hold: the queries of a part share a bias as a sample does,
+all parts share the keys, and what travels of a part is contiguous on both ways.
+
+Backward: gradients of results and lines go the same ways in reverse; those of the bias are added up
 at its owners.
 """
 
@@ -20,33 +24,35 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import torch
 from torch import Tensor
 
 from foldcp.cost import ATTENTION, Sizes, chunks_taken
 from foldcp.layout import PairLayout
 from foldcp.mesh import Mesh
-from foldcp.plans import (
+from foldcp.rings.pipeline import Move, Regions, ahead, behind, chained
+from foldcp.triangle_plans import (
     key_panels,
     line_chunks,
     rows_back_plan,
     rows_bias_plan,
     rows_plan,
 )
-from foldcp.rings.pipeline import Move, Regions, ahead, behind, chained
 from foldcp_kernels.carry import Carry
-from foldcp_kernels.chunking import add_chunks, chunk_bytes
+from foldcp_kernels.chunking import chunk_bytes
 from foldcp_kernels.dispatch import compute_dtype
+from foldcp_kernels.lines import bias_panels, norm_lines, project_normed
 from foldcp_kernels.triangle_attention import (
     TriangleAttentionWeights,
     attend_lines,
+    attended,
     kept,
     least_chunks,
-    line_output,
-    project_bias,
-    project_lines,
+    updated_lines,
 )
 
 LABEL = "triangle_attention"
+_DIMS = (0, 2, 3)  # of [parts, B, lines, positions, ..]
 
 
 def row_attention(
@@ -67,40 +73,50 @@ def row_attention(
 
     Source: foldcp design, section 6.
     """
-    dim = 1 if starting else 2
-    keep = kept(mask)
-    # The bias lies as the lines read it: [B, H, T_r, T_c], or for the ending node its transpose.
-    bias = project_bias(z if starting else z.transpose(1, 2), w)
+    dim, keep = (1 if starting else 2), kept(mask)
+
+    def along(x: Tensor) -> Tensor:
+        return x if starting else x.transpose(1, 2)
+
+    # The bias lies as the lines read it: [B, H, T_r, panel], or for the ending node its transpose.
+    bias = bias_panels(along(z), w, layout.panels_of(starting))
     sizes = Sizes(z.element_size(), compute_dtype(z).itemsize, w.q.shape[0], w.heads, mesh.wire)
     count = chunks_taken(ATTENTION, "rows", layout, mesh, sizes, chunk_bytes(z.device))
     chunks = line_chunks(layout, starting, max(count, least_chunks(z, dim, w)))
 
     def lines() -> Iterator[Move]:
         for lo, hi in chunks:
-            sources = tuple(x.narrow(dim, lo, hi - lo) for x in (z, keep) if x is not None)
-            yield rows_plan(layout, starting, (lo, hi), len(sources)), sources
+            normed = norm_lines(along(z.narrow(dim, lo, hi - lo)), w)
+            keys = () if keep is None else (along(keep.narrow(dim, lo, hi - lo)).contiguous(),)
+            plan = rows_plan(layout, starting, (lo, hi), 1 + len(keys))
+            yield plan, tuple(x[None] for x in (normed, *keys))
+            del normed, keys
 
-    def updates() -> Iterator[Move]:
+    def results() -> Iterator[Move]:
         count = 1 if keep is None else 2
-        wires = (mesh.wire, "raw")[:count]
-        whole = ahead(mesh, lines(), ((1, 2),) * count, LABEL, wires)
+        whole = ahead(mesh, lines(), (_DIMS,) * count, LABEL, (mesh.wire, "raw")[:count])
         # Boxes are (rows, columns) of the tile: for the ending node, rows are keys. The first panel
         # of the next chunk is asked for before the lines of the one after it.
-        again = iter([(rows_bias_plan(layout, starting), (bias,))] * len(chunks))
-        panels = chained(mesh, again, ((2, 3) if starting else (3, 2),), LABEL, ("raw",))
+        again = iter([(rows_bias_plan(layout, starting), bias)] * len(chunks))
+        dims, wires = ((2, 3) if starting else (3, 2),) * len(bias), ("raw",) * len(bias)
+        panels = chained(mesh, again, dims, LABEL, wires)
         for chunk in chunks:
             x, *keys = next(whole)
-            if not starting:
-                x, keys = x.transpose(1, 2), [k.transpose(1, 2) for k in keys]
-            update = _attended(x, keys[0] if keys else None, panels, w, layout)
+            o = _attended(x, keys[0] if keys else None, panels, w, layout)
             del x, keys
-            update = update if starting else update.transpose(1, 2)
-            yield rows_back_plan(layout, starting, chunk), (update,)
-            del update
+            yield rows_back_plan(layout, starting, chunk), (o,)
+            del o
         assert next(panels, None) is None  # the last exchange ends
 
-    back = behind(mesh, updates(), ((1, 2),), LABEL, (mesh.wire,))
-    return add_chunks(z, dim, ((chunk, update) for chunk in chunks for (update,) in [next(back)]))
+    back = behind(mesh, results(), (_DIMS,), LABEL, (mesh.wire,))
+    updated = []  # in place without gradients
+    for lo, hi in chunks:
+        (o,) = next(back)
+        x = along(z.narrow(dim, lo, hi - lo))
+        updated.append(along(updated_lines(x, o[0], w)))
+        del o
+    assert next(back, None) is None
+    return torch.cat(updated, dim) if torch.is_grad_enabled() else z
 
 
 def _attended(
@@ -110,8 +126,14 @@ def _attended(
     w: TriangleAttentionWeights,
     layout: PairLayout,
 ) -> Tensor:
-    """The update of whole lines [B, lines, N, C]; keep [B, lines, N] says which keys count."""
-    mine = project_lines(x, w)
+    """The result of whole lines in parts [parts, B, lines, T, C]: as x, with HD channels.
+
+    Args:
+        keep: [parts, B, lines, T], which keys count.
+    """
+    parts, samples, _, width, _ = x.shape
+    mine = project_normed(x.flatten(0, 1), w)
+    (kv,) = (t.unflatten(0, (parts, samples)) for t in mine.kv)
     spans = key_panels(layout)
     last = max(t for t, (lo, hi) in enumerate(spans) if lo < hi)
     carry: Carry | None = None
@@ -119,9 +141,15 @@ def _attended(
         (b,) = next(panels)
         if lo == hi:
             continue
-        kv, b = mine.kv[:, :, lo:hi], b[..., : hi - lo]
-        keys = None if keep is None else keep[:, :, lo:hi]
-        carry = attend_lines(mine, kv, b, keys, carry, step == last)
+        part, keys = lo // width, slice(lo % width, lo % width + hi - lo)
+
+        def of_all(t: Tensor, part: int = part, keys: slice = keys) -> Tensor:
+            return t[part, :, :, keys].expand(parts, *(-1,) * (t.ndim - 1)).flatten(0, 1)
+
+        # Queries of a part have its share of the bias: [parts * B, H, T, K].
+        b = b[..., : hi - lo].unflatten(2, (parts, width)).permute(2, 0, 1, 3, 4).flatten(0, 1)
+        masked = None if keep is None else of_all(keep)
+        carry = attend_lines(mine, of_all(kv), b, masked, carry, step == last)
     assert carry is not None
     del mine, kv
-    return line_output(x, carry, w, residual=False)
+    return attended(carry).unflatten(0, (parts, samples))

@@ -26,23 +26,21 @@ from foldcp.cost import ATTENTION, Sizes, chunks_taken, strategy
 from foldcp.exchange import Dims
 from foldcp.layout import PairLayout, Span
 from foldcp.mesh import Mesh
-from foldcp.plans import key_panels, triangle_attention_plan
 from foldcp.rings.pipeline import Move, Regions, chained
 from foldcp.rings.row_attention import row_attention
+from foldcp.triangle_plans import key_panels, triangle_attention_plan
 from foldcp_kernels import chunking
 from foldcp_kernels.carry import Carry
 from foldcp_kernels.chunking import chunk_bytes, map_chunks
 from foldcp_kernels.dispatch import compute_dtype
+from foldcp_kernels.lines import Lines, bias_panels, project_lines
 from foldcp_kernels.triangle_attention import (
-    Lines,
     TriangleAttentionWeights,
     attend_lines,
     kept,
     least_chunks,
     line_output,
     lines_per_chunk,
-    project_bias,
-    project_lines,
 )
 
 
@@ -77,8 +75,9 @@ def triangle_attention(
         return row_attention(z, mask, w, starting, layout, mesh)
     route = name.removeprefix("panel-")
     dim, keep = (1 if starting else 2), kept(mask)
-    # The bias lies as the lines read it: [B, H, T_r, T_c], or for the ending node its transpose.
-    bias = project_bias(z if starting else z.transpose(1, 2), w)
+    own_panels = layout.panels_of(starting)
+    # The bias lies as the lines read it: [B, H, T_r, panel], or for the ending node its transpose.
+    bias = bias_panels(z if starting else z.transpose(1, 2), w, own_panels)
     if layout.size == 1:
         length = lines_per_chunk(z, dim, w)
     else:
@@ -90,17 +89,21 @@ def triangle_attention(
     def moves() -> Iterator[Move]:
         for lo, hi in chunking.spans(z.shape[dim], length):
             x = z.narrow(dim, lo, hi - lo)
-            projected.append(project_lines(x if starting else x.transpose(1, 2), w))
+            x = x if starting else x.transpose(1, 2)
+            projected.append(project_lines(x, w, panels=own_panels))
             plan = triangle_attention_plan(layout, starting, (lo, hi), route, keep is not None)
-            keys = () if keep is None else (keep.narrow(dim, lo, hi - lo),)
-            if not starting:
-                keys = tuple(k.transpose(1, 2) for k in keys)
-            yield plan, (projected[-1].kv, bias, *keys)
+            keys = () if keep is None else _key_panels(keep.narrow(dim, lo, hi - lo))
+            yield plan, (*projected[-1].kv, *bias, *keys)
+
+    def _key_panels(keep: Tensor) -> tuple[Tensor, ...]:
+        keep = keep if starting else keep.transpose(1, 2)
+        return tuple(k.contiguous() for k in keep.chunk(own_panels, 2))
 
     # Boxes are (rows, columns) of the tile: for the ending node, rows are positions.
     keys, pairs = ((1, 2), (2, 3)) if starting else ((2, 1), (3, 2))
-    dims: list[Dims] = [keys, pairs] if keep is None else [keys, pairs, keys]
-    wires = (mesh.wire, "raw", "raw")[: len(dims)]
+    kinds = ((keys, mesh.wire), (pairs, "raw"), (keys, "raw"))[: 2 if keep is None else 3]
+    dims: list[Dims] = [d for d, _ in kinds for _ in range(own_panels)]
+    wires = [wire for _, wire in kinds for _ in range(own_panels)]
     panels = chained(mesh, moves(), dims, "triangle_attention", wires)
 
     def update(x: Tensor, chunk: Span) -> Tensor:

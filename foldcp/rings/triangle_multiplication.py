@@ -22,17 +22,19 @@ from torch import Tensor
 from foldcp.cost import GROUPS, PIECES, strategy
 from foldcp.layout import PairLayout, Span
 from foldcp.mesh import Mesh
-from foldcp.plans import chunks, triangle_multiplication_plan
+from foldcp.plans import chunks
 from foldcp.rings.channel_multiplication import LABEL, channel_products
-from foldcp.rings.pipeline import Move, chained
+from foldcp.rings.pipeline import Move, Regions, chained
+from foldcp.triangle_plans import blocks_of_lines, triangle_multiplication_plan
 from foldcp_kernels import triangle_multiplication as op
 from foldcp_kernels.chunking import chunk_bytes
 from foldcp_kernels.dispatch import compute_dtype, default_impl
 from foldcp_kernels.triangle_multiplication import (
     TriangleMultiplicationWeights,
+    accumulated,
     contract,
     gated_update,
-    project_planes,
+    plane_panels,
 )
 
 # Panels are cut in pieces of at least this part of a chunk's bytes: below it, latency and launches
@@ -138,25 +140,54 @@ def _panel_products(
     """The contraction over all panels, in chunks of channels."""
     channels = w.p_in.shape[0] // 2
     plane_bytes = compute_dtype(z).itemsize * layout.tile_rows * layout.tile_cols
-    if layout.size == 1 and not outgoing:
-        # Alone, transposed planes make the incoming update the same product as the outgoing one.
-        z, mask, outgoing = z.transpose(1, 2), None if mask is None else mask.transpose(1, 2), True
+    # With transposed planes the incoming update is the same product as the outgoing one: k is last
+    # in memory, and each of its panels is contiguous.
+    dims, own_panels = (1, 2, 3) if outgoing else (1, 3, 2), layout.panels_of(outgoing)
+    blocks = blocks_of_lines(layout, outgoing)
+    if not outgoing:
+        z, mask = z.transpose(1, 2), None if mask is None else mask.transpose(1, 2)
+    masks = (None,) * blocks if mask is None else mask.chunk(blocks, 1)
     least = chunk_bytes(z.device) // _PIECES_OF_CHUNK
 
     def moves() -> Iterator[Move]:
         for group in channel_groups(layout, channels, plane_bytes, least):
-            planes = project_planes(z, mask, w, group)
-            d = planes.shape[1] // 2
+            planes: list[Tensor] = []
+            for x, keep in zip(z.chunk(blocks, 1), masks, strict=True):
+                planes += plane_panels(x, keep, w, group, own_panels)
+            d = group[1] - group[0]
             pieces = channel_pieces(layout, d, plane_bytes, least)
             plan = triangle_multiplication_plan(layout, d, outgoing, pieces, route)
-            yield plan, (planes[:, :d], planes[:, d:])
+            yield plan, (*(p[:, :d] for p in planes), *(p[:, d:] for p in planes))
             del planes
 
-    panels = chained(mesh, moves(), ((1, 2, 3),) * 2, LABEL, (mesh.wire,) * 2)
+    sources = 2 * blocks * own_panels
+    panels = chained(mesh, moves(), (dims,) * sources, LABEL, (mesh.wire,) * sources)
     acc: Tensor | None = None
-    for step, (a, b) in enumerate(panels):
-        acc = contract(acc, a, b, outgoing, layout.panels)
+    for step, regions in enumerate(panels):
+        acc = _added(acc, regions, layout)
         if (step + 1) % layout.panels == 0:
-            out, acc = acc.to(a.dtype), None
+            out, acc = acc.to(regions[0].dtype), None
             yield out
             del out
+
+
+def _added(acc: Tensor | None, regions: Regions, layout: PairLayout) -> Tensor:
+    """With one panel's contribution [B, d, T_r, T_c], by blocks of rows (a) and columns (b)."""
+    height, at = 0, 0
+    while height < layout.tile_rows:
+        height, at = height + regions[at].shape[2], at + 1
+    a, b = regions[:at], regions[at:]
+    if len(a) == len(b) == 1:
+        return contract(acc, a[0], b[0], True, layout.panels)
+    if torch.is_grad_enabled():
+        rows = [torch.cat([contract(None, x, y, True, layout.panels) for y in b], 3) for x in a]
+        new = torch.cat(rows, 2)
+        return new if acc is None else acc + new
+    first = acc is None
+    if acc is None:
+        shape = (*a[0].shape[:2], layout.tile_rows, layout.tile_cols)
+        acc = a[0].new_empty(shape, dtype=accumulated(a[0].dtype, layout.panels))
+    for x, part in zip(a, acc.split([x.shape[2] for x in a], 2), strict=True):
+        for y, to in zip(b, part.split([y.shape[2] for y in b], 3), strict=True):
+            contract(None if first else to, x, y, True, layout.panels, to)
+    return acc

@@ -44,12 +44,12 @@ def load_normed(p_x, m_x, s_channel, p_gain, p_shift, C: tl.constexpr, BC: tl.co
 
 @triton.jit
 def _norm_linear_kernel(
-    p_x, p_gain, p_shift, p_w, p_gate, p_bias, p_mask, p_out,
-    s_x, s_mask, s_out, sizes, eps,
+    p_x, p_gain, p_shift, p_w, p_gate, p_bias, p_mask, p_out, p_rest,
+    s_x, s_mask, s_out, s_rest, sizes, eps,
     C: tl.constexpr, BC: tl.constexpr, PLANES: tl.constexpr, EXACT: tl.constexpr,
     BP: tl.constexpr, BO: tl.constexpr,
 ):  # fmt: skip
-    lines, positions, padded, outs = sizes
+    lines, positions, padded, outs, cut = sizes
     blocks = tl.cdiv(positions, BP)
     i_p = tl.program_id(0) % blocks
     i_l = (tl.program_id(0) // blocks).to(tl.int64)
@@ -65,6 +65,8 @@ def _norm_linear_kernel(
         p_keep = p_mask + i_b * s_mask[0] + i_i * s_mask[1] + o_p.to(tl.int64) * s_mask[2]
         b_keep = tl.load(p_keep, mask=m_p, other=0.0).to(tl.float32)
     p_line = p_out + i_b * s_out[0] + i_i * s_out[1]
+    if p_rest is not None:
+        p_far = p_rest + i_b * s_rest[0] + i_i * s_rest[1] - cut
     for lo in tl.range(0, outs, BO):
         o_o = lo + tl.arange(0, BO)
         m_o = o_o < outs
@@ -86,7 +88,11 @@ def _norm_linear_kernel(
             p_y = p_line + o_o.to(tl.int64)[:, None] * s_out[2] + o_p[None, :]
             tl.store(p_y, b_y, mask=m_o[:, None] & (o_p < padded)[None, :])
         else:
-            p_y = p_line + o_p.to(tl.int64)[:, None] * s_out[2] + o_o[None, :]
+            p_row, s_row = p_line, s_out[2]
+            if p_rest is not None:  # a block of outputs lies in one of the two: BO divides `cut`
+                p_row = tl.where(lo < cut, p_line, p_far)
+                s_row = tl.where(lo < cut, s_out[2], s_rest[2])
+            p_y = p_row + o_p.to(tl.int64)[:, None] * s_row + o_o[None, :]
             tl.store(p_y, tl.trans(b_y), mask=m_p[:, None] & m_o[None, :])
 
 
@@ -107,6 +113,7 @@ def norm_linear_fwd(
     bias: Tensor | None = None,
     mask: Tensor | None = None,
     out: Tensor | None = None,
+    rest: Tensor | None = None,
     eps: float = 1e-5,
 ) -> Tensor:
     """LayerNorm and projection.
@@ -116,6 +123,7 @@ def norm_linear_fwd(
         w: [O, C] in the compute dtype, contiguous. gate: likewise, for sigmoid(LN(x) gate^T).
         planes: write [B, O, I, J] instead of [B, I, J, O]. bias: [O]. mask: [B, I, J], 1 = keep.
         out: where to write, last stride 1; None for a new tensor in the dtype of `w`.
+        rest: where to write the outputs that `out` [B, I, J, o] has no place for, [B, I, J, O - o].
         eps: of the LayerNorm.
 
     Returns:
@@ -125,7 +133,7 @@ def norm_linear_fwd(
     """
     b, i, j, c = x.shape
     outs = w.shape[0]
-    padded = -(-j // 16) * 16
+    padded, cut, s_rest = -(-j // 16) * 16, outs, None
     if planes:
         out = padded_planes(x, outs, w.dtype) if out is None else out
         s_out = (out.stride(0), out.stride(2), out.stride(1))
@@ -135,12 +143,19 @@ def norm_linear_fwd(
         s_out = out.stride()[:3]
     name = "norm_linear" if gate is None else "norm_linear_gated"
     config = pick(name, w.element_size(), capability(x.device))
+    if rest is not None:
+        assert not planes and gate is None and bias is None and mask is None
+        cut, s_rest = out.shape[3], rest.stride()[:3]
+        if cut % config.blocks["BO"]:
+            for weight, part in ((w[:cut], out), (w[cut:], rest)):
+                norm_linear_fwd(x, gain, shift, weight, planes=False, out=part, eps=eps)
+            return out
     s_mask = None if mask is None else mask.stride()
     launch(
         _norm_linear_kernel,
         (triton.cdiv(j, config.blocks["BP"]) * b * i,),
-        x, gain, shift, w, gate, bias, mask, out,
-        x.stride(), s_mask, s_out, (i, j, padded, outs), eps,
+        x, gain, shift, w, gate, bias, mask, out, rest,
+        x.stride(), s_mask, s_out, s_rest, (i, j, padded, outs, cut), eps,
         C=c, BC=max(16, triton.next_power_of_2(c)), PLANES=planes, EXACT=exactness(w.dtype),
         **config.options(),
     )  # fmt: skip
