@@ -89,10 +89,13 @@ class _Loader(importlib.abc.Loader):
         return self.inner.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
+        from foldcp import allocator
         from foldcp.boltz import launch
 
         launch.check_version(ends_process=runs_boltz())
         if runs_boltz():
+            if launch.predicts(sys.argv[1:]):
+                allocator.grow_segments(os.environ)
             launch.start_processes_if_asked(sys.argv[1:])
         self.inner.exec_module(module)
         from foldcp.boltz import switch

@@ -33,6 +33,7 @@ from typing import Any
 import torch
 
 from bench.machine import ROOT, results_folder, write_csv
+from foldcp.allocator import grow_segments
 
 SIDES = ("stock", "stock-kernels", "foldcp")
 SIZES = {"cuda": "256,512,1024,2048,3605", "cpu": "48"}
@@ -104,7 +105,7 @@ def run(
 def _communicate(command: list[str], end: float, take: Callable[[Row], None]) -> str:
     """Run a command until `end` and pass its rows on; why it ended early, if it did."""
     env = os.environ | {"PYTHONUNBUFFERED": "1"}
-    env.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    grow_segments(env)
     last, late = "", threading.Event()
     with subprocess.Popen(
         command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True

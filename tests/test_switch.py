@@ -15,8 +15,10 @@ from pathlib import Path
 
 import pytest
 import setuptools
+import torch
 
 import foldcp_boot
+from foldcp import allocator
 from foldcp.boltz.launch import resolve_processes
 from foldcp.boltz.place import Place, first_host
 from foldcp.config import Config
@@ -28,9 +30,24 @@ BOLTZ = Path(sys.executable).with_name("boltz")
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
 PROTEIN = "version: 1\nsequences:\n  - protein: {id: A, sequence: MQIFVKT, msa: empty}\n"
 FAST = "--accelerator cpu --num_workers 0 --sampling_steps 2 --recycling_steps 0 --seed 1"
+# What a rank's environment says when it imports torch, which takes no GPU memory before that.
+PROBE = """
+import os, sys
+def hear(event, given):
+    if event == "import" and given[0] == "torch" and not seen:
+        seen.append(0)
+        names = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+        conf = ",".join(os.environ.get(name, "-") for name in names)
+        with open(os.environ["PROBED"], "a") as file:
+            file.write(f"{os.environ.get('RANK', 'alone')} {conf}\\n")
+seen = []
+sys.addaudithook(hear)
+"""
 WAYS = {  # name -> (command in front of `predict`, variables, mesh of the start line)
     "console script": ([str(BOLTZ)], {"FOLDCP": "1"}, "mesh 1x1 (1 rank on cpu)"),
-    "torchrun": ([*TORCHRUN, "-m", "boltz.main"], {"FOLDCP": "1"}, "mesh 1x2 (2 ranks on cpu)"),
+    "torchrun": ([*TORCHRUN, "-m", "boltz.main"],
+                 {"FOLDCP": "1", "PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:512"},
+                 "mesh 1x2 (2 ranks on cpu)"),
     # Replaces itself by `foldcp run --nproc 2 predict ...`, whose ranks are `foldcp boltz ...`;
     # whatever one-rank variables and torchrun's defaults of another run leak into it.
     "re-exec": ([str(BOLTZ)],
@@ -80,6 +97,7 @@ def start(
 def test_predicts(way: str, tmp_path: Path, tiny_cache: Path) -> None:
     command, variables, mesh = WAYS[way]
     (tmp_path / "one.yaml").write_text(PROTEIN)
+    (tmp_path / "sitecustomize.py").write_text(PROBE)
     places = ["--out_dir", str(tmp_path), "--cache", str(tiny_cache)]
     folder = tmp_path / "work"
     folder.mkdir()
@@ -87,11 +105,21 @@ def test_predicts(way: str, tmp_path: Path, tiny_cache: Path) -> None:
         (folder / f"{name}.py").write_text("raise SystemExit('code of the working folder ran')")
     ended = start(
         [*command, "predict", str(tmp_path / "one.yaml"), *FAST.split(), *places],
-        {**variables, "FOLDCP_REPORT": str(tmp_path / "costs.json")},
+        {
+            **variables,
+            "FOLDCP_REPORT": str(tmp_path / "costs.json"),
+            "PYTHONPATH": str(tmp_path),
+            "PROBED": str(tmp_path / "probed"),
+        },
         folder,
         nohup=way == "re-exec",  # the launcher of foldcp; torchrun heeds no nohup
     )
     assert ended.returncode == 0, ended.stderr[-4000:]
+    chosen = variables.get("PYTORCH_CUDA_ALLOC_CONF")
+    conf = f"-,{chosen}" if chosen else "expandable_segments:True,-"
+    ranks = ("0", "1") if "2 ranks" in mesh else ("alone",)
+    probed = (tmp_path / "probed").read_text().splitlines()
+    assert {f"{rank} {conf}" for rank in ranks} <= set(probed), probed
     lines = [line for line in ended.stdout.splitlines() if line.startswith("foldcp: ")]
     assert len(lines) == 1 and lines[0].startswith(f"foldcp: {mesh}, transport "), lines
     assert "kernels torch, precision fp32, swapped " in lines[0]
@@ -275,3 +303,34 @@ def test_only_the_boltz_command_starts_processes(monkeypatch: pytest.MonkeyPatch
     assert foldcp_boot.runs_boltz()
     monkeypatch.setattr(sys, "argv", ["my_boltz_script.py", "predict"])
     assert not foldcp_boot.runs_boltz()
+
+
+def test_segments_grow_where_the_gpu_can(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    ours = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+    for given in ({}, {"PYTORCH_CUDA_ALLOC_CONF": ""}):
+        environ = dict(given)
+        allocator.grow_segments(environ)
+        assert environ == given | ours
+    for name in allocator.NAMES:
+        environ = {name: "max_split_size_mb:512"}
+        allocator.grow_segments(environ)
+        assert environ == {name: "max_split_size_mb:512"}
+
+    settings = [ours["PYTORCH_ALLOC_CONF"]]
+    problem = "CUDA driver error: operation not supported"
+
+    def empty(*_: object, **__: object) -> None:
+        if settings[-1] != "expandable_segments:False":
+            raise RuntimeError(problem)
+
+    monkeypatch.setattr(torch, "empty", empty)
+    monkeypatch.setattr(torch._C, "_accelerator_setAllocatorSettings", settings.append)
+    allocator.check_growth(torch.device("cuda"))  # the variable is not set: nothing is tried
+    monkeypatch.setenv(*next(iter(ours.items())))
+    allocator.check_growth(torch.device("cpu"))
+    assert len(settings) == 1
+    with caplog.at_level("WARNING"):
+        allocator.check_growth(torch.device("cuda"))
+    assert settings[-1] == "expandable_segments:False" and problem in caplog.text

@@ -14,8 +14,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from foldcp import allocator, progress, report
 from foldcp import mesh as meshes
-from foldcp import progress, report
 from foldcp.boltz import models, preflight, processing, session
 from foldcp.boltz.boltz1_data import RootBoltz1DataModule
 from foldcp.boltz.command import guarded
@@ -106,6 +106,7 @@ def begin(options: dict[str, Any]) -> Run:
     rows, cols = meshes.choose(size, config.mesh)
     ranks.group, ranks.groups = place.rank // size, config.dp
     device = preflight.choose_device(options, place)
+    allocator.check_growth(device)
     set_chunk_bytes(config.chunk_mb and config.chunk_mb * 10**6)
     preflight.check_graphs(config, device, size)
     set_graphs(config.graphs)
