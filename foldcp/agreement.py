@@ -1,8 +1,9 @@
-"""Do all ranks plan the same exchanges? Asked once per input, before the first of them."""
+"""Do all ranks plan the same exchanges, and draw the same random numbers? Asked once per input."""
 
 from __future__ import annotations
 
 import hashlib
+import logging
 from dataclasses import replace
 
 import torch
@@ -15,6 +16,24 @@ from foldcp.transport import TransportError
 from foldcp.triangle_plans import triangle_attention_plan, triangle_multiplication_plan
 from foldcp_kernels.chunking import chunk_bytes
 from foldcp_kernels.dispatch import described
+
+LOG = logging.getLogger("foldcp.agreement")
+
+_said: set[str] = set()
+
+
+def kind(device: torch.device) -> str:
+    """What the numbers that a seed gives follow from, besides the seed.
+
+    A CUDA kernel draws with as many threads as the multiprocessors can run at once, so that draws
+    of many numbers differ between GPUs; a CPU's follow from its vector instructions.
+    """
+    version = f"torch {torch.__version__}"
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return f"{device.type} ({torch.backends.cpu.get_cpu_capability()}), {version}"
+    gpu = torch.cuda.get_device_properties(device)
+    threads = gpu.max_threads_per_multi_processor
+    return f"{gpu.name} ({gpu.multi_processor_count} x {threads} threads), {version}"
 
 
 def planned(layout: PairLayout, atoms: AtomLayout, mesh: Mesh, itemsize: int) -> dict[str, str]:
@@ -47,7 +66,7 @@ def planned(layout: PairLayout, atoms: AtomLayout, mesh: Mesh, itemsize: int) ->
 
 
 def agree(layout: PairLayout, atoms: AtomLayout, mesh: Mesh) -> None:
-    """Compare what the ranks plan for an input.
+    """Compare what the ranks plan for an input, and set whether they draw alike (`mesh.alike`).
 
     Args:
         layout: of the pairs. atoms: of the atoms. mesh: the mesh.
@@ -58,12 +77,24 @@ def agree(layout: PairLayout, atoms: AtomLayout, mesh: Mesh) -> None:
     if mesh.size == 1:
         return
     auto = torch.is_autocast_enabled(mesh.device.type)
-    everyone = mesh.all_gather_object(planned(layout, atoms, mesh, 2 if auto else 4))
-    for rank, other in enumerate(everyone):
-        for name, value in everyone[0].items():
+    mine = planned(layout, atoms, mesh, 2 if auto else 4), kind(mesh.device)
+    everyone = mesh.all_gather_object(mine)
+    first, drawn_by = everyone[0]
+    for rank, (other, _) in enumerate(everyone):
+        for name, value in first.items():
             if other[name] != value:
                 raise TransportError(
                     f"the ranks plan different exchanges: {name} is {other[name]} on rank {rank} "
                     f"and {value} on rank 0: give every rank the same input, FOLDCP_* variables, "
                     "GPU and Python environment"
                 )
+    odd = [rank for rank, (_, other) in enumerate(everyone) if other != drawn_by]
+    object.__setattr__(mesh, "alike", not odd)  # frozen for its users
+    if odd and mesh.is_root:
+        _say(f"rank {odd[0]} is on {everyone[odd[0]][1]}, rank 0 on {drawn_by}")
+
+
+def _say(why: str) -> None:
+    if why not in _said:
+        _said.add(why)
+        LOG.warning("a seed gives other numbers on each, all ranks take those of rank 0: %s", why)

@@ -38,8 +38,8 @@ class Config:
         precision: FOLDCP_PRECISION, "auto" is bf16 on CUDA and fp32 on CPU.
         kernels: FOLDCP_KERNELS, implementation of the local ops; "auto" is Triton on CUDA where a
             kernel covers the input, else torch.
-        graphs: FOLDCP_GRAPHS, record sampling steps as a CUDA graph: "auto" where that is possible,
-            "0" never, "1" always, or else an error.
+        graphs: FOLDCP_GRAPHS, record sampling steps and blocks as CUDA graphs: "auto" where that is
+            possible and pays, "0" never, "1" always, or else an error.
         chunk_mb: FOLDCP_CHUNK_MB, largest temporary of a memory-saving chunk, in 10^6 bytes; None
             is the default of the device.
         timeout: FOLDCP_TIMEOUT, seconds that a rank waits for another one before it gives up.

@@ -99,6 +99,7 @@ class Mesh:
         multiple: of tokens, see `PairLayout`; 0 is what the device needs.
         link: what carries tiles; None is torch.distributed.
         told: number of objects that each rank has sent to the others.
+        alike: a seed gives the same random numbers on all ranks, see `foldcp.agreement`.
     """
 
     rows: int
@@ -112,6 +113,7 @@ class Mesh:
     attention: str = "auto"
     multiple: int = 0
     link: Transport | None = field(default=None, compare=False)
+    alike: bool = field(default=True, compare=False)
     pool: Pool = field(default=None, compare=False)  # type: ignore[assignment]
     sent: Counter = field(default_factory=Counter, compare=False)
     received: Counter = field(default_factory=Counter, compare=False)

@@ -27,6 +27,10 @@ class UserError(RuntimeError):
     """Something the user can put right; its text says how, and is shown without a traceback."""
 
 
+class InputLost(ValueError):
+    """Why one input is dropped and the run goes on; raised alike on all ranks of its mesh."""
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """True when an error says that memory, of the host or of a GPU, was used up."""
     import torch

@@ -8,7 +8,8 @@ kernel covers the input, else torch. A named implementation that cannot run rais
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib import util
 from typing import Any
 
@@ -27,6 +28,7 @@ _default = ["auto"]
 _chosen: set[tuple[Any, ...]] = set()
 _runs: dict[torch.device, bool] = {}  # whether `auto` takes Triton there
 _derived: Any = WeakIdKeyDictionary()
+_deriving: list[Callable[..., Any]] = []
 
 
 def set_impl(name: str) -> None:
@@ -175,6 +177,16 @@ def _autocast_device(x: Tensor) -> str:
     return "cuda" if x.device.type == "meta" else x.device.type
 
 
+@contextmanager
+def deriving(make: Callable[..., Any] | None) -> Iterator[None]:
+    """Inside, `derived` returns what `make(name, tensors, build, key)` does, not what it keeps."""
+    before, _deriving[:] = list(_deriving), [] if make is None else [make]
+    try:
+        yield
+    finally:
+        _deriving[:] = before
+
+
 def derived(
     name: str,
     tensors: Sequence[Tensor],
@@ -189,6 +201,8 @@ def derived(
         name: what is built. tensors: parameters. build: called with them, without gradient.
         key: what else the result depends on (the dtype, for example).
     """
+    if _deriving:
+        return _deriving[-1](name, tuple(tensors), build, key)
     first = tensors[0]
     versions = tuple((id(x), 0 if x.is_inference() else x._version) for x in tensors)
     held = _derived.get(first)

@@ -9,14 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
+from importlib import import_module
 from typing import Any
 from unittest import mock
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
+
+from foldcp_kernels.fused.launch import launch as _launch
 
 # Python reads a value, or makes a tensor from host numbers (a copy that is waited for on CUDA).
 _READS = {
@@ -26,6 +30,14 @@ _READS = {
 }  # fmt: skip
 _MOVES = {Tensor.to, Tensor.copy_, Tensor.type}
 _TAGS = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
+# Modules of foldcp_kernels.fused that launch kernels.
+_LAUNCHERS = [
+    f"foldcp_kernels.fused.{name}"
+    for name in (
+        "adaptive_norm", "attention", "gated_output", "heads", "norm_linear",
+        "outer_product_mean", "relative_position", "transition",
+    )
+]  # fmt: skip
 _INDEXING = {torch.ops.aten.index, torch.ops.aten.index_put, torch.ops.aten.index_put_}
 
 
@@ -95,26 +107,30 @@ class _Operators(TorchDispatchMode):
 class Tape:
     """A recorder (see foldcp.modules.step_graph) that does on any device what a CUDA graph does.
 
-    Operators are kept with the very tensors that they read; a replay runs them on those again and
-    writes where they wrote. Host numbers stay what they were, and reading a value cannot be
-    recorded.
+    Operators, and launches of Triton kernels, are kept with the very tensors that they read; a
+    replay runs them on those again and writes where they wrote. Host numbers stay what they were.
+    Nothing that was there before is changed while recording. Reading a value cannot be recorded,
+    and random numbers must not be.
     """
 
     def __init__(self) -> None:
-        self.recorded = self.replayed = self.released = 0
+        self.recorded = self.replayed = self.released = self.warmed = 0
 
-    def record(self, call: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+    def warm_up(self, call: Callable[[], Any]) -> Any:
         """See `Recorder`."""
-        operators: list[tuple] = []
-        with _Recording(operators):
+        self.warmed += 1
+        return call()
+
+    def record(self, call: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
+        """See `Recorder`."""
+        with _Recording() as made:
             out = call()
         self.recorded += 1
 
         def replay() -> None:
             self.replayed += 1
-            for func, args, kwargs, old in operators:
-                for x, new in zip(old, tree_leaves(func(*args, **kwargs)), strict=False):
-                    x.copy_(new)
+            for again in made.again:
+                again()
 
         return replay, out
 
@@ -124,9 +140,25 @@ class Tape:
 
 
 class _Recording(TorchDispatchMode):
-    def __init__(self, operators: list[tuple]) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self._operators = operators
+        self.again: list[Callable[[], None]] = []
+        self._fresh: set[int] = set()
+        self._kept: list[Tensor] = []  # storages must not be used again while recording
+        self._before: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def __enter__(self) -> _Recording:
+        self._stack = ExitStack()
+        for name in _LAUNCHERS:
+            patch = mock.patch.object(import_module(name), "launch", self._launch)
+            self._stack.enter_context(patch)
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._stack.close()
+        for x, content in self._before.values():
+            x.copy_(content)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
@@ -134,14 +166,44 @@ class _Recording(TorchDispatchMode):
         kwargs = kwargs or {}
         if _TAGS & set(func.tags):
             raise RuntimeError(f"{func} cannot be recorded")
-        out = func(*args, **kwargs)
-        made = [x for x in tree_leaves(out) if isinstance(x, Tensor)]
-        read = {
-            x.untyped_storage()._cdata for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)
-        }
-        fresh = [x for x in made if x.untyped_storage()._cdata not in read]
+        draws = torch.Tag.nondeterministic_seeded in func.tags and torch.get_rng_state()
+        given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
         if func._schema.is_mutable:
-            self._operators.append((func, args, kwargs, ()))
-        elif fresh:
-            self._operators.append((func, args, kwargs, fresh))
+            self._keep(given)
+        out = func(*args, **kwargs)
+        if draws is not False and not torch.equal(draws, torch.get_rng_state()):
+            raise RuntimeError(f"{func} draws random numbers in a recording")
+        made = [x for x in tree_leaves(out) if isinstance(x, Tensor)]
+        read = {_storage(x) for x in given}
+        fresh = [x for x in made if _storage(x) not in read]
+        self._fresh |= {_storage(x) for x in fresh}
+        self._kept += fresh
+        if func._schema.is_mutable or fresh:
+            self.again.append(partial(_run_again, func, args, kwargs, fresh))
         return out
+
+    def _launch(self, kernel: Any, grid: Any, *args: Any, **options: Any) -> None:
+        self._keep([x for x in args if isinstance(x, Tensor)])
+        with _disable_current_modes():
+            _launch(kernel, grid, *args, **options)
+        self.again.append(partial(_launch, kernel, grid, *args, **options))
+
+    def _keep(self, tensors: list[Tensor]) -> None:
+        """Remember what is in tensors that are older than the recording."""
+        for x in tensors:
+            if _storage(x) not in self._fresh and _storage(x) not in self._before:
+                with _disable_current_modes():
+                    whole = torch.empty(0, dtype=torch.uint8, device=x.device)
+                    whole.set_(x.untyped_storage())
+                    self._before[_storage(x)] = whole, whole.clone()
+
+
+def _storage(x: Tensor) -> int:
+    return x.untyped_storage()._cdata
+
+
+def _run_again(func: Any, args: tuple, kwargs: dict, fresh: list[Tensor]) -> None:
+    read = {_storage(x) for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
+    out = [x for x in tree_leaves(func(*args, **kwargs)) if isinstance(x, Tensor)]
+    for x, new in zip(fresh, (x for x in out if _storage(x) not in read), strict=True):
+        x.copy_(new)

@@ -248,6 +248,18 @@ def test_when_steps_are_recorded() -> None:
         step_graph.set_graphs("on")
 
 
+def test_a_step_that_fails_gives_its_recording_back(case: Case) -> None:
+    tape = Tape()
+
+    def fail(done: int, total: int) -> None:
+        if done == 5:
+            raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        draw(Mesh.create(1, 1), case, tape, progress=fail)
+    assert (tape.recorded, tape.released) == (1, 1)
+
+
 class Calls:
     """Counts the samples of each call of the score model."""
 

@@ -1,11 +1,12 @@
-"""Sampling steps with and without a CUDA graph: the same numbers, no wait in a step, and the time.
+"""Sampling steps and blocks with and without a CUDA graph: the same numbers, no wait, and the time.
 
     python -m bench.gpu.graph                    # one GPU, the real dimensions
     python -m bench.gpu.graph --n 24 --layers 2  # a rehearsal; a CPU has no graphs
 
-Without a graph, steps run under torch's own watch for synchronisation, where one is an error. Both
-ways must give the same coordinates bit for bit, twice, and leave the generator alike. A time is the
-difference between two numbers of steps, so that what is done once is not in it.
+Without a graph, they run under torch's own watch for synchronisation, where one is an error. Both
+ways must give the same numbers bit for bit, twice, and leave the generator alike. A time is the
+difference between two numbers of steps (of passes through a stack, per block), so that what is done
+once, recording included, is not in it.
 """
 
 from __future__ import annotations
@@ -20,16 +21,23 @@ from torch import Tensor
 
 from bench.block import LAYERS, DiffusionStep, padded, randomised
 from bench.machine import results_folder, write_csv
-from bench.shapes import SINGLE, TOKEN_HEADS
+from bench.shapes import PAIR, SINGLE, TOKEN_HEADS
 from bench.timing import MIB
 from foldcp.layout import AtomLayout
 from foldcp.mesh import Mesh
+from foldcp.modules.block_graph import recorded, run_blocks
 from foldcp.modules.diffusion_conditioning import DiffusionConditioning
+from foldcp.modules.msa import MSAModule
+from foldcp.modules.pairformer import PairformerModule, pair_mask
 from foldcp.modules.sampler import AtomDiffusion
 from foldcp.modules.step_graph import set_graphs
 
 SIZES = {"cuda": "128,512,1024", "cpu": "24"}
 FEW, MANY = 12, 36  # steps
+PASSES = (2, 6)  # through a stack
+# Blocks of a stack. The trunk has 64 of the pairformer, the confidence module 8 of the same kind.
+BLOCKS = {"pairformer": 8, "msa": 4}
+SEQUENCES = 128
 
 
 class Sampler:
@@ -88,27 +96,86 @@ class Sampler:
         return torch.cat([coords.flatten(), torch.rand(1, device=self.device)]), seconds
 
 
-def run(sampler: Sampler, n: int, samples: int, modes: tuple[str, ...]) -> dict[str, Any]:
-    """Check and time one case; its row."""
-    row: dict[str, Any] = {"n": n, "samples": samples, "status": "ok", "reason": ""}
+class Stack:
+    """A stack of blocks of N tokens on random weights: of the pairformer, or of the MSA module."""
+
+    def __init__(self, part: str, n: int, device: torch.device) -> None:
+        from boltz.model.layers.pairformer import PairformerModule as Pairformer
+        from boltz.model.modules.trunkv2 import MSAModule as Msa
+
+        self.device, self.mesh, self.blocks = device, Mesh.create(1, 1, device), BLOCKS[part]
+        self.layout = PairLayout(n, 1, 1, 0)
+        draw = torch.Generator().manual_seed(n)
+        s, z = (torch.randn(x, generator=draw) for x in ((1, n, SINGLE), (1, n, n, PAIR)))
+        if part == "msa":
+            stock = Msa(64, PAIR, SINGLE, self.blocks, 0.15, 0.25)
+            self.stack = MSAModule(randomised(stock).to(device), self.mesh)
+            m = torch.randn((1, SEQUENCES, n, 64), generator=draw)
+            tensors, ones = (z, m), torch.ones((1, SEQUENCES, n), device=device)
+            self.fixed: tuple[Tensor, ...] = (pair_mask(self.layout, device), ones)
+        else:
+            stock = Pairformer(SINGLE, PAIR, self.blocks, TOKEN_HEADS, v2=True)
+            self.stack = PairformerModule(randomised(stock).to(device), self.mesh)
+            tensors, self.fixed = (s, z), (pair_mask(self.layout, device),)
+        self.tensors = tuple(x.to(device) for x in tensors)
+
+    def __call__(self, graphs: str, passes: int, _: int = 0) -> tuple[Tensor, float]:
+        """(what the stack makes and then one number of the generator, seconds)."""
+        cuda = self.device.type == "cuda"
+        set_graphs(graphs)
+        torch.manual_seed(0)
+        with torch.no_grad(), torch.autocast("cuda", torch.bfloat16, enabled=cuda):
+            if cuda:
+                torch.cuda.synchronize()
+            start = time.perf_counter()
+            with recorded(self.mesh):
+                for i in range(passes):
+                    if cuda and graphs == "0" and i:
+                        torch.cuda.set_sync_debug_mode("error")
+                    try:
+                        # The same input in each pass: values neither grow nor settle.
+                        state = tuple(x.clone() for x in self.tensors)
+                        state = run_blocks(self.stack.layers, state, self.fixed, self.layout)
+                    finally:
+                        if cuda:
+                            torch.cuda.set_sync_debug_mode("default")
+            if cuda:
+                torch.cuda.synchronize()
+            seconds = time.perf_counter() - start
+        parts = [x.float().flatten() for x in state]
+        return torch.cat([*parts, torch.rand(1, device=self.device)]), seconds
+
+
+def run(
+    case: Sampler | Stack, row: dict[str, Any], modes: tuple[str, ...], counts: tuple[int, int, int]
+) -> dict[str, Any]:
+    """Check and time one case; its row.
+
+    Args:
+        case: runs it. row: its name. modes: of FOLDCP_GRAPHS.
+        counts: a first, a small and a large number of steps or passes.
+    """
+    row = row | {"status": "ok", "reason": ""}
+    samples, (warm, few_steps, many_steps) = row["samples"] or 1, counts
+    each_of = getattr(case, "blocks", 1)
     first: Tensor | None = None
     try:
         for mode in modes:
-            sampler(mode, 4, samples)  # kernels are compiled
-            if sampler.device.type == "cuda":
+            case(mode, warm, samples)  # kernels are compiled
+            if case.device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats()
-            found, few = sampler(mode, FEW, samples)
+            found, few = case(mode, few_steps, samples)
             name = "graph" if mode == "1" else "eager"
             if not found.isfinite().all():
                 raise ValueError(f"{name}: not finite")
-            for again in (found, sampler(mode, FEW, samples)[0]):
+            for again in (found, case(mode, few_steps, samples)[0]):
                 first = again if first is None else first
                 if not torch.equal(again, first):
                     off = float((again - first).abs().max())
-                    raise ValueError(f"{name}: coordinates differ by {off:.1e} from the first run")
-            each = (sampler(mode, MANY, samples)[1] - few) / (MANY - FEW)
-            row[f"{name}_ms"] = round(1e3 * each, 4)
-            if sampler.device.type == "cuda":
+                    raise ValueError(f"{name}: numbers differ by {off:.1e} from the first run")
+            took = case(mode, many_steps, samples)[1] - few
+            row[f"{name}_ms"] = round(1e3 * took / (many_steps - few_steps) / each_of, 4)
+            if case.device.type == "cuda":
                 row[f"{name}_peak_mib"] = round(torch.cuda.max_memory_allocated() / MIB, 1)
     except (RuntimeError, ValueError) as error:
         row |= {"status": "wrong", "reason": (str(error).strip() or repr(error)).splitlines()[0]}
@@ -132,13 +199,22 @@ def main(argv: list[str] | None = None) -> int:
     modes = ("0", "1") if device.type == "cuda" else ("0",)
     columns = ("eager_ms", "graph_ms", "eager_peak_mib", "graph_peak_mib")
     rows = []
+
+    def add(row: dict[str, Any]) -> None:
+        first = {k: row[k] for k in ("part", "n", "samples")}
+        rows.append(first | {c: row.get(c, "") for c in columns} | row)
+        print(rows[-1], flush=True)
+        write_csv(options.out / "graph.csv", rows)
+
     for n in (int(x) for x in options.n.split(",")):
         sampler = Sampler(n, options.layers, device)
         for samples in (int(x) for x in options.samples.split(",")):
-            row = run(sampler, n, samples, modes)
-            rows.append({"n": n, "samples": samples} | {c: row.get(c, "") for c in columns} | row)
-            print(rows[-1], flush=True)
-            write_csv(options.out / "graph.csv", rows)
+            row = {"part": "step", "n": n, "samples": samples}
+            add(run(sampler, row, modes, (4, FEW, MANY)))
+        del sampler
+        for part in BLOCKS:
+            row = {"part": f"{part} block", "n": n, "samples": ""}
+            add(run(Stack(part, n, device), row, modes, (2, *PASSES)))
     set_graphs("auto")
     return int(any(r["status"] != "ok" for r in rows))
 

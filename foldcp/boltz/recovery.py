@@ -17,9 +17,8 @@ import torch
 import torch.distributed as dist
 
 from foldcp import under_way
-from foldcp.modules.model import NotFinite
 from foldcp.native import NativeTransport
-from foldcp.report import is_out_of_memory, out_of_memory
+from foldcp.report import InputLost, is_out_of_memory, out_of_memory
 from foldcp.transport import TransportError
 
 if TYPE_CHECKING:
@@ -50,7 +49,7 @@ def together(run: Run, name: str, tokens: int, work: Callable[[], Result]) -> Re
         if run.shared:
             run.mesh.barrier()
         return result
-    except NotFinite as error:  # alike on all ranks, which are still joined
+    except InputLost as error:  # alike on all ranks, which are still joined
         reason, joined = str(error), True
     except Exception as error:
         reason, joined = _own(run, tokens, error) or _heard(run, error), False

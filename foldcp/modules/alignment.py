@@ -22,24 +22,23 @@ _ROUNDS, _SQUARINGS = 6, 7  # to the power 2^42 in all
 _TINY = 1e-200
 
 
-def draw_augmentation(count: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """The numbers of a random rotation and shift for each sample, standard normal.
+def augmentation_shapes(count: int) -> tuple[tuple[int, int], tuple[int, int, int]]:
+    """Shapes of the numbers of a random rotation and shift for each of M samples.
 
-    Args:
-        count: samples M. like: gives dtype and device.
-
-    Returns:
-        (quaternion [M, 4] for `rotation_matrix`; shift [M, 1, 3] in angstrom), drawn in this order.
+    They are standard normal, and drawn in this order: quaternions [M, 4] for `rotation_matrix`,
+    shifts [M, 1, 3] in angstrom.
 
     Source: AlphaFold 3 supplement, Algorithm 19.
     """
-    quaternion = torch.randn((count, 4), dtype=like.dtype, device=like.device)
-    return quaternion, torch.randn((count, 1, 3), dtype=like.dtype, device=like.device)
+    return (count, 4), (count, 1, 3)
 
 
 def random_augmentation(count: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """A rotation [M, 3, 3], for row vectors, and a shift, see `draw_augmentation`."""
-    quaternion, shift = draw_augmentation(count, like)
+    """A rotation [M, 3, 3], for row vectors, and a shift, see `augmentation_shapes`."""
+    quaternion, shift = (
+        torch.randn(shape, dtype=like.dtype, device=like.device)
+        for shape in augmentation_shapes(count)
+    )
     return rotation_matrix(quaternion), shift
 
 

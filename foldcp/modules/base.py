@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -28,6 +30,28 @@ class TiledModule(nn.Module):
             persistent = name not in twin._non_persistent_buffers_set
             self.register_buffer(name, buffer, persistent=persistent)
         self.train(twin.training)
+
+
+class Block(TiledModule):
+    """One block of a stack: the random numbers that it draws, and what it computes without them.
+
+    Attributes:
+        in_place: which tensors of the state are updated in place when gradients are off.
+    """
+
+    in_place: tuple[bool, ...] = (True,)
+
+    def draw(self, *state_and_layout: Any) -> None:
+        """Draw and drop the numbers of the dropout masks, as stock does before and in between."""
+        raise NotImplementedError
+
+    def compute(self, *tensors_and_layout: Any) -> tuple[Tensor, ...]:
+        """The updated state, from the state, what all blocks of the stack read, and the layout."""
+        raise NotImplementedError
+
+    def operations(self, *state: Tensor) -> float:
+        """Floating point operations of `compute`, the largest terms."""
+        raise NotImplementedError
 
 
 def wide(x: Tensor) -> Tensor:

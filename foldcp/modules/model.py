@@ -17,8 +17,10 @@ from foldcp.agreement import agree
 from foldcp.exchange import fetch, stream
 from foldcp.layout import WINDOW, AtomLayout, PairLayout
 from foldcp.mesh import Mesh
+from foldcp.modules.block_graph import recorded
 from foldcp.modules.pair_embedding import PairEmbedding
 from foldcp.plans import root_plan, token_plan
+from foldcp.report import InputLost
 from foldcp.spool import MatrixSink
 from foldcp_kernels.chunking import chunk_length, spans
 
@@ -56,8 +58,8 @@ class Keeper(Protocol):
         """Of one input."""
 
 
-class NotFinite(ValueError):
-    """A prediction with NaN or infinite coordinates; raised alike on all ranks."""
+class NotFinite(InputLost):
+    """A prediction with NaN or infinite coordinates."""
 
 
 class FoldOnMesh:
@@ -127,7 +129,8 @@ class FoldOnMesh:
         found = None if kept is None else kept.load(self._trunk_like(layout))
         report("input embedding", 0, 1)
         s_inputs = model.input_embedder(feats, layout, atoms)
-        s, z = found or self.trunk(feats, s_inputs, layout, settings.recycling_steps, report)
+        with recorded(self.mesh):
+            s, z = found or self.trunk(feats, s_inputs, layout, settings.recycling_steps, report)
         if kept is not None and found is None:
             kept.save(s, z)
         self.mesh.pool.clear()  # what follows has exchanges of other sizes
@@ -148,9 +151,9 @@ class FoldOnMesh:
         self.mesh.pool.clear()
         if model.confidence_prediction:
             report("confidence", 0, 1)
-            out.update(
-                self.rate(s_inputs, s, z, coords, feats, contact, layout, reuse_z=True, sink=sink)
-            )
+            rated = (s_inputs, s, z, coords, feats, contact, layout)
+            with recorded(self.mesh):
+                out.update(self.rate(*rated, reuse_z=True, sink=sink))
             report("confidence", 1, 1)
         return out
 

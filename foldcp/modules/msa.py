@@ -8,7 +8,9 @@ from torch import Tensor, nn
 
 from foldcp.layout import PairLayout, Span
 from foldcp.mesh import Mesh
-from foldcp.modules.base import TiledModule, draw_dropout
+from foldcp.modules.base import Block, TiledModule, draw_dropout
+from foldcp.modules.block_graph import run_blocks
+from foldcp.modules.from_root import drawn
 from foldcp.modules.pairformer import PairformerNoSeqLayer, Progress, pair_mask
 from foldcp.modules.transition import Transition
 from foldcp.rings.outer_product_mean import outer_product_mean
@@ -84,8 +86,20 @@ class OuterProductMean(TiledModule):
         )
 
 
-class MSALayer(TiledModule):
+def draw_row_dropout(m: Tensor) -> None:
+    """The dropout mask of one block's update of the MSA."""
+    draw_dropout((m.shape[0], m.shape[1], 1, 1), m.device)
+
+
+def msa_operations(z: Tensor, m: Tensor) -> float:
+    """Of a block's outer product mean and pair weighted averaging, the largest terms."""
+    return 2560.0 * m.shape[1] * z.shape[:3].numel()
+
+
+class MSALayer(Block):
     """One block of the MSA module."""
+
+    in_place = (True, True)
 
     def __init__(self, twin: nn.Module, mesh: Mesh) -> None:
         super().__init__(twin, mesh)
@@ -94,7 +108,17 @@ class MSALayer(TiledModule):
         self.outer_product_mean = OuterProductMean(twin.outer_product_mean, mesh)
         self.pairformer_layer = PairformerNoSeqLayer(twin.pairformer_layer, mesh)
 
-    def forward(
+    def draw(self, z: Tensor, m: Tensor, layout: PairLayout) -> None:
+        """See `Block`."""
+        draw_row_dropout(m)
+        self.pairformer_layer.draw(z, layout)
+
+    def operations(self, *state: Tensor) -> float:
+        """See `Block`."""
+        z, m = state
+        return msa_operations(z, m) + self.pairformer_layer.operations(z)
+
+    def compute(
         self, z: Tensor, m: Tensor, mask: Tensor, msa_mask: Tensor, layout: PairLayout
     ) -> tuple[Tensor, Tensor]:
         """One block.
@@ -106,17 +130,16 @@ class MSALayer(TiledModule):
         Returns:
             (z, m) updated; both in place when gradients are off.
         """
-        draw_dropout((m.shape[0], m.shape[1], 1, 1), m.device)
         m = self.pair_weighted_averaging(m, z, layout)
         m = self.msa_transition(m)
         z = self.outer_product_mean(z, m, msa_mask, layout)
-        return self.pairformer_layer(z, layout, mask), m
+        return *self.pairformer_layer.compute(z, mask, layout), m
 
 
 class MSAModule(TiledModule):
     """The MSA module of blocks of class `layer`; `forward` returns stock's z + MSAModule(z)."""
 
-    layer: type[TiledModule] = MSALayer
+    layer: type[Block] = MSALayer
 
     def __init__(self, twin: nn.Module, mesh: Mesh) -> None:
         super().__init__(twin, mesh)
@@ -144,11 +167,7 @@ class MSAModule(TiledModule):
         """
         m, msa_mask = self.embed(s_inputs, feats, layout)
         mask = pair_mask(layout, z.device)
-        out = z.clone()
-        for i, layer in enumerate(self.layers):
-            out, m = layer(out, m, mask, msa_mask, layout)
-            if progress is not None:
-                progress(i + 1, len(self.layers))
+        out, _ = run_blocks(self.layers, (z.clone(), m), (mask, msa_mask), layout, progress)
         return out + z if torch.is_grad_enabled() else out.add_(z)
 
     def embed(self, s_inputs: Tensor, feats: Features, layout: PairLayout) -> tuple[Tensor, Tensor]:
@@ -158,7 +177,9 @@ class MSAModule(TiledModule):
         keys = ("msa", "has_deletion", "deletion_value", "msa_paired", "msa_mask")
         msa, has, value, paired, mask = (feats[k] for k in keys)
         if self.subsample_msa:
-            rows = torch.randperm(msa.shape[1])[: self.num_subsampled_msa].to(msa.device)
+            order = torch.empty(msa.shape[1], dtype=torch.long, device=msa.device)
+            order = drawn(self.mesh, lambda: torch.randperm(len(order)).to(order.device), order)
+            rows = order[: self.num_subsampled_msa]
             msa, has, value, paired, mask = (x[:, rows] for x in (msa, has, value, paired, mask))
         msa, has, value, paired, mask = (
             F.pad(x[:, :, lo : lo + real], (0, hi - lo - real))

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from foldcp.layout import PairLayout
 from foldcp.mesh import Mesh
-from foldcp.modules.base import TiledModule, draw_pair_dropout, wide
+from foldcp.modules.base import Block, TiledModule, draw_pair_dropout, wide
+from foldcp.modules.block_graph import run_blocks
 from foldcp.modules.transition import Transition
 from foldcp.modules.triangle import (
     TriangleAttentionEndingNode,
@@ -30,7 +31,7 @@ def pair_mask(layout: PairLayout, device: torch.device) -> Tensor:
     return (rows[:, None] & cols[None, :])[None].float()
 
 
-class PairBlock(TiledModule):
+class PairBlock(Block):
     """The pair ops of one block: four triangle updates and a transition.
 
     Attributes:
@@ -51,7 +52,7 @@ class PairBlock(TiledModule):
         setattr(self, name, Transition(getattr(twin, name), mesh))
 
     def update_pair(self, z: Tensor, layout: PairLayout, mask: Tensor) -> Tensor:
-        """Run the pair ops.
+        """Run the pair ops; the caller draws, see `Block`.
 
         Args:
             z: pair tile [B, T_r, T_c, C]. layout: the tiling. mask: [1 or B, T_r, T_c].
@@ -59,7 +60,6 @@ class PairBlock(TiledModule):
         Returns:
             The updated tile, in place when gradients are off.
         """
-        draw_pair_dropout(z.shape[0], layout.n, z.device)
         mask = mask.expand(z.shape[0], -1, -1)
         z = self.tri_mul_out(z, layout, mask)
         z = self.tri_mul_in(z, layout, mask)
@@ -67,13 +67,23 @@ class PairBlock(TiledModule):
         z = self.tri_att_end(z, layout)
         return getattr(self, self.transition_name)(z)
 
+    def operations(self, *state: Tensor) -> float:
+        """See `Block`: two contractions, two attentions, projections and the transition."""
+        z = next(x for x in state if x.ndim == 4)
+        batch, rows, cols, channels = z.shape
+        return batch * rows * cols * channels * (12 * max(rows, cols) + 68 * channels)
+
 
 class PairformerNoSeqLayer(PairBlock):
     """A pair block without a single track (MSA module, templates)."""
 
-    def forward(self, z: Tensor, layout: PairLayout, mask: Tensor) -> Tensor:
-        """See `PairBlock.update_pair`."""
-        return self.update_pair(z, layout, mask)
+    def draw(self, z: Tensor, layout: PairLayout) -> None:
+        """See `Block`."""
+        draw_pair_dropout(z.shape[0], layout.n, z.device)
+
+    def compute(self, z: Tensor, mask: Tensor, layout: PairLayout) -> tuple[Tensor]:
+        """See `Block` and `PairBlock.update_pair`."""
+        return (self.update_pair(z, layout, mask),)
 
 
 class AttentionPairBias(TiledModule):
@@ -106,19 +116,32 @@ class AttentionPairBias(TiledModule):
 class PairformerLayer(PairBlock):
     """A pair block and the single track that reads its pair tile. AlphaFold 3, Algorithm 17."""
 
+    in_place = (False, True)
+
     def __init__(self, twin: nn.Module, mesh: Mesh) -> None:
         super().__init__(twin, mesh)
         self.attention = AttentionPairBias(twin.attention, mesh)
         self.transition_s = Transition(twin.transition_s, mesh)
 
+    def draw(self, s: Tensor, z: Tensor, layout: PairLayout) -> None:
+        """See `Block`."""
+        draw_pair_dropout(z.shape[0], layout.n, z.device)
+
     def forward(
         self, s: Tensor, z: Tensor, layout: PairLayout, mask: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """One block, its draws included, see `compute`."""
+        self.draw(s, z, layout)
+        return self.compute(s, z, mask, layout)
+
+    def compute(
+        self, s: Tensor, z: Tensor, mask: Tensor, layout: PairLayout
     ) -> tuple[Tensor, Tensor]:
         """One block.
 
         Args:
-            s: single shard [B, n, C_s]. z: pair tile [B, T_r, T_c, C]. layout: the tiling.
-            mask: [1 or B, T_r, T_c].
+            s: single shard [B, n, C_s]. z: pair tile [B, T_r, T_c, C]. mask: [1 or B, T_r, T_c].
+            layout: the tiling.
 
         Returns:
             (s, z) updated; z in place when gradients are off.
@@ -154,10 +177,7 @@ class PairformerModule(TiledModule):
             (s, z) updated; z in place when gradients are off.
         """
         mask = pair_mask(layout, z.device)
-        for i, layer in enumerate(self.layers):
-            s, z = layer(s, z, layout, mask)
-            if progress is not None:
-                progress(i + 1, len(self.layers))
+        s, z = run_blocks(self.layers, (s, z), (mask,), layout, progress)
         return s, z
 
 
@@ -170,7 +190,5 @@ class PairformerNoSeqModule(TiledModule):
 
     def forward(self, z: Tensor, layout: PairLayout) -> Tensor:
         """Run all blocks on a pair tile [B, T_r, T_c, C]; in place when gradients are off."""
-        mask = pair_mask(layout, z.device)
-        for layer in self.layers:
-            z = layer(z, layout, mask)
+        (z,) = run_blocks(self.layers, (z,), (pair_mask(layout, z.device),), layout)
         return z

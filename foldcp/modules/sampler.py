@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from foldcp.layout import AtomLayout, PairLayout
 from foldcp.mesh import Mesh
-from foldcp.modules.alignment import Alignment, draw_augmentation, rotation_matrix
+from foldcp.modules.alignment import Alignment, augmentation_shapes, rotation_matrix
 from foldcp.modules.atoms import Feats
 from foldcp.modules.base import TiledModule
 from foldcp.modules.diffusion import DiffusionModule, Prepared
 from foldcp.modules.diffusion_conditioning import Conditioning
+from foldcp.modules.from_root import normal
 from foldcp.modules.noise import NoiseStep, Scales, StepNumbers, noise_schedule
 from foldcp.modules.samples import sample_bytes, samples_at_once
 from foldcp.modules.steering import Particles, Steering
@@ -99,9 +100,9 @@ class AtomDiffusion(TiledModule):
             prepared = self.score_model.prepare(
                 conditioning, s_inputs, s_trunk, feats, layout, atom_layout
             )
-            coords = sigma * torch.randn(
-                (count, feats["atom_pad_mask"].shape[1], 3), device=self.mesh.device
-            )
+            shape = (count, feats["atom_pad_mask"].shape[1], 3)
+            (noise,) = normal(self.mesh, shape, like=torch.empty(0, device=self.mesh.device))
+            coords = sigma * noise
             step = self._step(prepared, feats, coords, max_parallel_samples)
             particles = None
             if steering is not None:
@@ -132,18 +133,18 @@ class AtomDiffusion(TiledModule):
         numbers = StepNumbers(levels, self.sigma_data, self.step_scale, coords.device)
         times = self.score_model.embed_times(numbers.time)
         unique = step.align is None or step.align.unique
-        run = Steps(step, recorder(self.mesh, particles is not None, unique))
-        for i, level in enumerate(levels):
-            quaternion, shift = draw_augmentation(coords.shape[0], coords)
-            eps = torch.randn(coords.shape, device=coords.device)
-            given = (coords, quaternion, shift, eps, numbers.rows[i], times[i])
-            if particles is None:
-                coords = run(*given)
-            else:
-                coords = step(*given, partial(_steer, particles, level, i, len(levels)))
-            step.finished(i, None if particles is None else particles.taken)
-            progress(i + 1, len(levels))
-        return run.finish(coords)
+        shape = tuple(coords.shape)
+        with Steps(step, recorder(self.mesh, particles is not None, unique)) as run:
+            for i, level in enumerate(levels):
+                drawn = normal(self.mesh, *augmentation_shapes(len(coords)), shape, like=coords)
+                given = (coords, *drawn, numbers.rows[i], times[i])
+                if particles is None:
+                    coords = run(*given)
+                else:
+                    coords = step(*given, partial(_steer, particles, level, i, len(levels)))
+                step.finished(i, None if particles is None else particles.taken)
+                progress(i + 1, len(levels))
+            return run.finish(coords)
 
 
 class SamplingStep:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import torch
-
+from foldcp.memory import free_bytes
 from foldcp.mesh import Mesh
 from foldcp.modules.diffusion import Prepared
-from foldcp.report import host_memory
 
 # Of the free memory; the rest is for what kernels and the allocator take besides.
 _SHARE = 0.8
@@ -27,19 +25,6 @@ def samples_at_once(count: int, at_most: int | None, bytes_each: int, mesh: Mesh
     free = free_bytes(mesh)
     fitting = most if free is None else int(free * _SHARE) // max(1, bytes_each)
     return max(1, min(most, *mesh.all_gather_object(fitting)))
-
-
-def free_bytes(mesh: Mesh) -> int | None:
-    """Memory that this rank may still take, in bytes; None where nobody can tell."""
-    if mesh.device.type == "cuda":
-        if not torch.cuda.is_available():
-            return None  # shapes of a device that is not there (bench/fake_device.py)
-        free, _ = torch.cuda.mem_get_info(mesh.device)
-        held = torch.cuda.memory_reserved(mesh.device) - torch.cuda.memory_allocated(mesh.device)
-        return free + held
-    available, _ = host_memory()
-    # The ranks of a machine share it; how many are on this one is not known here.
-    return available // mesh.size or None
 
 
 def sample_bytes(prepared: Prepared, atoms: int) -> int:

@@ -8,10 +8,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from foldcp.exchange import fetch
 from foldcp.mesh import Mesh
+from foldcp.modules.from_root import from_root
 from foldcp.modules.noise import NoiseStep
-from foldcp.schedule import boxes_plan
 
 
 class Steering(Protocol):
@@ -123,11 +122,4 @@ class Particles:
         return log_weight.view(-1, self._steering.num_particles).softmax(1)
 
     def _from_root(self, make: Callable[[], Tensor], like: Tensor) -> Tensor:
-        """What `make` gives on rank 0, on every rank; of the shape and dtype of `like`."""
-        if self._mesh.size == 1:
-            return make()
-        size, whole = self._mesh.size, ((0, like.numel()),)
-        own = (whole, *(((0, 0),) for _ in range(size - 1)))
-        plan = boxes_plan(size, self._mesh.rank, own, (whole,) * size)
-        source = make().flatten() if self._mesh.is_root else like.new_empty(0)
-        return fetch(self._mesh, plan, (source,), ((0,),), "steering")[0].view(like.shape)
+        return from_root(self._mesh, make, like, "steering")

@@ -10,10 +10,15 @@ from foldcp.layout import AtomLayout, PairLayout
 from foldcp.mesh import Mesh
 from foldcp.modules.atom_encoder import AtomEncoder
 from foldcp.modules.atoms import Feats
-from foldcp.modules.base import TiledModule, draw_dropout
+from foldcp.modules.base import TiledModule, draw_pair_dropout
 from foldcp.modules.input_embedder import atom_part
 from foldcp.modules.msa import MSAModule as SharedMSAModule
-from foldcp.modules.msa import OuterProductMean, PairWeightedAveraging
+from foldcp.modules.msa import (
+    OuterProductMean,
+    PairWeightedAveraging,
+    draw_row_dropout,
+    msa_operations,
+)
 from foldcp.modules.pairformer import AttentionPairBias, PairBlock
 from foldcp.modules.pairformer import PairformerModule as SharedPairformerModule
 from foldcp.modules.transition import Transition
@@ -77,6 +82,7 @@ class MSALayer(PairBlock):
     """One block of the MSA module; the pair ops are its own."""
 
     transition_name = "z_transition"
+    in_place = (True, True)
 
     def __init__(self, twin: nn.Module, mesh: Mesh) -> None:
         super().__init__(twin, mesh)
@@ -84,11 +90,20 @@ class MSALayer(PairBlock):
         self.msa_transition = Transition(twin.msa_transition, mesh)
         self.outer_product_mean = OuterProductMean(twin.outer_product_mean, mesh)
 
-    def forward(
+    def draw(self, z: Tensor, m: Tensor, layout: PairLayout) -> None:
+        """See `Block`."""
+        draw_row_dropout(m)
+        draw_pair_dropout(z.shape[0], layout.n, z.device)
+
+    def operations(self, *state: Tensor) -> float:
+        """See `Block`."""
+        z, m = state
+        return msa_operations(z, m) + super().operations(z)
+
+    def compute(
         self, z: Tensor, m: Tensor, mask: Tensor, msa_mask: Tensor, layout: PairLayout
     ) -> tuple[Tensor, Tensor]:
-        """See `foldcp.modules.msa.MSALayer.forward`."""
-        draw_dropout((m.shape[0], m.shape[1], 1, 1), m.device)
+        """See `foldcp.modules.msa.MSALayer.compute`."""
         m = self.pair_weighted_averaging(m, z, layout)
         m = self.msa_transition(m)
         z = self.outer_product_mean(z, m, msa_mask, layout)
@@ -104,6 +119,8 @@ class MSAModule(SharedMSAModule):
 class PairformerLayer(PairBlock):
     """A pair block and, unless left out, the single track. AlphaFold 3, Algorithm 17."""
 
+    in_place = (False, True)
+
     def __init__(self, twin: nn.Module, mesh: Mesh) -> None:
         super().__init__(twin, mesh)
         self.no_update_s = twin.no_update_s
@@ -111,10 +128,14 @@ class PairformerLayer(PairBlock):
             self.attention = AttentionPairBias(twin.attention, mesh)
             self.transition_s = Transition(twin.transition_s, mesh)
 
-    def forward(
-        self, s: Tensor, z: Tensor, layout: PairLayout, mask: Tensor
+    def draw(self, s: Tensor, z: Tensor, layout: PairLayout) -> None:
+        """See `Block`."""
+        draw_pair_dropout(z.shape[0], layout.n, z.device)
+
+    def compute(
+        self, s: Tensor, z: Tensor, mask: Tensor, layout: PairLayout
     ) -> tuple[Tensor, Tensor]:
-        """See `foldcp.modules.pairformer.PairformerLayer.forward`."""
+        """See `foldcp.modules.pairformer.PairformerLayer.compute`."""
         z = self.update_pair(z, layout, mask)
         if not self.no_update_s:
             attention = self.attention

@@ -1,0 +1,21 @@
+"""How much memory a rank may still take."""
+
+from __future__ import annotations
+
+import torch
+
+from foldcp.mesh import Mesh
+from foldcp.report import host_memory
+
+
+def free_bytes(mesh: Mesh) -> int | None:
+    """Memory that this rank may still take, in bytes; None where nobody can tell."""
+    if mesh.device.type == "cuda":
+        if not torch.cuda.is_available():
+            return None  # shapes of a device that is not there (bench/fake_device.py)
+        free, _ = torch.cuda.mem_get_info(mesh.device)
+        held = torch.cuda.memory_reserved(mesh.device) - torch.cuda.memory_allocated(mesh.device)
+        return free + held
+    available, _ = host_memory()
+    # The ranks of a machine share it; how many are on this one is not known here.
+    return available // mesh.size or None

@@ -1,0 +1,286 @@
+"""Blocks of the trunk and of the confidence module, replayed from a recording of one of them."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from typing import Any
+from unittest import mock
+
+import parity
+import pytest
+import torch
+from syncs import Tape
+from torch import Tensor
+
+from bench.fake_device import fake_cuda
+from bench.fake_mesh import fake_mesh
+from bench.live_memory import features, few_chunks, onto, shapes_of_model
+from foldcp.boltz.swap import apply
+from foldcp.layout import PairLayout
+from foldcp.mesh import Mesh
+from foldcp.modules import block_graph, step_graph
+from foldcp.modules.model import Settings
+from foldcp.modules.msa import MSALayer
+from foldcp.modules.pairformer import PairBlock, PairformerLayer, PairformerModule
+from foldcp.modules.weight_slots import WeightSlots, _named
+from foldcp_kernels.dispatch import set_impl
+
+TOKENS, TEMPLATE_BLOCKS = 20, 2
+
+
+@pytest.fixture(autouse=True)
+def graphs() -> Iterator[None]:
+    step_graph.set_graphs("auto")
+    step_graph._said.clear()
+    yield
+    step_graph.set_graphs("auto")
+
+
+def with_templates(feats: dict[str, Tensor], count: int) -> dict[str, Tensor]:
+    """The features of an input with templates of random geometry."""
+    n, draw = feats["token_index"].shape[1], torch.Generator().manual_seed(3)
+    frames = torch.linalg.qr(torch.randn((1, count, n, 3, 3), generator=draw))[0]
+    points = {
+        f"template_{k}": torch.randn((1, count, n, 3), generator=draw)
+        for k in ("cb", "ca", "frame_t")
+    }
+    masks = {f"template_{k}": torch.ones(1, count, n) for k in ("mask", "mask_cb", "mask_frame")}
+    kinds = {
+        "template_restype": torch.ones((1, count, n), dtype=torch.long),
+        "visibility_ids": torch.zeros((1, count, n)),
+    }
+    return feats | points | masks | kinds | {"template_frame_rot": frames}
+
+
+class Steers:
+    """Steers towards the origin, with two particles."""
+
+    resample, guide, num_particles, resampling_interval, strength = True, True, 2, 1, 1.0
+
+    def energy(self, coords: Tensor, time: float) -> Tensor:
+        return coords.square().mean((1, 2))
+
+    def guidance(self, coords: Tensor, time: float) -> Tensor:
+        return -0.01 * coords
+
+
+def predict(
+    recorder: Any,
+    settings: Settings,
+    *inputs: dict[str, Tensor],
+    steering: Any = None,
+    **model: Any,
+) -> list[dict[str, Any]]:
+    """What a tiny Boltz-2 predicts for several inputs, and a number drawn at the end."""
+    net = parity.build_model(**model, steering={"contact_guidance_update": False})
+    apply(net, Mesh.create(1, 1))
+    if steering is not None:
+        net.foldcp.steering = lambda feats, device: steering
+    torch.manual_seed(5)
+
+    def made(mesh: Mesh, steered: bool = False, unique: bool = True) -> Any:
+        return None if steered else recorder
+
+    with (
+        mock.patch.object(step_graph, "recorder", made),
+        mock.patch("foldcp.modules.sampler.recorder", made),
+    ):
+        found = [net.foldcp(dict(feats), settings) for feats in inputs]
+    return [*found, {"drawn": torch.rand(1)}]
+
+
+def assert_equal(a: Any, b: Any) -> None:
+    """Bit for bit, nested dictionaries included."""
+    assert type(a) is type(b)
+    if isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_equal(a[key], b[key])
+    elif isinstance(a, Tensor):
+        assert torch.equal(a, b)
+
+
+# Both stages have blocks of a kind that is new to them, and the second input another number of
+# tokens. Of each kind the first block runs as it is, the second on the recording's tensors.
+INPUTS = (with_templates(features(TOKENS, 5), 2), features(13, 3))
+DEPTHS = dict(pairformer_blocks=3, msa_blocks=2, confidence_blocks=2)
+
+
+def said(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [r.getMessage() for r in caplog.records if r.name == "foldcp.graph"]
+
+
+def test_replayed_blocks_are_the_blocks() -> None:
+    settings, tape = Settings(2, 3, 3), Tape()
+    plain = predict(None, settings, *INPUTS, **DEPTHS)
+    assert_equal(plain, predict(tape, settings, *INPUTS, **DEPTHS))
+    # Templates, MSA, pairformer, the step and confidence of the first input; no templates next.
+    assert tape.recorded == 5 + 4
+    passes, samples, steps = 3, 3, 3
+    blocks = passes * (2 * DEPTHS["msa_blocks"] + 2 * DEPTHS["pairformer_blocks"])
+    templates = passes * 2 * TEMPLATE_BLOCKS
+    rated = 2 * samples * DEPTHS["confidence_blocks"]
+    unrecorded = 2 * (5 + 4)
+    assert tape.replayed == blocks + templates + rated + 2 * steps - unrecorded
+    assert tape.released == 2 * 3  # trunk, sampler and confidence give their memory back
+    assert not block_graph._active
+
+
+def test_steered_samples_leave_the_trunk_recorded() -> None:
+    def steered(recorder: Any) -> list[dict[str, Any]]:
+        return predict(recorder, Settings(1, 3, 1), INPUTS[1], steering=Steers(), **DEPTHS)
+
+    tape = Tape()
+    assert_equal(steered(None), steered(tape))
+    assert tape.recorded == 3  # not the step
+
+
+def stack(recorder: Any, layers: int = 5, n: int = TOKENS, passes: int = 2) -> Tensor:
+    """A pairformer stack on random tensors, twice, and a number drawn at the end."""
+    net = parity.build_model(pairformer_blocks=layers).pairformer_module
+    mesh = Mesh.create(1, 1)
+    tiled, layout = PairformerModule(net, mesh), PairLayout(n, 1, 1, 0)
+    torch.manual_seed(1)
+    z_width = net.layers[0].tri_mul_out.norm_in.weight.shape[0]
+    s_width = net.layers[0].attention.proj_q.weight.shape[1]
+    s, z = torch.randn(1, n, s_width), torch.randn(1, n, n, z_width)
+    with (
+        torch.no_grad(),
+        mock.patch.object(step_graph, "recorder", lambda *_, **__: recorder),
+        block_graph.recorded(mesh),
+    ):
+        for _ in range(passes):
+            s, given = tiled(s, z, layout)[0], z
+            assert given is z
+    return torch.cat([s.flatten(), z.flatten(), torch.rand(1)])
+
+
+def test_every_block_has_its_own_weights() -> None:
+    plain, tape = stack(None), Tape()
+    assert torch.equal(stack(tape), plain)
+    assert (tape.recorded, tape.replayed) == (1, 2 * 5 - 2)
+    inner = WeightSlots.load
+    with mock.patch.object(WeightSlots, "load", lambda self, _: inner(self, self._module)):
+        assert not torch.equal(stack(Tape()), plain), "the weights were not needed"
+
+
+def test_so_has_what_the_kernels_keep_of_them() -> None:
+    """In their own dtype, and stacked."""
+    small = dict(layers=4, n=3, passes=1)
+    set_impl("triton")
+    try:
+        plain, tape, inner = stack(None, **small), Tape(), WeightSlots._derive
+        assert torch.equal(stack(tape, **small), plain)
+        assert (tape.recorded, tape.replayed) == (1, 2)
+
+        def stale(self: WeightSlots, at: Any, build: Any, named: dict) -> Tensor:
+            return inner(self, at, build, _named(self._module))
+
+        with mock.patch.object(WeightSlots, "_derive", stale):
+            assert not torch.equal(stack(Tape(), **small), plain), "nothing was kept"
+    finally:
+        set_impl("auto")
+
+
+@pytest.mark.parametrize(
+    ("plant", "why"),
+    [
+        (lambda z: bool(z.sum() > 0), "aten._local_scalar_dense"),
+        (lambda z: torch.rand(1), "aten.rand.default draws random numbers"),
+        (lambda z: z[z > 1e9], "aten.nonzero|aten.index"),
+    ],
+)
+def test_a_wait_or_a_draw_in_a_block_is_seen_and_costs_nothing(
+    plant: Callable[[Tensor], Any], why: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    inner = PairBlock.update_pair
+
+    def update(self: PairBlock, z: Tensor, *rest: Any) -> Tensor:
+        plant(z)
+        return inner(self, z, *rest)
+
+    with mock.patch.object(PairBlock, "update_pair", update), caplog.at_level(logging.WARNING):
+        plain, tape = stack(None), Tape()
+        for _ in range(2):
+            assert torch.equal(stack(tape), plain)
+        assert tape.recorded == 0
+        (line,) = said(caplog)
+        assert re.search(f"blocks .* without a CUDA graph: ({why})", line), line
+        step_graph.set_graphs("1")
+        with pytest.raises(RuntimeError, match=why):
+            stack(tape)
+    assert not block_graph._active
+
+
+def test_a_host_number_that_changes_is_seen() -> None:
+    inner, calls = PairformerLayer.compute, []
+
+    def compute(self: PairformerLayer, s: Tensor, z: Tensor, *rest: Any) -> Any:
+        calls.append(0)
+        s, z = inner(self, s, z, *rest)
+        return s + 1e-3 * len(calls), z
+
+    with mock.patch.object(PairformerLayer, "compute", compute):
+        plain = stack(None)
+        calls.clear()
+        assert not torch.equal(stack(Tape()), plain)
+
+
+def test_blocks_are_recorded_where_the_host_is_what_takes_time() -> None:
+    def recordings() -> int:
+        tape = Tape()
+        stack(tape, layers=3)
+        return tape.recorded
+
+    assert recordings() == 1
+    with mock.patch.object(block_graph, "free_bytes", lambda mesh: 1000):
+        assert recordings() == 0
+    with mock.patch.object(block_graph, "MOST_OPERATIONS", 1000):
+        assert recordings() == 0
+        step_graph.set_graphs("1")
+        assert recordings() == 1
+    step_graph.set_graphs("auto")
+    model = shapes_of_model()
+    block = model.pairformer_module.layers[0]
+    pair = PairformerLayer(block, Mesh.create(1, 1))
+    of_msa = MSALayer(model.msa_module.layers[0], Mesh.create(1, 1))
+
+    def recorded(layer: Any, n: int, sequences: int = 0) -> bool:
+        z = torch.empty((1, n, n, 128), device="meta")
+        m = torch.empty((1, sequences, n, 64), device="meta")
+        return layer.operations(z, m) <= block_graph.MOST_OPERATIONS
+
+    assert recorded(pair, 1024) and not recorded(pair, 1100)
+    assert recorded(of_msa, 1000, 1) and recorded(of_msa, 700, 1024)
+    assert not recorded(of_msa, 900, 1024) and not recorded(of_msa, 512, 8192)
+
+
+@pytest.mark.parametrize("kernels", ["torch", "triton"])
+def test_a_block_takes_what_is_set_aside_for_it(kernels: str) -> None:
+    n, found = 512, {}
+    for kind in ("pair", "msa"):
+        model = deepcopy(shapes_of_model())
+        with fake_cuda() as device, few_chunks():
+            onto(model, device)
+            mesh, layout = fake_mesh(1, 1, device="cuda"), PairLayout(n, 1, 1, 0)
+            z = torch.empty((1, n, n, 128), device="cuda")
+            mask = torch.ones((1, n, n), device="cuda")
+            if kind == "pair":
+                layer = PairformerLayer(model.pairformer_module.layers[0], mesh)
+                state, fixed = (torch.empty((1, n, 384), device="cuda"), z), (mask,)
+            else:
+                layer = MSALayer(model.msa_module.layers[0], mesh)
+                state = (z, torch.empty((1, 256, n, 64), device="cuda"))
+                fixed = (mask, torch.ones((1, 256, n), device="cuda"))
+            set_impl(kernels)
+            try:
+                before = device.live.now
+                device.live.restart()
+                layer.compute(*state, *fixed, layout)
+            finally:
+                set_impl("auto")
+            found[kind] = (device.live.peak - before) / sum(x.nbytes for x in state)
+    assert all(0.5 < part <= block_graph.TRANSIENT for part in found.values()), found
