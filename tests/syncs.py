@@ -172,6 +172,7 @@ class _Recording(TorchDispatchMode):
             self._keep(given)
         out = func(*args, **kwargs)
         if draws is not False and not torch.equal(draws, torch.get_rng_state()):
+            torch.set_rng_state(draws)
             raise RuntimeError(f"{func} draws random numbers in a recording")
         made = [x for x in tree_leaves(out) if isinstance(x, Tensor)]
         read = {_storage(x) for x in given}

@@ -32,7 +32,7 @@ State = tuple[Tensor, ...]
 # Operations of the largest block that is recorded: those of a pairformer block at 1,024 tokens. An
 # H100 takes 7 ms for them at 400 TFLOP/s; launching one takes a host 2 to 6 ms (63 to 105 kernels
 # of 18 to 56 us, counted on a CPU). Larger blocks keep the GPU busy without.
-MOST_OPERATIONS = 2.8e12
+MOST_OPERATIONS = 2.9e12
 # What a block takes besides its state, in parts of it (tests/test_block_graph.py measures it).
 TRANSIENT = 3
 
