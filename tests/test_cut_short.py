@@ -8,21 +8,17 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
-import parity
 import pytest
-import ranks
 import torch
+from syncs import Tape
 from test_diffusion import Case, make_case
 from test_sampler import TOKENS, draw
 from torch import Tensor
 
-from bench.live_memory import features
 from foldcp import agreement
 from foldcp.boltz import recovery
-from foldcp.boltz.swap import apply
 from foldcp.mesh import Mesh
 from foldcp.modules import step_graph
-from foldcp.modules.model import Settings
 from foldcp.modules.sampler import SamplingStep
 from foldcp.modules.step_graph import CudaRecorder
 from foldcp.report import InputLost
@@ -187,6 +183,18 @@ def test_the_sampler_goes_on_after_a_capture_that_was_cut_short(
     assert "without a CUDA graph: CUDA error: operation not permitted" in line
 
 
+def test_a_step_that_fails_gives_its_recording_back(case: Case) -> None:
+    tape = Tape()
+
+    def fail(done: int, total: int) -> None:
+        if done == 5:
+            raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        draw(Mesh.create(1, 1), case, tape, progress=fail)
+    assert (tape.recorded, tape.released) == (1, 1)
+
+
 def test_an_input_is_lost_where_no_numbers_can_be_drawn_any_more() -> None:
     run = SimpleNamespace(shared=False, failed={})
     with Torch211(stuck=True).in_place() as fake:
@@ -196,39 +204,6 @@ def test_an_input_is_lost_where_no_numbers_can_be_drawn_any_more() -> None:
         fake.valid = True
         assert recovery.together(run, "one", 5, lambda: recorder.record(fake.wait)) is None
     assert "FOLDCP_GRAPHS=0" in run.failed["one"]
-
-
-def predicted(mesh: Mesh) -> tuple[list[tuple[Tensor, Tensor]], list[str]]:
-    """Coordinates and pLDDT of ranks that draw alike and of such that do not; what was said."""
-    torch.manual_seed(0)
-    feats = features(TOKENS, 6)
-    found: list[tuple[Tensor, Tensor]] = []
-    said: list[str] = []
-
-    def warning(text: str, *given: str) -> None:
-        said.append(text % given)
-
-    for kind, seed in (("GPU", 7), *((f"GPU {mesh.rank}", 7 + mesh.rank),) * 2):
-        model = parity.build_model(steering={"contact_guidance_update": False})
-        apply(model, mesh)
-        model.msa_module.num_subsampled_msa = 3
-        torch.manual_seed(seed)
-        with (
-            mock.patch.object(agreement, "kind", lambda _, kind=kind: kind),
-            mock.patch.object(agreement.LOG, "warning", warning),
-        ):
-            out = model.foldcp(dict(feats), Settings(1, 3, 2))
-        found.append((out["sample_atom_coords"], out["plddt"]))
-    return found, said
-
-
-def test_unlike_gpus_take_the_numbers_of_rank_0() -> None:
-    for rank, (found, said) in enumerate(ranks.run(1, 2, predicted, transport="host")):
-        for coords, plddt in found[1:]:
-            assert torch.equal(coords, found[0][0]), f"rank {rank}"
-            assert torch.equal(plddt, found[0][1]), f"rank {rank}"
-        assert len(said) == (rank == 0), said
-        assert rank or "rank 1 is on GPU 1, rank 0 on GPU 0" in said[0]
 
 
 def test_kinds_differ_by_what_a_draw_depends_on() -> None:

@@ -104,7 +104,7 @@ class Stack:
         from boltz.model.modules.trunkv2 import MSAModule as Msa
 
         self.device, self.mesh, self.blocks = device, Mesh.create(1, 1, device), BLOCKS[part]
-        self.layout = PairLayout(n, 1, 1, 0)
+        self.layout = self.mesh.layout(n)
         draw = torch.Generator().manual_seed(n)
         s, z = (torch.randn(x, generator=draw) for x in ((1, n, SINGLE), (1, n, n, PAIR)))
         if part == "msa":

@@ -1,0 +1,50 @@
+"""Ranks on GPUs of several kinds, on which a seed gives different numbers."""
+
+from __future__ import annotations
+
+from unittest import mock
+
+import parity
+import torch
+from torch import Tensor
+
+from bench.live_memory import features
+from foldcp import agreement
+from foldcp.boltz.swap import apply
+from foldcp.mesh import Mesh
+from foldcp.modules.model import Settings
+
+TOKENS = 12
+
+
+def predicted(mesh: Mesh) -> tuple[list[tuple[Tensor, Tensor]], list[str]]:
+    """Coordinates and pLDDT of ranks that draw alike and of such that do not; what was said."""
+    torch.manual_seed(0)
+    feats = features(TOKENS, 6)
+    found: list[tuple[Tensor, Tensor]] = []
+    said: list[str] = []
+
+    def warning(text: str, *given: str) -> None:
+        said.append(text % given)
+
+    for kind, seed in (("GPU", 7), *((f"GPU {mesh.rank}", 7 + mesh.rank),) * 2):
+        model = parity.build_model(steering={"contact_guidance_update": False})
+        apply(model, mesh)
+        model.msa_module.num_subsampled_msa = 3
+        torch.manual_seed(seed)
+        with (
+            mock.patch.object(agreement, "kind", lambda _, kind=kind: kind),
+            mock.patch.object(agreement.LOG, "warning", warning),
+        ):
+            out = model.foldcp(dict(feats), Settings(1, 3, 2))
+        found.append((out["sample_atom_coords"], out["plddt"]))
+    return found, said
+
+
+def check(rank: int, found: list[tuple[Tensor, Tensor]], said: list[str]) -> None:
+    """All ranks have the numbers that they have when they draw alike, and rank 0 says so once."""
+    for coords, plddt in found[1:]:
+        assert torch.equal(coords, found[0][0]), f"rank {rank}"
+        assert torch.equal(plddt, found[0][1]), f"rank {rank}"
+    assert len(said) == (rank == 0), said
+    assert rank or "rank 1 is on GPU 1, rank 0 on GPU 0" in said[0]
