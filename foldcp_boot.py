@@ -10,6 +10,7 @@ import importlib.abc
 import os
 import sys
 from importlib.machinery import ModuleSpec
+from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any
 
@@ -97,6 +98,9 @@ class _Loader(importlib.abc.Loader):
             if launch.predicts(sys.argv[1:]):
                 allocator.grow_segments(os.environ)
             launch.start_processes_if_asked(sys.argv[1:])
+        from foldcp.boltz import caches
+
+        caches.choose_numba_folder(os.environ, Path(str(module.__file__)).parent)
         self.inner.exec_module(module)
         from foldcp.boltz import switch
 

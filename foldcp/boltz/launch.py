@@ -132,18 +132,31 @@ def check_version(ends_process: bool) -> None:
     Raises:
         ImportError: the installed version is not supported.
     """
-    version = metadata.version("boltz")
-    if version.startswith(SUPPORTED):
+    name, version = _installed()
+    if name == "boltz" and version.startswith(SUPPORTED):
         return
+    other = name != "boltz" and version
+    first = f"`pip uninstall {name}`, then " if other else ""
     message = (
-        f"boltz {version} is not supported, this foldcp expects boltz {SUPPORTED}x: "
-        "`pip install 'boltz>=2.2,<2.3'`, or unset FOLDCP to run Boltz without it"
+        f"{name}{version and ' '}{version} is not supported, this foldcp expects boltz "
+        f"{SUPPORTED}x: "
+        f"{first}`pip install 'boltz>=2.2,<2.3'`, or unset FOLDCP to run Boltz without it"
     )
     if not ends_process:
         raise ImportError(message)
     from foldcp.boltz import session
 
     session.end(message)
+
+
+def _installed() -> tuple[str, str]:
+    """(name, version) of the package that the module `boltz` comes from."""
+    try:
+        return "boltz", metadata.version("boltz")
+    except metadata.PackageNotFoundError:
+        for name in metadata.packages_distributions().get("boltz", ()):
+            return name, metadata.version(name)
+    return "the module boltz, which belongs to no installed package,", ""
 
 
 def report_missing_boltz() -> NoReturn:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import platform
+import socket
 import sys
 import tempfile
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -118,6 +121,12 @@ def choose_device(options: dict[str, Any], place: Place) -> torch.device:
         UserError: the options cannot be combined with a mesh or do not fit this machine.
     """
     devices, accelerator = options.get("devices", 1), options.get("accelerator", "gpu")
+    if devices < 1:
+        raise UserError(
+            f"--devices {devices} is no number of devices, and with FOLDCP=1 every process drives "
+            "one: drop --devices, and start one process per GPU (FOLDCP_NPROC=auto boltz predict "
+            "...)"
+        )
     if devices != 1:
         raise UserError(
             f"--devices {devices} cannot be combined with FOLDCP=1, where every process drives one "
@@ -163,6 +172,52 @@ def check_writable(options: dict[str, Any]) -> None:
             f"{option} folder {wanted} cannot be written ({error.strerror}): "
             f"pass {option} with a folder that you may write to"
         ) from error
+
+
+def check_kept(config: Config, is_root: bool) -> None:
+    """Try FOLDCP_RESUME on every rank and FOLDCP_REPORT on the root rank.
+
+    Raises:
+        UserError: nothing can be written there.
+    """
+    name, path = "FOLDCP_RESUME", config.resume
+    try:
+        if path is not None:
+            folder = Path(path).expanduser()
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        name, path = "FOLDCP_REPORT", config.report if is_root else None
+        if path is not None:
+            if Path(path).is_dir():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+            with tempfile.TemporaryFile(dir=Path(path).parent):
+                pass
+    except OSError as error:
+        what = {"FOLDCP_RESUME": "a folder", "FOLDCP_REPORT": "a file in a folder that exists and"}
+        raise UserError(
+            f"{name}={path} cannot be written ({error.strerror}): "
+            f"name {what[name]} that you may write to"
+        ) from error
+
+
+def check_interfaces(environ: Mapping[str, str], ranks: int) -> None:
+    """Refuse network interfaces for gloo that this machine does not have.
+
+    Args:
+        environ: usually `os.environ`. ranks: of this run; one alone needs no network.
+
+    Raises:
+        UserError: GLOO_SOCKET_IFNAME names another.
+    """
+    here = [name for _, name in socket.if_nameindex()]
+    asked = [name for name in environ.get("GLOO_SOCKET_IFNAME", "").split(",") if name]
+    missing = [name for name in asked if name not in here]
+    if missing and ranks > 1:
+        raise UserError(
+            f"GLOO_SOCKET_IFNAME is {','.join(asked)}, but this machine has no interface "
+            f"{missing[0]}, only {', '.join(here)}: name one of these, or unset it"
+        )
 
 
 def check_same_everywhere(options: dict[str, Any], config: Config, session: Session) -> None:

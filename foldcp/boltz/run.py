@@ -31,6 +31,7 @@ class Run:
         announced: the start line was printed.
         keeper: keeps the trunks of unfinished inputs (FOLDCP_RESUME).
         replay: draws the random numbers of an input that another group folds.
+        output_format: `--output_format`.
     """
 
     config: Config
@@ -45,6 +46,7 @@ class Run:
     announced: bool = False
     replay: Callable[[dict[str, Any]], None] | None = None
     keeper: TrunkKeeper | None = None
+    output_format: str = "mmcif"
 
     @property
     def shared(self) -> bool:

@@ -20,6 +20,7 @@ from foldcp.boltz import models, preflight, processing, session
 from foldcp.boltz.boltz1_data import RootBoltz1DataModule
 from foldcp.boltz.command import guarded
 from foldcp.boltz.data import RootDataModule
+from foldcp.boltz.options import check_numbers
 from foldcp.boltz.place import Place
 from foldcp.boltz.run import Run, current, set_current
 from foldcp.boltz.writers import RootAffinityWriter, RootWriter
@@ -70,9 +71,7 @@ def _predict(stock: Callable[..., None]) -> Callable[..., None]:
                 seconds = time.perf_counter() - start
                 numbers = report.costs(run.mesh, seconds, run.session.gather)
                 if run.session.is_root:
-                    partial = Path(f"{run.config.report}.partial")
-                    partial.write_text(json.dumps(numbers))
-                    partial.replace(run.config.report)
+                    _write_report(numbers, run.config.report)
         finally:
             set_current(None)
             progress.listen(None)
@@ -85,6 +84,15 @@ def _predict(stock: Callable[..., None]) -> Callable[..., None]:
         run.session.close()
 
     return predict
+
+
+def _write_report(numbers: dict[str, Any], path: str) -> None:
+    partial = Path(f"{path}.partial")
+    try:
+        partial.write_text(json.dumps(numbers))
+        partial.replace(path)
+    except OSError as error:  # the predictions are there all the same
+        print(f"foldcp: FOLDCP_REPORT={path} is not written: {error.strerror}", file=sys.stderr)
 
 
 def begin(options: dict[str, Any]) -> Run:
@@ -102,6 +110,7 @@ def begin(options: dict[str, Any]) -> Run:
     config = Config.from_env(os.environ)
     ranks.patience = float(config.timeout)
     preflight.check_launch(config, place)
+    check_numbers(options)
     size = meshes.group_size(place.world, config.dp, config.mesh)
     rows, cols = meshes.choose(size, config.mesh)
     ranks.group, ranks.groups = place.rank // size, config.dp
@@ -112,6 +121,8 @@ def begin(options: dict[str, Any]) -> Run:
     set_graphs(config.graphs)
     preflight.choose_kernels(options, config, device)
     preflight.check_same_everywhere(options, config, ranks)
+    preflight.check_interfaces(os.environ, place.world)
+    preflight.check_kept(config, ranks.is_root)
     preflight.agree_on_kernels(config, device, ranks)
     ranks.at("joining the ranks")
     mesh = ranks.form(rows, cols, device, config)
@@ -127,7 +138,9 @@ def begin(options: dict[str, Any]) -> Run:
     ranks.wait_for_root()
     ranks.at("reading inputs")
     asked = {name: options.get(name) for name in ("seed", "write_embeddings")}
-    return Run(config, ranks, mesh, asked["seed"], bool(asked["write_embeddings"]))
+    run = Run(config, ranks, mesh, asked["seed"], bool(asked["write_embeddings"]))
+    run.output_format = options.get("output_format") or "mmcif"
+    return run
 
 
 def _download(stock: Callable[[Path], None]) -> Callable[[Path], None]:
