@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import pickle
@@ -32,7 +33,8 @@ FOLDERS = ("msa", "constraints", "templates", "mols", "structures", "records")
 @pytest.fixture
 def switched(monkeypatch: pytest.MonkeyPatch) -> None:
     """boltz.main with its reading of inputs switched over."""
-    for name in ("process_input", "process_inputs", "run_mmseqs2", "parse_a3m", "parse_csv"):
+    names = ("process_input", "process_inputs", "run_mmseqs2", "parse_a3m", "parse_csv")
+    for name in (*names, "parse_yaml", "parse_fasta"):
         monkeypatch.setattr(boltz.main, name, getattr(boltz.main, name))
     monkeypatch.setattr(types.JSONSerializable, "dump", types.JSONSerializable.dump)
     monkeypatch.setattr(types.NumpySerializable, "load", vars(types.NumpySerializable)["load"])
@@ -230,7 +232,12 @@ def _bad_alignments(folder: Path) -> dict[str, tuple[str, str]]:
         "empty.csv": (b"", "No columns to parse"),
         "columns.csv": (f"id,seq\n1,{PROTEIN}\n".encode(), "expected columns"),
         "missing.csv": (b"key,sequence\n1,\n", "a row has no sequence"),
-        "keys.csv": (f"key,sequence\nx,{PROTEIN}\n".encode(), "invalid literal"),
+        "keys.csv": (
+            f"key,sequence\n1,{PROTEIN}\nECOLI,{PROTEIN[1:]}M\n".encode(),
+            "line 3: the key 'ECOLI' is no whole number",
+        ),
+        "cut.a3m.gz": (gzip.compress(rows.encode())[:-9], "it cannot be unpacked"),
+        "not.a3m.gz": (rows.encode(), "it cannot be unpacked"),
         "denied.a3m": (rows.encode(), "Permission denied"),
         "wrong.sto": (rows.encode(), "only a3m or csv"),
     }
@@ -337,3 +344,54 @@ def test_damaged_records_are_read_again(
     record.write_text(record.read_text()[:50])
     read(paths, out)
     assert contents(out) == want and run.failed == {}
+
+
+def test_alignments_are_read_packed_and_in_any_case(
+    read: Callable[..., None], run: Run, tmp_path: Path
+) -> None:
+    a3m, csv = tmp_path / "a.a3m", tmp_path / "b.csv"
+    random_a3m(a3m, PROTEIN, 9, 1)
+    random_csv(csv, PROTEIN, [1, 2, -1], 3)
+    names = {"a.A3M": a3m, "p.a3m.gz": a3m, "P.A3M.GZ": a3m, "b.CSV": csv, "b.csv.gz": csv}
+    paths = []
+    for number, (name, source) in enumerate(names.items()):
+        packed = name.lower().endswith(".gz")
+        data = source.read_bytes()
+        (tmp_path / name).write_bytes(gzip.compress(data) if packed else data)
+        paths.append(yaml(tmp_path, f"x{number}", protein("A", PROTEIN, tmp_path / name)))
+    plain = [yaml(tmp_path, "p", protein("A", PROTEIN, a3m))]
+    plain.append(yaml(tmp_path, "q", protein("A", PROTEIN, csv)))
+    read([*paths, *plain], tmp_path / "out")
+    assert run.failed == {}
+    found = contents(tmp_path / "out" / "processed" / "msa")
+    wanted = {a3m: found.pop("p_0.npz"), csv: found.pop("q_0.npz")}
+    assert list(found.values()) == [wanted[source] for source in names.values()]
+
+
+def test_what_is_gone_or_of_the_other_model_is_read_again(
+    expected: tuple[list[Path], dict[str, Any]],
+    read: Callable[..., None],
+    run: Run,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    paths, want = expected
+    out = tmp_path / "ours"
+    read(paths, out)
+    done = out / "processed"
+    for gone in (
+        "structures",
+        "structures/all.npz",
+        "msa/all_1.npz",
+        "templates/all_t.npz",
+        "mols",
+    ):
+        (shutil.rmtree if (done / gone).is_dir() else os.unlink)(done / gone)
+        read(paths, out)
+        assert contents(out) == want and run.failed == {}, gone
+        assert "all is read again: its file " in capsys.readouterr().err
+    for boltz2, told in ((False, "read for Boltz-2, and this run is of B"), (True, "for Boltz-1")):
+        read(paths[1:], out, boltz2=boltz2)
+        assert run.failed == {} and told in capsys.readouterr().err
+        with zipfile.ZipFile(done / "structures" / "csv.npz") as arrays:
+            assert ("coords.npy" in arrays.namelist()) == boltz2

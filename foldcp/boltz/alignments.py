@@ -6,7 +6,11 @@ fails when the features are computed.
 
 from __future__ import annotations
 
+import csv
+import gzip
+import shutil
 import sys
+import zlib
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -26,6 +30,8 @@ _FORM = {
 }
 
 read: list[Path] = []  # files that were parsed for the input under way, in order
+_made: dict[Path, Path] = {}  # what those were unpacked or copied from
+_folder: list[Path] = []  # for unpacked files, while an input is read
 
 
 class Unreadable(BaseException):
@@ -33,6 +39,58 @@ class Unreadable(BaseException):
 
     Not an `Exception`: Boltz answers those with a traceback.
     """
+
+
+def begin(folder: Path) -> None:
+    """Begin an input.
+
+    Args:
+        folder: where alignments may be unpacked; removed with what is left of the input.
+    """
+    read.clear()
+    _made.clear()
+    _folder[:] = [folder]
+
+
+def unpacked(stock: Callable[..., Any]) -> Callable[..., Any]:
+    """Boltz's parser of one kind of input, whose alignments may be packed and in any case.
+
+    Boltz reads `.a3m` and `.csv` only, although its parsers of both would unpack.
+
+    Args:
+        stock: `parse_yaml` or `parse_fasta`.
+    """
+
+    @wraps(stock)
+    def parse(path: Path, *args: Any, **options: Any) -> Any:
+        target = stock(path, *args, **options)
+        if current() is not None and _folder:
+            for chain in target.record.chains:
+                if isinstance(chain.msa_id, str):
+                    chain.msa_id = _plain(chain.msa_id)
+        return target
+
+    return parse
+
+
+def _plain(name: str) -> str:
+    """The file itself, or one made of it under a name that Boltz reads."""
+    path = Path(name)
+    packed = path.suffix.lower() == ".gz"
+    kind = Path(path.stem if packed else path.name).suffix.lower()
+    if path.suffix in _FORM or kind not in _FORM or not path.is_file():
+        return name
+    known = next((made for made, source in _made.items() if source == path), None)
+    if known is None:
+        known = _folder[0] / f"{len(_made)}{kind}"
+        known.parent.mkdir(parents=True, exist_ok=True)
+        _made[known] = path
+        try:
+            with (gzip.open if packed else open)(path, "rb") as source, known.open("wb") as made:
+                shutil.copyfileobj(source, made)
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise _unreadable(path, f"it cannot be unpacked: {error}") from error
+    return str(known)
 
 
 def checked(stock: Callable[..., MSA]) -> Callable[..., MSA]:
@@ -63,10 +121,12 @@ def checked(stock: Callable[..., MSA]) -> Callable[..., MSA]:
         except AttributeError as error:  # of the missing value that pandas puts there
             raise _unreadable(path, "a row has no sequence") from error
         except Exception as error:
+            if path.suffix == ".csv" and (where := _wrong_key(path)):
+                raise _unreadable(path, where) from error
             lines = str(error).strip().splitlines() or [type(error).__name__]
             raise _unreadable(path, lines[0]) from error
         _check_rows(path, msa)
-        read.append(path)
+        read.append(_made.get(path, path))
         return msa
 
     return parse
@@ -91,8 +151,23 @@ def checked_template(stock: Callable[..., Any]) -> Callable[..., Any]:
     return parse
 
 
+def _wrong_key(path: Path) -> str:
+    """Where a csv file has a key that is no number, or ""."""
+    with path.open(newline="") as file:
+        rows = csv.DictReader(file)
+        for row in rows:
+            key = (row.get("key") or "").strip()
+            try:
+                if key and abs(int(float(key))) >= 2**31:
+                    raise ValueError(key)
+            except (ValueError, OverflowError):
+                return f"line {rows.line_num}: the key '{key[:40]}' is no whole number below 2**31"
+    return ""
+
+
 def _unreadable(path: Path, why: str) -> Unreadable:
-    form = _FORM.get(path.suffix, "")
+    path = _made.get(path, path)
+    form = next((text for kind, text in _FORM.items() if kind in path.name.lower()), "")
     return Unreadable(f"the MSA {path} cannot be used ({why}): correct the file; {form}")
 
 

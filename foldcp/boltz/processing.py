@@ -12,6 +12,7 @@ import os
 import shutil
 import sys
 import tempfile
+import traceback
 from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
@@ -19,9 +20,14 @@ from types import ModuleType
 from typing import Any
 
 from boltz.data import types
-from boltz.data.parse import schema
+from boltz.data.parse import schema as stock_schema
+from tqdm import tqdm
 
-from foldcp.boltz import alignments, answers, trust
+from foldcp.boltz import alignments, answers, leftovers, trust
+from foldcp.boltz.document import schema
+from foldcp.boltz.document.explain import explain, readable
+from foldcp.boltz.document.faults import at
+from foldcp.boltz.document.setting import Setting
 from foldcp.boltz.run import Run, current
 from foldcp.names import LONGEST, Unsafe, check, inside, regular
 from foldcp.report import UserError
@@ -42,7 +48,6 @@ _ADVICE = {
     "[Errno 27]": "free the disk or pass another --out_dir",
     "[Errno 122]": "free the disk or pass another --out_dir",
     "[Errno 13]": "change the permissions, or the path in the input",
-    "MSA file": "correct its path in the input, which starts from the folder you are in",
 }
 _LONGEST = 500  # characters of a reason
 
@@ -58,8 +63,11 @@ def install(main: ModuleType) -> None:
     main.run_mmseqs2 = answers.kept(main.run_mmseqs2)
     main.parse_a3m = alignments.checked(main.parse_a3m)
     main.parse_csv = alignments.checked(main.parse_csv)
-    schema.parse_mmcif = alignments.checked_template(schema.parse_mmcif)
-    schema.parse_pdb = alignments.checked_template(schema.parse_pdb)
+    main.parse_yaml = alignments.unpacked(main.parse_yaml)
+    main.parse_fasta = alignments.unpacked(main.parse_fasta)
+    for name, kind in {"parse_mmcif": "mmCIF", "parse_pdb": "PDB"}.items():
+        regular_only = alignments.checked_template(getattr(stock_schema, name))
+        setattr(stock_schema, name, readable(regular_only, kind))
     types.JSONSerializable.dump = dump_json
     answers.install()
     trust.install()
@@ -80,6 +88,7 @@ def on_root(stock: Callable[..., None]) -> Callable[..., None]:
             check_folders(out_dir)
             check_cache(options)
             drop_broken_records(out_dir / "processed" / "records")
+            leftovers.drop_unusable(out_dir / "processed", bool(options.get("boltz2")))
             with tempfile.TemporaryDirectory(prefix="foldcp_") as folder:
                 run.reasons = Path(folder)
                 stock(data=data, out_dir=out_dir, **options)
@@ -165,15 +174,21 @@ def drop_broken_records(folder: Path) -> None:
 
 
 class _Tee:
-    """Standard output that also remembers its last line about a failure."""
+    """Standard output that keeps Boltz's line about a failure to itself: ours says it better."""
 
     def __init__(self, stream: Any) -> None:
         self.stream = stream
         self.failure = ""
+        self._ends = False
 
     def write(self, text: str) -> int:
         if text.startswith("Failed to process"):
             self.failure = text.partition("Error:")[2].strip() or "see above"
+            self._ends = not text.endswith("\n")
+            return len(text)
+        if self._ends and text == "\n":
+            self._ends = False
+            return 1
         return self.stream.write(text)
 
     def __getattr__(self, name: str) -> Any:
@@ -192,16 +207,30 @@ def whole_or_nothing(stock: Callable[..., None]) -> Callable[..., None]:
         records: Path = options["records_dir"]
         partial = records.parent / f".partial_{path.name}"
         try:
-            failure = _read(stock, path, args, options, partial)
+            failure = _wrong(path, options, run) or _read(stock, path, args, options, partial)
         except (alignments.Unreadable, OSError) as error:
             failure = str(error)
-            print(f"Failed to process {path}. Skipping. Error: {failure}.", flush=True)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
         if failure:
+            print(f"Failed to process {path}. Skipping. Error: {failure}.", flush=True)
             _keep_reason(run, path, failure)
 
     return process_input
+
+
+def _wrong(path: Path, options: dict[str, Any], run: Run) -> str:
+    """Check what the user wrote, before Boltz's parser; returns what is wrong, or ""."""
+    molecules, folder = options["ccd"], Path(options["mol_dir"])
+
+    def has_residue(code: str) -> bool:
+        return code in molecules or ("/" not in code and (folder / f"{code}.pkl").exists())
+
+    server, form = bool(options["use_msa_server"]), run.output_format
+    faults = schema.check(path, Setting(options["boltz2"], server, form, has_residue))
+    for line, text in [] if faults.found else faults.notes:
+        tqdm.write(f"foldcp: {path.name}: {at(line, text)}", file=sys.stderr)
+    return faults.message()
 
 
 def _read(
@@ -216,16 +245,19 @@ def _read(
     places = {option: partial / name for option, name in _PLACES.items()}
     for place in places.values():
         place.mkdir(parents=True)
-    alignments.read.clear()
+    alignments.begin(partial / "alignments")
     sys.stdout = tee = _Tee(sys.stdout)
+    met: list[BaseException | None] = []
+    print_exc = traceback.print_exc
+    traceback.print_exc = lambda *_, **__: met.append(sys.exc_info()[1])  # Boltz's own account
     answers.folder.append(options["msa_dir"])
     try:
         stock(path, *args, **{**options, **places})
     finally:
-        sys.stdout = tee.stream
+        sys.stdout, traceback.print_exc = tee.stream, print_exc
         answers.folder.clear()
     if tee.failure:
-        return tee.failure
+        return explain(met[-1]) if met and met[-1] is not None else tee.failure
     _check(partial, boltz2=options["boltz2"])
     for option, place in places.items():
         move(place, options[option])

@@ -1,0 +1,201 @@
+"""Read YAML and FASTA inputs into plain values that remember their lines."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+_INDENT = "indent with spaces, YAML allows no tabs"
+_MERGE = "tag:yaml.org,2002:merge"
+
+
+class Malformed(Exception):
+    """A file is no YAML or FASTA.
+
+    Args:
+        line: where; 0: not known. text: what is wrong.
+    """
+
+    def __init__(self, line: int, text: str) -> None:
+        super().__init__(text)
+        self.line, self.text = line, text
+
+
+class Mark(NamedTuple):
+    """Where a value stands, and how it was written if it is not a list or mapping."""
+
+    line: int
+    text: str | None = None
+
+
+class Fields(dict[Any, Any]):
+    """A mapping with a mark per key; `twice` holds (key, line, first line) of repeated keys."""
+
+    def __init__(self, line: int = 0) -> None:
+        super().__init__()
+        self.line = line
+        self.marks: dict[Any, Mark] = {}
+        self.twice: list[tuple[Any, int, int]] = []
+
+    def put(self, key: Any, value: Any, mark: Mark) -> None:
+        """Set a field and where it stands."""
+        self[key], self.marks[key] = value, mark
+
+    def mark(self, key: Any) -> Mark:
+        """Where a field stands, or the mapping if it has none of this name."""
+        return self.marks.get(key, Mark(self.line))
+
+
+class Items(list[Any]):
+    """A list with a mark per item."""
+
+    def __init__(self, line: int = 0) -> None:
+        super().__init__()
+        self.line = line
+        self.marks: list[Mark] = []
+
+
+class _Loader(yaml.SafeLoader):
+    """As `yaml.safe_load`, which Boltz uses, with marks."""
+
+
+def _mapping(loader: _Loader, node: yaml.MappingNode) -> Any:
+    fields = Fields(node.start_mark.line + 1)
+    yield fields
+    seen: dict[Any, int] = {}
+    for key_node, _ in node.value:
+        if isinstance(key_node, yaml.ScalarNode) and key_node.tag != _MERGE:
+            line = key_node.start_mark.line + 1
+            if key_node.value in seen:
+                fields.twice.append((key_node.value, line, seen[key_node.value]))
+            seen[key_node.value] = line
+    values = loader.construct_mapping(node)  # Boltz's own reading, merge keys included
+    fields.update(values)
+    for key_node, value_node in node.value:
+        key = loader.construct_object(key_node, deep=True)
+        fields.marks[key] = _mark(value_node, key_node.start_mark.line + 1)
+
+
+def _sequence(loader: _Loader, node: yaml.SequenceNode) -> Any:
+    items = Items(node.start_mark.line + 1)
+    yield items
+    items.extend(loader.construct_sequence(node))
+    items.marks = [_mark(n, n.start_mark.line + 1) for n in node.value]
+
+
+def _mark(node: yaml.Node, line: int) -> Mark:
+    return Mark(line, node.value if isinstance(node, yaml.ScalarNode) else None)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
+_Loader.add_constructor("tag:yaml.org,2002:seq", _sequence)
+
+
+def read_yaml(path: Path) -> Any:
+    """Values of a YAML file, its mappings as `Fields` and its lists as `Items`.
+
+    Raises:
+        Malformed: it is no YAML. OSError: it cannot be read.
+    """
+    text = _text(path)
+    try:
+        return yaml.load(text, _Loader)  # noqa: S506
+    except yaml.MarkedYAMLError as error:
+        raise _malformed(error, text) from error
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise Malformed(line, "it holds a control character, which YAML does not allow") from error
+    except RecursionError as error:
+        raise Malformed(0, "it is nested too deeply") from error
+    except ValueError as error:  # of a date or number that is none
+        raise Malformed(0, f"a value cannot be read ({error}): put it in quotes") from error
+
+
+def _text(path: Path) -> str:
+    try:
+        with path.open("r") as file:
+            return file.read()
+    except UnicodeDecodeError as error:
+        raise Malformed(
+            _line_of(path, error.start), "it is not text in UTF-8: save it in that encoding"
+        ) from error
+
+
+def _line_of(path: Path, position: int) -> int:
+    return path.read_bytes()[:position].count(b"\n") + 1
+
+
+def _malformed(error: yaml.MarkedYAMLError, text: str) -> Malformed:
+    mark = error.problem_mark or error.context_mark
+    number = mark.line + 1 if mark is not None else 0
+    lines = text.splitlines()
+    line = lines[number - 1] if 0 < number <= len(lines) else ""
+    problem = (error.problem or "it cannot be read").replace("<", "").replace(">", "")
+    if "single document" in str(error.context or ""):
+        return Malformed(number, "it holds several documents (`---`): give each a file of its own")
+    if "'\\t'" in problem:
+        return Malformed(number, f"a tab stands where YAML expects text: {_INDENT}")
+    if "mapping values are not allowed" in problem:
+        problem = (
+            "`:` where YAML expects none: indent fields alike, put text with a colon in quotes"
+        )
+    if error.context and "flow" in error.context:
+        problem += " (a bracket or brace is not closed)"
+    hint = "; put a SMILES in quotes" if re.search(r"\bsmiles\b", line) else ""
+    return Malformed(number, f"it is no valid YAML: {problem}{hint}")
+
+
+def read_fasta(path: Path) -> Fields:
+    """The document that Boltz makes of a FASTA file.
+
+    Raises:
+        Malformed: a header is not of the form that Boltz reads. OSError: it cannot be read.
+    """
+    document, chains = Fields(1), Items(1)
+    for line, title, sequence in _records(_text(path)):
+        chains.append(_chain(line, title, sequence))
+        chains.marks.append(Mark(line))
+    if not chains:
+        raise Malformed(
+            0, "it holds no chain: a header such as `>A|protein|empty`, then its sequence"
+        )
+    document.put("sequences", chains, Mark(1))
+    return document
+
+
+def _records(text: str) -> list[tuple[int, str, str]]:
+    """(line, header, sequence) of each record, as Biopython reads them."""
+    found: list[tuple[int, str, list[str]]] = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.startswith(">"):
+            found.append((number, line[1:].rstrip(), []))
+        elif found:
+            found[-1][2].append(line.rstrip())
+    return [(n, title, "".join(s).replace(" ", "")) for n, title, s in found]
+
+
+_KINDS = {"protein": "sequence", "dna": "sequence", "rna": "sequence"}
+
+
+def _chain(line: int, title: str, sequence: str) -> Fields:
+    form = "a header is `>CHAIN|KIND`, or `>CHAIN|protein|MSA` without spaces"
+    word = title.split(None, 1)[0] if title[:1].strip() else ""
+    parts = word.split("|")
+    if len(parts) < 2:
+        raise Malformed(line, f"header `>{title}` has no `|`: {form}")
+    name, kind = parts[0], parts[1].lower()
+    if kind not in (*_KINDS, "ccd", "smiles"):
+        kinds = "protein, dna, rna, ccd or smiles"
+        raise Malformed(line, f"`{parts[1]}` in header `>{title}` is no kind of chain: {kinds}")
+    fields, item = Fields(line), Fields(line)
+    fields.put("id", name, Mark(line, name))
+    fields.put(_KINDS.get(kind, kind), sequence, Mark(line + 1, sequence))
+    if len(parts) == 3 and parts[2]:
+        if kind != "protein":
+            raise Malformed(line, f"header `>{title}` names an MSA, which only proteins have")
+        fields.put("msa", parts[2], Mark(line, parts[2]))
+    item.put(kind if kind in _KINDS else "ligand", fields, Mark(line))
+    return item
