@@ -79,7 +79,8 @@ def _alignment(value: Any, mark: Mark, where: str, faults: Faults) -> None:
     elif path.is_dir():
         faults.add(
             mark.line,
-            f"the MSA {value} of {where} cannot be used (Is a directory): correct its path",
+            f"the MSA {value} of {where} cannot be used: it is a folder, not a regular file; "
+            "correct its path",
         )
     elif not path.name.lower().endswith(_READ):
         form = _CONVERT.get(path.suffix.lower())
