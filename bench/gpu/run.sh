@@ -131,7 +131,7 @@ part core 65 - "$PY" -m bench.kernels --op $CORE --within WITHIN --out "$RESULTS
   $(size "--n 1024,2048,512,4096 --budget 1.5 --providers $SIDES" "--n 32 --budget 0.1")
 part block 60 boltz "$PY" -m bench.block --within WITHIN --out "$RESULTS/block.csv" \
   $(size "--n 512,1024,2048 --budget 1.5" "--n 16 --layers 1 --budget 0.01")
-part graph 45 boltz "$PY" -m bench.gpu.graph --out "$RESULTS" $(size "--n 128,512" "--n 16 --layers 1")
+part graph 45 boltz "$PY" -m bench.gpu.graph --out "$RESULTS" $(size "--n 128,512" "--n 16 --layers 1 --samples 1")
 part tune 85 - "$PY" -m bench.tune --hottest 8 --out "$RESULTS" \
   $(size "--within WITHIN" "--rehearse --within 5")
 part kernels 300 - "$PY" -m bench.kernels --without $CORE --within WITHIN --out "$RESULTS/kernels.csv" \
