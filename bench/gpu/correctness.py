@@ -8,20 +8,20 @@ disk: nearly all of the time is compiling. A case that hangs is stopped after `C
 with a trace of where it was, and costs only itself; after one that is not right its process is
 replaced, as an error may have spoilt the GPU's context. Writes correctness.csv after every case.
 
-Compiling takes 74 s of one core for 157 kernels of 143 cases (bench/results/compile.csv: sm_90,
+Compiling takes 79 s of one core for 157 kernels of 143 cases (bench/results/compile.csv: sm_90,
 Triton 3.6.0, `python -m bench.gpu.compile_time`), so about 40 s with 12 processes when compiling
 takes twice that and a case a second of its own; a test compares this with the limit in run.sh:
 
     cases                      kernels  seconds of a core
     22 op boltz 256                 28     13.1
      3 graph                         0      0.0
-    22 op boltz 131                 26     12.1
-    22 op bf16 256                  27     11.8
-     4 gradient bf16 131            10      5.8
-    22 op bf16 131                  20     10.2
-    22 op fp32 131                  21     10.0
-    22 op fp32 256                  22      9.7
-     4 gradient fp32 256             3      1.4
+    22 op boltz 131                 26     13.7
+    22 op bf16 256                  27     12.4
+     4 gradient bf16 131            10      6.2
+    22 op bf16 131                  20     11.1
+    22 op fp32 131                  21      9.6
+    22 op fp32 256                  22     11.0
+     4 gradient fp32 256             3      1.7
 """
 
 from __future__ import annotations
