@@ -16,7 +16,6 @@ from pathlib import Path
 import pytest
 import setuptools
 import torch
-from foldcp_kernels._build_info import BUILD
 
 import foldcp_boot
 from foldcp import allocator
@@ -24,6 +23,7 @@ from foldcp.boltz.launch import resolve_processes
 from foldcp.boltz.place import Place, first_host
 from foldcp.config import Config
 from foldcp.report import UserError
+from foldcp_kernels._build_info import BUILD
 
 ROOT = Path(__file__).parent.parent
 BOLTZ = Path(sys.executable).with_name("boltz")
