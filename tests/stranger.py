@@ -63,7 +63,7 @@ def _rank(rank: int, port: int, folder: Path, secret: str) -> None:
     import torch
 
     from foldcp.boltz import session
-    from foldcp.boltz.launch import Place
+    from foldcp.boltz.place import Place
     from foldcp.config import Config
 
     variables = {"RANK": rank, "WORLD_SIZE": 2, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": 2}

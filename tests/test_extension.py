@@ -168,8 +168,8 @@ assert found.missing(torch.device("cuda")) == f"it is {found.line}"
 print(found.described())
 ops = found.ops
 print(ops.build_info())
-first = ops.host_open(0, 2, 2, 4096, "", 20.0)
-second = ops.host_open(1, 2, 2, 4096, f"/proc/self/fd/{ops.host_descriptor(first)}", 20.0)
+first = ops.host_open(0, 2, 4096, "", 20.0)
+second = ops.host_open(1, 2, 4096, f"/proc/self/fd/{ops.host_descriptor(first)}", 20.0)
 staging = torch.zeros(1 << 16, dtype=torch.uint8), torch.zeros(1 << 16, dtype=torch.uint8)
 x = [torch.randn(50, 40).t(), torch.randn(50, 40).t()]
 y = [torch.zeros(40, 50), torch.zeros(40, 50)]
@@ -185,8 +185,8 @@ library = sys.argv[1]
 for call in (
     lambda: ops.copy_window(0, 0, 2, 4096),
     lambda: ops.copy_handle(1),
-    lambda: ops.copy_open(1, "", 2, 1.0),
-    lambda: ops.nccl_open(library, 0, 0, 2, 2, ops.nccl_unique_id(library), "", "", 0, 1.0),
+    lambda: ops.copy_open(1, "", 1.0),
+    lambda: ops.nccl_open(library, 0, 0, 2, ops.nccl_unique_id(library), 0, 1.0),
 ):
     try:
         call()
