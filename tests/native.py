@@ -145,7 +145,7 @@ def _serve(place: Place, cases: dict[str, Callable[[Place], Any]], queue: Any) -
             place.meet()
             case(place)
             failed[name] = ""
-        except Exception:
+        except BaseException:  # pytest's failures are no Exceptions
             failed[name] = traceback.format_exc()
             place.barrier.abort()
         for variable in set(os.environ) - set(before):
