@@ -23,6 +23,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from math import gcd
 from typing import TYPE_CHECKING
 
 from foldcp.layout import PairLayout
@@ -37,7 +38,7 @@ from foldcp.traffic import (
     line_loads,
     panel_loads,
 )
-from foldcp.triangle_plans import blocks_of_lines, tile_blocks
+from foldcp.triangle_plans import blocks_of_lines, products_of_panel
 
 if TYPE_CHECKING:
     from foldcp.mesh import Mesh
@@ -214,7 +215,7 @@ def _panel_multiplication(job: _Job, route: str) -> list[Prediction]:
         ends = project + output
         found = Prediction(ends + core, core, parts * sum(mine), ends + stream, got)
         launches = groups * blocks_of_lines(lay, job.first) + parts * lay.panels + 1
-        products = parts * lay.panels * (lay.size // lay.panels - 1)
+        products = parts * lay.panels * (products_of_panel(lay) - 1)
         out.append(job.done(rank, loads, parts, groups, launches, found, 0, products))
     return out
 
@@ -272,7 +273,9 @@ def _channel(job: _Job) -> list[Prediction]:
     loads = [channel_loads(size, d, job.links.node) for d in widths]
     there, back = ([job.transfers(x[i], wire, raw) for x in loads] for i in (0, 1))
     plane = lay.padded**2
-    products = sum(len(tile_blocks(lay, rank, job.first)) for rank in range(size))
+    # A tile is as many blocks as its sides overlap with rows (columns) of tiles.
+    rows, cols = lay.mesh_rows, lay.mesh_cols
+    products = (rows if job.first else cols) * (rows + cols - gcd(rows, cols))
     out = []
     for rank in range(size):
         own = [channels_of(rank, size, d) for d in widths]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from math import lcm
 from typing import Protocol
 
@@ -66,28 +67,28 @@ class PairLayout:
         """This rank's column of the mesh."""
         return self.rank % self.mesh_cols
 
-    @property
+    @cached_property
     def padded(self) -> int:
         """N padded to a multiple of P and of all panels."""
         unit = lcm(self.size, self.multiple * self.panels)
         return -(-self.n // unit) * unit
 
-    @property
+    @cached_property
     def tile_rows(self) -> int:
         """T_r, rows of one tile."""
         return self.padded // self.mesh_rows
 
-    @property
+    @cached_property
     def tile_cols(self) -> int:
         """T_c, columns of one tile."""
         return self.padded // self.mesh_cols
 
-    @property
+    @cached_property
     def shard(self) -> int:
         """Tokens of one shard."""
         return self.padded // self.size
 
-    @property
+    @cached_property
     def panels(self) -> int:
         """L = lcm(R, Q), the number of panels that k is cut in."""
         return lcm(self.mesh_rows, self.mesh_cols)

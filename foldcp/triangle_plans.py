@@ -6,12 +6,13 @@ region as well as in the tile: see `foldcp_kernels.lines` and the rings for the 
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache, lru_cache
 
 from foldcp.layout import Box, PairLayout, Span
 from foldcp.plans import chunks
 from foldcp.schedule import Plan, Schedule, Want, plan
 
+_MOST_PRODUCTS = 4  # of a panel
 # A region, a span of it, and a span of the tile.
 Block = tuple[int, Span, Span]
 
@@ -46,12 +47,13 @@ def triangle_multiplication_plan(
         span = lo, lo + lines
         return ((0, channels), *((span, cols) if outgoing else (rows, span)))
 
+    @cache  # asked for each pair of ranks
     def want(rank: int, step: int) -> tuple[Want, ...]:
         depth, t = divmod(step, layout.panels)
         panel = layout.panel_at(rank, t)
         k, out = layout.panel_span(panel), []
         for operand, (lo, hi) in enumerate((layout.row_span(rank), layout.col_span(rank))):
-            each = lines if _divides(layout) else hi - lo
+            each = lines if _by_blocks(layout) else hi - lo
             for at in range(lo, hi, each):
                 source = (operand * blocks + at // lines % blocks) * own_panels
                 span = at, at + each
@@ -67,13 +69,23 @@ def blocks_of_lines(layout: PairLayout, outgoing: bool) -> int:
     """In how many blocks the planes of triangle multiplication are written, by their lines.
 
     As many as other ranks want them in, so that what travels of a block is one run of memory; 1
-    where neither side of the mesh divides the other: a want is a part of several blocks there.
+    where wants are not by blocks, see `products_of_panel`.
     """
-    return layout.panels_of(not outgoing) if _divides(layout) else 1
+    return layout.panels_of(not outgoing) if _by_blocks(layout) else 1
 
 
-def _divides(layout: PairLayout) -> bool:
-    return layout.panels == max(layout.mesh_rows, layout.mesh_cols)
+def products_of_panel(layout: PairLayout) -> int:
+    """How many products a panel of triangle multiplication is, by blocks of rows and columns.
+
+    One where neither side of the mesh divides the other, so that a want is a part of several
+    blocks, or one side is so much longer that products would be small and many.
+    """
+    return layout.panels**2 // layout.size if _by_blocks(layout) else 1
+
+
+def _by_blocks(layout: PairLayout) -> bool:
+    divides = layout.panels == max(layout.mesh_rows, layout.mesh_cols)
+    return divides and layout.panels**2 // layout.size <= _MOST_PRODUCTS
 
 
 @lru_cache(maxsize=512)
@@ -169,6 +181,7 @@ def triangle_attention_plan(
             return rows, cols
         return (lines(rank), cols) if starting else (rows, lines(rank))
 
+    @cache  # asked for each pair of ranks
     def want(rank: int, step: int) -> tuple[Want, ...]:
         panel = layout.panel_at(rank, step)
         k, at = layout.panel_span(panel), panel % own_panels
