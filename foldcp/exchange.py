@@ -67,7 +67,7 @@ def stream(
     Args:
         mesh: the mesh. plan: this rank's plan. label: name for the byte counters.
         sources: local tensors, one per source. dims: their dimensions that boxes refer to.
-        wires: how each source travels, "raw" or "fp8"; None is all raw.
+        wires: how each source travels, as of `Exchange`; None is all raw.
 
     Returns:
         An iterator over steps; each item has one tensor per want. With several steps and without

@@ -50,7 +50,7 @@ class Exchange:
         sources: local tensors, one per source of the plan (they must not change before `wait`).
         dims: for each source, the tensor dimensions that its boxes refer to.
         label: name under which bytes are counted.
-        wires: for each source "raw" or "fp8", how it travels; None is all raw.
+        wires: for each source "raw", "fp8" or `wire.FP8_THERE`, how it travels; None is all raw.
 
     Raises:
         ValueError: a source is on another device than the mesh, or does not fit the plan. The other

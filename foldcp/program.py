@@ -280,14 +280,14 @@ class _Maker:
                 runs = self._runs(pieces[i], places[i])
                 packed.append(i) if runs == 0 else alone.append(([i], runs))
             for group, runs in ([(packed, 1)] if packed else []) + alone:
-                fp8 = tuple(self.wires[pieces[i].source] == "fp8" for i in group)
+                fp8 = tuple(self.wires[pieces[i].source] != "raw" for i in group)
                 held = any(pieces[i].held >= 0 for i in group)
                 out.append(Parcel(peer, tuple(places[i] for i in group), fp8, held, runs))
         return tuple(out)
 
     def _runs(self, p: Piece, place: Place) -> int:
         """Transfers that a piece is cut in, 0 where it is to be packed; alike at both ends."""
-        if self.wires[p.source] == "fp8":
+        if self.wires[p.source] != "raw":
             return 0
         cut = 0  # dimensions outside the runs
         for d, box, *ends in zip(self.dims[p.source], p.box, p.origin, p.region, strict=True):

@@ -21,6 +21,7 @@ from torch import Tensor
 SEGMENT = 128  # elements that share a scale
 ALIGN = 16  # bytes; of each part in a message
 LARGEST = 448.0  # of e4m3
+FP8_THERE = "fp8-there"  # as FP8, with its gradient raw on the way back
 STAGING_ALIGN = 256  # bytes; of each message in a staging buffer
 
 
