@@ -20,7 +20,7 @@ NO_NETWORK = {name: "http://127.0.0.1:9" for name in ("http_proxy", "https_proxy
 EXPECTED = {
     "mesh": ("mesh 3x1 needs 3 ranks but 2 were started", "FOLDCP_MESH=auto"),
     "variable": ("FOLDCP_ROUTE must be direct or ring, got 'detour'",),
-    "nproc": ("FOLDCP_NPROC is 4 but ", "started 2 ranks"),
+    "nproc": ("FOLDCP_NPROC is 4 but a job operator started 2 ranks",),
     "devices": ("--devices 2 cannot be combined with FOLDCP=1", "torchrun --nproc-per-node 2"),
     "numbers": ("--diffusion_samples must be at least 1, got 0", "--num_workers must be at least"),
     "report": ("nowhere/r.json cannot be written", "in a folder that exists"),
