@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 SIZES = (7, 9, 12, 14)  # residues; every size comes in the warm-up
-WARM_UP = 0.3  # of the predictions
+WARM_UP = 0.3  # of the predictions, at least one of each size
 BLOCKS = 2  # of the trunk, so that a prediction is short
 EXACT = ("handles", "threads", "maps", "keys")
 # Most that may remain of one prediction: the allocator's own scatter, a new size in a cache.
@@ -87,7 +87,7 @@ def growth(samples: Samples) -> dict[str, tuple[float, float, float]]:
         Of what is counted the least of each window is taken: what the writer's threads have open
         for a moment does not matter. Of the rest it is the median.
     """
-    start = int(WARM_UP * len(samples))
+    start = max(int(WARM_UP * len(samples)), len(SIZES) + 1)
     window = max(2, (len(samples) - start) // 3)
     first, last = samples[start : start + window], samples[-window:]
     apart = len(samples) - start - window
@@ -112,7 +112,8 @@ def _run(folder: Path, options: argparse.Namespace) -> list[int]:
     (folder / "many").mkdir()
     letters = "MKTAYIAKQRQISFVK"
     for i in range(options.count):
-        sequence = letters[i % 3 :][: SIZES[i % len(SIZES)]]
+        # One sequence a size: other residues would be another number of atoms, and so new plans.
+        sequence = letters[: SIZES[i % len(SIZES)]]
         text = f"version: 1\nsequences:\n- protein: {{id: A, sequence: {sequence}, msa: empty}}\n"
         (folder / "many" / f"{i:04d}.yaml").write_text(text)
     rows, cols = (int(side) for side in options.mesh.split("x"))
@@ -172,6 +173,11 @@ def _fold(folder: Path, after_each: Callable[[], None], rank: int) -> None:
 
     Strategy.predict_step = predict_step
     switch.patch(main)
+    # By name: the file system's order may bring a size, and its plans, first after the warm-up.
+    listed = main.Manifest.load
+    main.Manifest.load = lambda path: main.Manifest(
+        sorted(listed(path).records, key=lambda record: record.id)
+    )
     places = ["--cache", str(folder / "cache"), "--out_dir", str(folder / "out")]
     sys.argv = ["boltz", "predict", str(folder / "many"), *OPTIONS.split(), *places]
     main.cli.main()
