@@ -138,6 +138,14 @@ def as_on_a_gpu() -> Iterator[None]:
     def cuda(device: str, **options: Any) -> Any:
         return autocast("cuda" if device == "meta" else device, **options)
 
+    product = torch.baddbmm
+
+    def widening(acc: Tensor, x: Tensor, y: Tensor, **options: Any) -> Any:
+        """As torch's on a GPU, which adds products of low precision to a float32 matrix."""
+        if options.pop("out_dtype", None) is not None:
+            x, y = (t.new_empty(t.shape, dtype=acc.dtype) for t in (x, y))
+        return product(acc, x, y, **options)
+
     enabled, dtype = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
     torch.set_autocast_enabled("cuda", True)
     torch.set_autocast_dtype("cuda", torch.bfloat16)
@@ -145,6 +153,8 @@ def as_on_a_gpu() -> Iterator[None]:
         with (
             torch.no_grad(),
             mock.patch.object(torch, "autocast", cuda),
+            mock.patch.object(torch, "baddbmm", widening),
+            mock.patch("foldcp_kernels.triangle_multiplication._widens", lambda device: True),
             mock.patch("foldcp_kernels.dispatch._triton_runs", lambda device: True),
             no_driver(),
         ):
@@ -156,7 +166,7 @@ def as_on_a_gpu() -> Iterator[None]:
 
 @contextmanager
 def short_shapes() -> Iterator[None]:
-    """Linear, LayerNorm and sums and products of like tensors skip torch's shape functions.
+    """Linear, LayerNorm, batched products and sums of like tensors skip torch's shape functions.
 
     On tensors that are shapes alone those are written in Python and take longer than any launch.
     """
@@ -177,10 +187,15 @@ def short_shapes() -> Iterator[None]:
 
         return made
 
+    def baddbmm(acc: Tensor, *_: Any, out: Tensor, **__: Any) -> Tensor:
+        acc.new_empty(())
+        return out
+
     functions = {"linear": linear, "layer_norm": layer_norm, "silu": same}
     methods = {name: of_like(getattr(Tensor, name)) for name in ("__mul__", "__add__")}
     with (
         mock.patch.multiple(torch.nn.functional, **functions),
         mock.patch.multiple(Tensor, sigmoid=same, **methods),
+        mock.patch.object(torch, "baddbmm", baddbmm),
     ):
         yield

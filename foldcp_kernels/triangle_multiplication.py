@@ -177,7 +177,8 @@ def contract(
         cols = b.shape[-1]
         # Rows padded to 16 keep the products and what reads them wide, whatever T_c is.
         acc = a.new_empty((*a.shape[:-1], -(-cols // 16) * 16), dtype=wide)[..., :cols]
-    for to, x, y in zip(acc, a, b, strict=True):  # one batched product per sample: no copies
+    # One batched product per sample: no copies.
+    for to, x, y in zip(acc.unbind(), a.unbind(), b.unbind(), strict=True):
         if wide == a.dtype:
             torch.baddbmm(to, x, y, beta=0 if first else 1, out=to)
         elif _widens(a.device):

@@ -187,7 +187,8 @@ def _added(acc: Tensor | None, regions: Regions, layout: PairLayout) -> Tensor:
     if acc is None:
         shape = (*a[0].shape[:2], layout.tile_rows, layout.tile_cols)
         acc = a[0].new_empty(shape, dtype=accumulated(a[0].dtype, layout.panels))
-    for x, part in zip(a, acc.split([x.shape[2] for x in a], 2), strict=True):
-        for y, to in zip(b, part.split([y.shape[2] for y in b], 3), strict=True):
+    heights, widths = [x.shape[2] for x in a], [y.shape[2] for y in b]
+    for x, part in zip(a, acc.split_with_sizes(heights, 2), strict=True):
+        for y, to in zip(b, part.split_with_sizes(widths, 3), strict=True):
             contract(None if first else to, x, y, True, layout.panels, to)
     return acc
