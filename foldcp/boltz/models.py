@@ -8,7 +8,7 @@ from typing import Any
 from pytorch_lightning.plugins.environments import LightningEnvironment
 from pytorch_lightning.strategies import SingleDeviceStrategy
 
-from foldcp.boltz import swap, weights
+from foldcp.boltz import loading, swap, weights
 from foldcp.boltz.data import FAILED, random_state, set_random_state
 from foldcp.boltz.kept import TrunkKeeper
 from foldcp.boltz.preflight import versions
@@ -105,7 +105,7 @@ class Loader:
             return _Waiting()
         run.session.at("loading the model")
         try:
-            model = self._stock.load_from_checkpoint(regular(path), *args, **options)
+            model = loading.load(self._stock, regular(path), *args, **options)
         except Exception as error:
             reason = str(error).strip().splitlines() or [type(error).__name__]
             raise UserError(
