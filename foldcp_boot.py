@@ -1,4 +1,4 @@
-"""Import hook that switches Boltz over; foldcp.pth installs it when FOLDCP is on.
+"""Import hook that switches Boltz over; foldcp.pth begins it when a FOLDCP variable is set.
 
 It runs at the start of every Python program of the environment, so it imports the standard library
 only and does nothing until `boltz` is imported.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.abc
 import os
 import sys
+from collections.abc import Mapping
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import CodeType, ModuleType
@@ -25,6 +26,22 @@ if __name__ == "__main__":
 else:
     from {TARGET} import *
 """
+
+
+def begin(environ: Mapping[str, str]) -> None:
+    """Install the hook when FOLDCP is on; when it is unset, say so if other variables are set.
+
+    Args:
+        environ: usually `os.environ`.
+    """
+    if environ.get("FOLDCP", "0") not in ("", "0"):
+        install()
+        return
+    asked = sorted(n for n in environ if n.startswith("FOLDCP_") and n != "FOLDCP_SECRET")
+    rank = environ.get("RANK") or environ.get("SLURM_PROCID") or "0"
+    reminded = any(isinstance(finder, _Reminder) for finder in sys.meta_path)
+    if asked and not environ.get("FOLDCP") and rank == "0" and not reminded:
+        sys.meta_path.insert(0, _Reminder(asked[0]))
 
 
 def install() -> None:
@@ -49,6 +66,23 @@ def _leave_working_folder() -> None:
     """Take the working folder off the search path, where `python -m boltz.main` puts it first."""
     if "-m" in sys.orig_argv and sys.path and sys.path[0] in ("", os.getcwd()):
         del sys.path[0]
+
+
+class _Reminder(importlib.abc.MetaPathFinder):
+    """Says, where Boltz runs, that it runs as it is; finds nothing."""
+
+    def __init__(self, asked: str) -> None:
+        self._asked = asked
+
+    def find_spec(self, name: str, path: Any, target: Any = None) -> None:
+        if name == TARGET and self in sys.meta_path:
+            sys.meta_path.remove(self)
+            if runs_boltz():
+                print(
+                    f"foldcp: {self._asked} is set, but FOLDCP is not: Boltz runs as it is "
+                    "(export FOLDCP=1 to switch it over, FOLDCP=0 to leave out this line)",
+                    file=sys.stderr,
+                )
 
 
 class _Finder(importlib.abc.MetaPathFinder):

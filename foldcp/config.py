@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
@@ -14,6 +15,12 @@ MULTIPLICATION = ("auto", "panel-direct", "panel-ring", "channel")
 ATTENTION = ("auto", "panel-direct", "panel-ring", "rows")
 KERNELS = ("auto", "torch", "triton", "cuequivariance")
 GRAPHS = ("auto", "0", "1")
+_NAMES = (
+    "NPROC", "MESH", "TRANSPORT", "MULTIPLICATION", "ATTENTION", "ROUTE", "WIRE", "NCCL_LIB",
+    "NCCL_CTAS", "PRECISION", "KERNELS", "GRAPHS", "CHUNK_MB", "TIMEOUT", "DP", "SECRET", "RESUME",
+    "REPORT", "BUILD_CUDA",
+)  # fmt: skip
+VARIABLES = ("FOLDCP", *(f"FOLDCP_{name}" for name in _NAMES))  # BUILD_CUDA is setup.py's
 
 
 @dataclass(frozen=True)
@@ -80,9 +87,11 @@ class Config:
 
         Raises:
             ValueError: a value is not allowed; names the variable, what it allows and what it got.
+                Or there is a FOLDCP_* variable that does not exist; names the nearest that does.
         """
         get = _Reader(environ)
         secret(environ)
+        get.only(VARIABLES)
         nproc = environ.get("FOLDCP_NPROC") or None
         return cls(
             enabled=get.choice("FOLDCP", ("0", "1"), "0") == "1",
@@ -161,6 +170,15 @@ def asks_for_ranks(environ: Mapping[str, str]) -> bool:
 class _Reader:
     def __init__(self, environ: Mapping[str, str]) -> None:
         self.environ = environ
+
+    def only(self, known: tuple[str, ...]) -> None:
+        """Refuse variables that do not exist: what a misspelt one asks for would not be done."""
+        for name in sorted(self.environ):
+            if name.startswith("FOLDCP_") and name not in known:
+                rest = [k.removeprefix("FOLDCP_") for k in known]
+                near = difflib.get_close_matches(name.removeprefix("FOLDCP_"), rest, 1, 0.7)
+                hint = f"did you mean FOLDCP_{near[0]}? Otherwise unset it" if near else "unset it"
+                raise ValueError(f"there is no variable {name}: {hint} (README lists all of them)")
 
     def choice(self, name: str, allowed: tuple[str, ...], default: str) -> str:
         value = self.environ.get(name) or default

@@ -63,7 +63,7 @@ def _listening(pids: list[int]) -> set[str]:
 def test_everything_ends(case: str, tmp_path: Path, tiny_cache: Path) -> None:
     who, number, code, said = CASES[case]
     (tmp_path / "one.yaml").write_text(PROTEIN)
-    mark = f"FOLDCP_TEST_MARK={tmp_path}"
+    mark = f"TEST_OF_FOLDCP={tmp_path}"
     name, _, value = mark.partition("=")
     shared = set(os.listdir("/dev/shm"))
     places = ["--out_dir", str(tmp_path), "--cache", str(tiny_cache)]

@@ -21,7 +21,7 @@ import foldcp_boot
 from foldcp import allocator
 from foldcp.boltz.launch import resolve_processes
 from foldcp.boltz.place import Place, first_host
-from foldcp.config import Config
+from foldcp.config import VARIABLES, Config
 from foldcp.report import UserError
 from foldcp_kernels._build_info import BUILD
 
@@ -150,6 +150,30 @@ def test_hook_is_loaded_only_when_asked(value: str | None, loaded: bool) -> None
     )
 
 
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"FOLDCP_NPROC": "2"}, 1),
+        ({"FOLDCP_NPROC": "2", "FOLDCP": ""}, 1),
+        ({"FOLDCP_NPROC": "2", "FOLDCP": "0"}, 0),
+        ({"FOLDCP_NPROC": "2", "RANK": "1"}, 0),
+        ({"FOLDCP_SECRET": "x" * 16}, 0),
+    ],
+)
+def test_variables_without_foldcp_are_noticed(variables: dict[str, str], said: int) -> None:
+    code = (
+        "import sys; sys.argv = [sys.argv[1], 'predict']; from importlib import util\n"
+        "assert util.find_spec('boltz.main') and util.find_spec('boltz.main')"
+    )
+    ended = start([sys.executable, "-c", code, "boltz"], variables)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stderr.count("FOLDCP_NPROC is set, but FOLDCP is not") == said, ended.stderr
+    if said:  # the remedy works, and a program that only imports Boltz hears nothing
+        assert "FOLDCP=0" in ended.stderr
+        ended = start([sys.executable, "-c", code, "program"], variables)
+        assert "FOLDCP_NPROC" not in ended.stderr
+
+
 def test_boltz_is_untouched_without_foldcp_and_patched_once_with_it() -> None:
     code = (
         "import boltz.main as m, foldcp_boot, sys\n"
@@ -264,6 +288,17 @@ def test_config_names_what_is_wrong(variable: str, value: str, allowed: str) -> 
     with pytest.raises(ValueError, match=re.escape(f"{variable} must be {allowed}")) as caught:
         Config.from_env({variable: value})
     assert repr(value.lower()) in str(caught.value)
+
+
+def test_a_variable_that_does_not_exist_is_refused() -> None:
+    for wrong, near in (("FOLDCP_NPRC", "FOLDCP_NPROC"), ("FOLDCP_MESHES", "FOLDCP_MESH")):
+        with pytest.raises(ValueError, match=f"no variable {wrong}: did you mean {near}"):
+            Config.from_env({wrong: "2", "FOLDCP": "1"})
+    with pytest.raises(ValueError, match="no variable FOLDCP_XYZZY: unset it"):
+        Config.from_env({"FOLDCP_XYZZY": ""})
+    # Those that exist are those that the README lists, and the one of the installation.
+    listed = set(re.findall(r"^\| `(FOLDCP\w*)` \|", (ROOT / "README.md").read_text(), re.M))
+    assert listed | {"FOLDCP_BUILD_CUDA"} == set(VARIABLES)
 
 
 def test_place_reads_torchrun_and_srun() -> None:
