@@ -6,25 +6,54 @@ import os
 import platform
 import sys
 from collections.abc import Sequence
-from importlib import metadata, util
+from importlib import import_module, util
 from pathlib import Path
 
 import foldcp_boot
 from foldcp import __version__
 from foldcp.boltz import launch
 from foldcp.boltz.place import Place
-from foldcp.config import Config, order_nccl
-from foldcp.connect import described_version
+from foldcp.config import VARIABLES, Config, order_nccl
 from foldcp.report import UserError
-from foldcp_kernels.extension import load
 
-USAGE = """usage: foldcp run [--nproc N|auto] [--mesh RxQ] predict INPUT [options of boltz predict]
+# torch takes a second to import: `--help`, `--version` and wrong arguments do without it.
+
+USAGE = """usage: foldcp predict INPUT [--nproc N|auto] [--mesh RxQ] [options of boltz predict]
        foldcp boltz predict INPUT [options]    Boltz in this process, switched over
        foldcp doctor                           what this machine can do
        foldcp bench kernels|block|predict|rings|tune ...  time this machine (in a clone)
        foldcp --version
+       foldcp COMMAND --help
 """
+_OWN = ("--nproc", "--mesh")  # options of foldcp itself
 BENCHES = ("kernels", "block", "predict", "rings", "tune")
+_HELP = {
+    "predict": """usage: foldcp predict INPUT [--nproc N|auto] [--mesh RxQ] [OPTIONS]
+
+Fold one input or a folder of them with Boltz on several ranks of this machine.
+
+  --nproc N|auto   ranks to start (FOLDCP_NPROC); auto: one per visible GPU
+  --mesh RxQ       mesh of ranks (FOLDCP_MESH), for example 2x4; auto: the most square one
+
+Everything else is handed to `boltz predict`, see `boltz predict --help`. `foldcp run predict ...`
+is the same. Variables (README says what each of them means):
+""",
+    "boltz": """usage: foldcp boltz predict INPUT [options of boltz predict]
+
+Run Boltz's own command in this process with FOLDCP=1, for launchers that start the ranks
+themselves. Variables (README says what each of them means):
+""",
+    "doctor": """usage: foldcp doctor
+
+Print what this machine can do: versions, GPUs, kernels, extension, transport, meshes. Ends with 1
+when Boltz is missing or of a version that is not supported.
+""",
+    "bench": """usage: foldcp bench kernels|block|predict|rings|tune [options]
+
+Time this machine. The benches are in a clone of the repository, not in a wheel; `foldcp bench NAME
+--help` lists the options of one.
+""",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -34,30 +63,59 @@ def main(argv: Sequence[str] | None = None) -> None:
         argv: arguments; those of the process when None.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    commands = {"run": _run, "boltz": _boltz, "doctor": _doctor, "bench": _bench}
+    commands = {
+        "predict": _run, "run": _run, "boltz": _boltz, "doctor": _doctor, "bench": _bench,
+    }  # fmt: skip
+    command, rest = arguments[:1], arguments[1:]
     try:
-        if arguments[:1] == ["--version"]:
+        if command == ["--version"]:
             print(f"foldcp {__version__}")
-        elif arguments and arguments[0] in commands:
-            sys.exit(commands[arguments[0]](arguments[1:]))
-        elif arguments and arguments[0] not in ("-h", "--help", "help"):
-            raise UserError(
-                f"no command {arguments[0]!r}: use run, boltz, doctor or bench\n{USAGE}"
-            )
-        else:
+        elif command in ([], ["-h"], ["--help"], ["help"]):
             print(USAGE, end="")
+        elif command[0].partition("=")[0] in _OWN:
+            sys.exit(_run(arguments))
+        elif command[0] not in commands:
+            raise UserError(
+                f"no command {command[0]!r}: use predict, boltz, doctor or bench\n{USAGE}"
+            )
+        elif _asks_for_help(command[0], rest):
+            print(_help(command[0]), end="")
+        else:
+            sys.exit(commands[command[0]](arguments if command == ["predict"] else rest))
     except (UserError, ValueError) as error:
         sys.exit(f"foldcp: {error}")
 
 
+def _asks_for_help(command: str, rest: list[str]) -> bool:
+    asked = {"-h", "--help"}
+    if command in ("predict", "run"):
+        return bool(asked & set(rest))
+    return rest[:1] in (["-h"], ["--help"])
+
+
+def _help(command: str) -> str:
+    name = "predict" if command == "run" else command
+    listed = "".join(f"  {variable}\n" for variable in VARIABLES[1:-1])
+    return _HELP[name] + (listed if name in ("predict", "boltz") else "")
+
+
 def _run(arguments: list[str]) -> int:
-    """`foldcp run`: start the ranks of this machine, each of which runs Boltz."""
+    """`foldcp predict` or `foldcp run`: start the ranks of this machine, each of which runs Boltz.
+
+    Options of foldcp itself may stand before `predict` or after it.
+    """
     own: dict[str, str] = {}
-    while arguments and arguments[0].partition("=")[0] in ("--nproc", "--mesh"):
-        name, equals, value = arguments.pop(0).partition("=")
-        if not equals and not arguments:
+    others: list[str] = []
+    while arguments:
+        word = arguments.pop(0)
+        name, equals, value = word.partition("=")
+        if name not in _OWN:
+            others.append(word)
+        elif not equals and not arguments:
             raise UserError(f"{name} needs a value\n{USAGE}")
-        own[name] = value if equals else arguments.pop(0)
+        else:
+            own[name] = value if equals else arguments.pop(0)
+    arguments = others
     if arguments[:1] != ["predict"]:
         got = arguments[0] if arguments else "nothing"
         raise UserError(f"foldcp run expects `predict` after its own options, got {got!r}\n{USAGE}")
@@ -68,17 +126,19 @@ def _run(arguments: list[str]) -> int:
     config = Config.from_env(os.environ)
     if Place.find(os.environ).world > 1:
         raise UserError(
-            "foldcp run starts the ranks itself and cannot run under torchrun or srun: start "
+            "foldcp starts the ranks itself and cannot run under torchrun or srun: start "
             "`boltz predict ...` (srun) or `-m boltz.main predict ...` (torchrun) with FOLDCP=1"
         )
     if util.find_spec("boltz") is None:
         launch.report_missing_boltz()
     nproc = _processes(config, arguments)
     os.environ["FOLDCP_NPROC"] = str(nproc)
-    from foldcp import mesh
+    if nproc > 1:
+        from foldcp import mesh
 
-    mesh.choose(mesh.group_size(nproc, config.dp, config.mesh), config.mesh)
-    return launch.run_ranks(nproc, arguments) if nproc > 1 else _boltz(arguments)
+        mesh.choose(mesh.group_size(nproc, config.dp, config.mesh), config.mesh)
+        return launch.run_ranks(nproc, arguments)
+    return _boltz(arguments)
 
 
 def _processes(config: Config, arguments: list[str]) -> int:
@@ -95,8 +155,6 @@ def _boltz(arguments: list[str]) -> int:
     os.environ["FOLDCP"] = "1"
     sys.argv = ["boltz", *arguments]
     foldcp_boot.install()
-    from importlib import import_module
-
     import_module(foldcp_boot.TARGET).cli()
     return 0
 
@@ -114,14 +172,16 @@ def _bench(arguments: list[str]) -> int:
         )
     if str(root) not in sys.path:
         sys.path.insert(0, str(root))
-    from importlib import import_module
-
     return import_module(f"bench.{name}").main(rest)
 
 
 def _doctor(arguments: list[str]) -> int:
     """`foldcp doctor`: print what this machine can do; non-zero when Boltz cannot be run."""
+    from importlib import metadata
+
     import torch
+
+    from foldcp_kernels.extension import load
 
     lines = [("foldcp", f"{__version__} in {Path(__file__).parent}")]
     lines += [("python", f"{platform.python_version()} at {sys.executable}")]
@@ -164,6 +224,8 @@ def _kernels(gpus: int) -> str:
     for index in range(gpus):
         if why := triton_fault(torch.device("cuda", index)):
             return f"torch (Triton does not run on GPU {index}: {why})"
+    from importlib import metadata
+
     from foldcp_kernels.fused import configs
     from foldcp_kernels.fused.launch import capability
 
@@ -179,6 +241,9 @@ def _kernels(gpus: int) -> str:
 def _transport(gpus: int) -> str:
     """What would carry tiles between several ranks of this machine, and the NCCL that is found."""
     import torch
+
+    from foldcp.connect import described_version
+    from foldcp_kernels.extension import load
 
     extension = load()
     if not gpus:

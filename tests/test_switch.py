@@ -369,3 +369,26 @@ def test_segments_grow_where_the_gpu_can(
     with caplog.at_level("WARNING"):
         allocator.check_growth(torch.device("cuda"))
     assert settings[-1] == "expandable_segments:False" and problem in caplog.text
+
+
+def test_help_is_quick_and_wrong_commands_are_named() -> None:
+    """Without torch and without Boltz: what is asked before anything runs costs no second."""
+    code = (
+        "import sys; from foldcp.cli import main\n"
+        "try: main(sys.argv[1:])\n"
+        "except SystemExit as end: print(end.code if isinstance(end.code, str) else '')\n"
+        "assert not {'torch', 'boltz', 'importlib.metadata'} & set(sys.modules)"
+    )
+
+    def said(*arguments: str) -> str:
+        ended = start([sys.executable, "-c", code, *arguments])
+        assert ended.returncode == 0, ended.stderr
+        return ended.stdout
+
+    assert said("--version").startswith("foldcp ") and "foldcp predict INPUT" in said()
+    assert "FOLDCP_MESH" in said("predict", "x.yaml", "--help") == said("run", "-h")
+    assert "--help`" in said("boltz", "--help") + said("bench", "-h")
+    assert "versions, GPUs" in said("doctor", "--help")
+    assert "no command 'fold': use predict" in said("fold", "x.yaml")
+    assert "--mesh needs a value" in said("predict", "x.yaml", "--mesh")
+    assert "expects `predict`" in said("--nproc", "2", "x.yaml")

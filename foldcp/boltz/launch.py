@@ -8,7 +8,6 @@ import signal
 import sys
 import warnings
 from collections.abc import Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import NoReturn
 
@@ -151,6 +150,8 @@ def check_version(ends_process: bool) -> None:
 
 def _installed() -> tuple[str, str]:
     """(name, version) of the package that the module `boltz` comes from."""
+    from importlib import metadata  # a tenth of a second, which `foldcp --help` does without
+
     try:
         return "boltz", metadata.version("boltz")
     except metadata.PackageNotFoundError:
