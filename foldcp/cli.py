@@ -21,6 +21,7 @@ from foldcp.report import UserError
 USAGE = """usage: foldcp predict INPUT [--nproc N|auto] [--mesh RxQ] [options of boltz predict]
        foldcp boltz predict INPUT [options]    Boltz in this process, switched over
        foldcp doctor                           what this machine can do
+       foldcp compare A B                      are two predictions the same?
        foldcp bench kernels|block|predict|rings|tune ...  time this machine (in a clone)
        foldcp --version
        foldcp COMMAND --help
@@ -48,6 +49,14 @@ themselves. Variables (README says what each of them means):
 Print what this machine can do: versions, GPUs, kernels, extension, transport, meshes. Ends with 1
 when Boltz is missing or of a version that is not supported.
 """,
+    "compare": """usage: foldcp compare A B [--model K]
+
+Compare two predictions: results folders of `boltz predict` (boltz_results_...), folders of one
+prediction, or structures (.cif, .pdb). Prints RMSD, lDDT and the differences of pLDDT, PAE, PDE,
+pTM and ipTM; ends with 0 when all are within what float32 rounding explains, 1 when not.
+
+  --model K   of each prediction, by rank (0)
+""",
     "bench": """usage: foldcp bench kernels|block|predict|rings|tune [options]
 
 Time this machine. The benches are in a clone of the repository, not in a wheel; `foldcp bench NAME
@@ -64,7 +73,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     commands = {
-        "predict": _run, "run": _run, "boltz": _boltz, "doctor": _doctor, "bench": _bench,
+        "predict": _run, "run": _run, "boltz": _boltz, "doctor": _doctor,
+        "compare": _compare, "bench": _bench,
     }  # fmt: skip
     command, rest = arguments[:1], arguments[1:]
     try:
@@ -76,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             sys.exit(_run(arguments))
         elif command[0] not in commands:
             raise UserError(
-                f"no command {command[0]!r}: use predict, boltz, doctor or bench\n{USAGE}"
+                f"no command {command[0]!r}: use predict, boltz, doctor, compare or bench\n{USAGE}"
             )
         elif _asks_for_help(command[0], rest):
             print(_help(command[0]), end="")
@@ -157,6 +167,13 @@ def _boltz(arguments: list[str]) -> int:
     foldcp_boot.install()
     import_module(foldcp_boot.TARGET).cli()
     return 0
+
+
+def _compare(arguments: list[str]) -> int:
+    """`foldcp compare`: two results folders or structures."""
+    from foldcp import compare
+
+    return compare.main(arguments)
 
 
 def _bench(arguments: list[str]) -> int:

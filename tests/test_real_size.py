@@ -12,9 +12,9 @@ from ranks import run
 from strict import strict
 from torch import nn
 
-from bench.compare import TOLERANCES
 from bench.synthetic import checkpoint
 from foldcp.boltz.swap import apply
+from foldcp.compare import TOLERANCES
 from foldcp.mesh import Mesh
 
 INPUT = parity.EXAMPLES / "heterodimer.yaml"  # 67 tokens, 64 and 40 sequences
