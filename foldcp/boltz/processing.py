@@ -24,7 +24,7 @@ from boltz.data.parse import schema as stock_schema
 from tqdm import tqdm
 
 from foldcp.boltz import alignments, answers, leftovers, trust
-from foldcp.boltz.document import schema
+from foldcp.boltz.document import codes, schema
 from foldcp.boltz.document.explain import explain, readable
 from foldcp.boltz.document.faults import at
 from foldcp.boltz.document.setting import Setting
@@ -68,6 +68,7 @@ def install(main: ModuleType) -> None:
     for name, kind in {"parse_mmcif": "mmCIF", "parse_pdb": "PDB"}.items():
         regular_only = alignments.checked_template(getattr(stock_schema, name))
         setattr(stock_schema, name, readable(regular_only, kind))
+    codes.install()
     types.JSONSerializable.dump = dump_json
     answers.install()
     trust.install()
