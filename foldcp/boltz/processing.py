@@ -23,7 +23,7 @@ from boltz.data import types
 from boltz.data.parse import schema as stock_schema
 from tqdm import tqdm
 
-from foldcp.boltz import alignments, answers, leftovers, trust
+from foldcp.boltz import alignments, answers, leftovers, queries, trust
 from foldcp.boltz.document import codes, schema
 from foldcp.boltz.document.explain import explain, readable
 from foldcp.boltz.document.faults import at
@@ -269,7 +269,7 @@ def _check(partial: Path, boltz2: bool) -> None:
     for record in map(types.Record.load, (partial / "records").glob("*.json")):
         kind = types.StructureV2 if boltz2 else types.Structure
         structure = kind.load(partial / "structures" / f"{record.id}.npz")
-        alignments.check_queries(record, structure, partial / "msa")
+        queries.check(record, structure, partial / "msa")
 
 
 def _keep_reason(run: Run, path: Path, failure: str) -> None:
