@@ -6,7 +6,7 @@ import pickle
 from pathlib import Path
 
 import gemmi
-from boltz_inputs import ligand_atom, random_a3m, random_csv, write_template
+from boltz_inputs import cut_and_extend, ligand_atom, random_a3m, random_csv, write_template
 from rdkit import Chem
 
 from bench.synthetic import FILE_NAMES
@@ -59,7 +59,7 @@ def write_all(folder: Path, files: Path) -> Path:
     csv = random_csv(files / "a.csv", A, [1, 2, 2, 3, 5, -1, -1], 3)
     csv_b = random_csv(files / "b.csv", B, [2, 3, 1, 1, 9, -1], 4)
     # Rows that are shorter and longer than the chain, and a query that is none of its chain.
-    a3m = uneven(random_a3m(files / "a.a3m", A, 9, 1))
+    a3m = cut_and_extend(random_a3m(files / "a.a3m", A, 9, 1))
     a3m_b = random_a3m(files / "b.a3m", B, 5, 2)
     cif = write_cif(files / "template one.cif", B)
     pdb = write_template(files / "other.pdb", A)
@@ -104,14 +104,6 @@ def write_all(folder: Path, files: Path) -> Path:
         "- affinity: {binder: L}",
     )
     return folder
-
-
-def uneven(path: Path) -> Path:
-    """An a3m file with a row cut short and one made longer, neither of them the last."""
-    lines = path.read_text().splitlines()
-    lines[5], lines[9] = lines[5][:4], f"{lines[9]}MKa-T"
-    path.write_text("\n".join(lines) + "\n")
-    return path
 
 
 def write_cif(path: Path, sequence: str) -> Path:
