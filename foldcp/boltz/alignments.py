@@ -112,12 +112,19 @@ def checked(stock: Callable[..., MSA]) -> Callable[..., MSA]:
         except UnicodeDecodeError as error:
             raise unreadable(path, "it is not text") from error
         except KeyError as error:
-            raise unreadable(path, f"the letter {error} stands for no residue") from error
+            what = "is a byte order mark" if error.args == ("\ufeff",) else "stands for no residue"
+            raise unreadable(path, f"the letter {error} {what}") from error
+        except UnboundLocalError as error:
+            raise unreadable(path, "its first sequence has no '>name' line above") from error
         except AttributeError as error:  # of the missing value that pandas puts there
             raise unreadable(path, "a row has no sequence") from error
         except Exception as error:
             if path.suffix == ".csv" and (where := _wrong_key(path)):
                 raise unreadable(path, where) from error
+            if "invalid literal" in str(error):  # pandas takes what is too much for an index
+                raise unreadable(path, "a row has more than two columns") from error
+            if "EOF inside string" in str(error):
+                raise unreadable(path, "a quotation mark is not closed") from error
             lines = str(error).strip().splitlines() or [type(error).__name__]
             raise unreadable(path, lines[0]) from error
         if len(msa.sequences) == 0:
