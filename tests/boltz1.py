@@ -15,7 +15,16 @@ import boltz.main
 import torch
 from boltz.data.module.inference import PredictionDataset, collate
 from boltz.data.types import Manifest, Record
-from boltz_inputs import LIGAND, OTHER, PROTEIN, ligand_atom, protein, random_a3m, random_csv
+from boltz_inputs import (
+    LIGAND,
+    OTHER,
+    PROTEIN,
+    cut_and_extend,
+    ligand_atom,
+    protein,
+    random_a3m,
+    random_csv,
+)
 from pytorch_lightning import seed_everything
 from rdkit import Chem
 from torch import nn
@@ -27,12 +36,15 @@ SHORT = PROTEIN[:18]
 
 
 def write_inputs(folder: Path) -> list[Path]:
-    """One YAML per case; together they use every feature of Boltz-1."""
-    a3m = random_a3m(folder / "a.a3m", SHORT, 24, 1)
+    """One YAML per case; together they use every feature of Boltz-1.
+
+    Some alignments do not fit their chains: rows and queries are too long or too short.
+    """
+    a3m = cut_and_extend(random_a3m(folder / "a.a3m", SHORT, 24, 1))
     csv = random_csv(folder / "a.csv", SHORT, [1, 2, 2, 3, -1], 3)
     csv_b = random_csv(folder / "b.csv", OTHER, [2, 3, 1, 9, -1], 4)
     texts = {
-        "multimer": [protein("[A, B]", SHORT, csv), protein("C", OTHER, csv_b)],
+        "multimer": [protein("[A, B]", SHORT, csv), protein("C", OTHER[:9], csv_b)],
         "ligand": [
             protein("A", SHORT, a3m),
             f"- ligand: {{id: B, smiles: '{LIGAND}'}}",

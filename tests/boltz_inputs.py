@@ -35,6 +35,14 @@ def random_a3m(path: Path, query: str, depth: int, seed: int) -> Path:
     return path
 
 
+def cut_and_extend(path: Path) -> Path:
+    """Cut a row of an a3m file short and make one longer, neither of them the last."""
+    lines = path.read_text().splitlines()
+    lines[5], lines[9] = lines[5][:4], f"{lines[9]}MKa-T"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
 def random_csv(path: Path, query: str, keys: list[int], seed: int) -> Path:
     random = np.random.default_rng(seed)
     lines = ["key,sequence", f"0,{query}"]
@@ -75,11 +83,13 @@ def write_inputs(folder: Path) -> list[Path]:
     a3m_b = random_a3m(folder / "b.a3m", OTHER, 23, 2)
     csv = random_csv(folder / "a.csv", PROTEIN, [1, 2, 2, 3, 5, -1, -1], 3)
     csv_b = random_csv(folder / "b.csv", OTHER, [2, 3, 1, 1, 9, -1], 4)
+    uneven = cut_and_extend(random_a3m(folder / "u.a3m", PROTEIN, 9, 5))
     pdb = write_template(folder / "t.pdb", OTHER)
     atom = ligand_atom(LIGAND, 3)
     texts = {
         "monomer": [protein("A", PROTEIN)],
         "alignments": [protein("A", PROTEIN, a3m), protein("B", OTHER, a3m_b)],
+        "unfit": [protein("A", PROTEIN, uneven), protein("B", PROTEIN[:9], a3m_b)],
         "paired": [protein("[A, B]", PROTEIN, csv), protein("C", OTHER, csv_b)],
         "ligand": [
             protein("A", PROTEIN),

@@ -6,7 +6,7 @@ import pickle
 from pathlib import Path
 
 import gemmi
-from boltz_inputs import ligand_atom, random_a3m, random_csv, write_template
+from boltz_inputs import cut_and_extend, ligand_atom, random_a3m, random_csv, write_template
 from rdkit import Chem
 
 from bench.synthetic import FILE_NAMES
@@ -58,12 +58,14 @@ def write_all(folder: Path, files: Path) -> Path:
     files.mkdir()
     csv = random_csv(files / "a.csv", A, [1, 2, 2, 3, 5, -1, -1], 3)
     csv_b = random_csv(files / "b.csv", B, [2, 3, 1, 1, 9, -1], 4)
-    a3m = random_a3m(files / "a.a3m", A, 9, 1)
+    # Rows that are shorter and longer than the chain, and a query that is none of its chain.
+    a3m = cut_and_extend(random_a3m(files / "a.a3m", A, 9, 1))
+    a3m_b = random_a3m(files / "b.a3m", B, 5, 2)
     cif = write_cif(files / "template one.cif", B)
     pdb = write_template(files / "other.pdb", A)
     write(folder / "chains.yaml", protein("[A, B]", A, csv), protein("C", B, csv_b))
     (folder / "record.fasta").write_text(
-        f">A|protein|{a3m}\n{A}\n>B|protein|empty\n{B[:9]}\n>R|rna\nGGCAU\n>D|dna\nGATT\n"
+        f">A|protein|{a3m}\n{A}\n>B|protein|{a3m_b}\n{B[:9]}\n>R|rna\nGGCAU\n>D|dna\nGATT\n"
         f">L|smiles\n{SMILES}\n>T|ccd\nTRP\n>I|ccd\nMG\n"
     )
     write(

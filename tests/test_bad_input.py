@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 from forked import Case, Ended, run_cases
+
+from foldcp.boltz.holder import Holder
+from foldcp.boltz.lock import NAME
 
 PROTEIN = "version: 1\nsequences:\n  - protein: {id: A, sequence: MQIFVKT, msa: empty}\n"
 WITH_ION = PROTEIN + "  - ligand: {id: B, ccd: MG}\n"
@@ -44,6 +48,7 @@ EXPECTED = {
     "broken checkpoint": ("cannot be loaded", "pass --checkpoint"),
     "download": ("are not complete in", "--cache"),
     "unwritable": ("--out_dir folder", "pass --out_dir with a folder that you may write to"),
+    "taken": ("another run is at work in", f"process {os.getpid()} on", "or pass another --out"),
     "broken": ("1 input(s) could not be folded: broken.yaml (line 3: it is no", "Correct them"),
     "some broken": ("1 input(s) could not be folded: broken.yaml (line 3: it is", "Correct them"),
     "no features": ("could not be folded: first (its features", "finished predictions are kept"),
@@ -66,6 +71,8 @@ def _cases(folder: Path, cache: Path) -> dict[str, Case]:
     (folder / "broken.ckpt").write_bytes(b"not a checkpoint")
     (folder / "nested" / "inner").mkdir(parents=True)
     (folder / "nothing").mkdir()
+    (folder / "taken" / "boltz_results_one").mkdir(parents=True)
+    (folder / "taken" / "boltz_results_one" / NAME).write_bytes(Holder.own().written())
     (folder / "twins").mkdir()
     for suffix in ("yaml", "fasta"):
         (folder / "twins" / f"a.{suffix}").write_text(PROTEIN)
@@ -109,6 +116,7 @@ def _cases(folder: Path, cache: Path) -> dict[str, Case]:
         "broken checkpoint": Case([*one, "--checkpoint", str(folder / "broken.ckpt")], 2),
         "download": Case(predict("one.yaml", at=folder / "empty"), 2, NO_NETWORK),
         "unwritable": Case(predict("one.yaml", out="one.yaml"), 2),
+        "taken": Case(predict("one.yaml", out="taken"), 2),
         "broken": Case(predict("broken.yaml"), 2),
         "some broken": Case(predict("mixed"), 2),
         "folded": Case(predict("pair")),

@@ -11,6 +11,7 @@ from typing import Any
 
 import boltz.main
 import gemmi
+import numpy as np
 import pytest
 import yaml
 from alone import prediction
@@ -96,8 +97,9 @@ FAULTY: list[tuple[str | bytes, str]] = [
     (AB.replace("}", ", cyclic: 'no'}", 1), "`cyclic` of protein A must be true or false"),
     (HEAD + "- ligand: {id: B}\n", "line 2: ligand B has neither `ccd` nor `smiles`"),
     (HEAD + "- ligand: {id: B, ccd: MG, smiles: C}\n", "line 2: ligand B has both"),
-    (HEAD + "- ligand: {id: B, ccd: NO}\n", "must be a code such as ATP, got NO, which YAML"),
-    (HEAD + "- ligand: {id: B, ccd: [017]}\n", "must be a code such as ATP, got the number 017"),
+    (HEAD + "- ligand: {id: B, ccd: OFF}\n", "there is no OFF in Boltz's dictionary"),
+    (HEAD + "- ligand: {id: B, ccd: ~}\n", "must be a code such as ATP, got nothing"),
+    (HEAD + "- ligand: {id: B, ccd: {A: 1}}\n", "must be a code such as ATP, got a mapping"),
     (HEAD + "- ligand: {id: B, ccd: mg}\n", "there is no mg in Boltz's .*did you mean MG"),
     (HEAD + "- ligand: {id: B, ccd: CC(=O)O}\n", "a SMILES goes into `smiles`"),
     (HEAD + "- ligand: {id: B, ccd: []}\n", "`ccd` of ligand B is an empty list"),
@@ -106,6 +108,9 @@ FAULTY: list[tuple[str | bytes, str]] = [
     (HEAD + "- ligand: {id: B, smiles: 'C(C'}\n", r"C\(C, is no SMILES: \(\) do not pair up"),
     (HEAD + "- ligand: {id: B, smiles: 'CC(C)(C)(C)C'}\n", "no possible molecule .Explicit vale"),
     (HEAD + "- ligand: {id: B, smiles: C, cyclic: true}\n", "ligand B cannot be cyclic"),
+    (AB.replace("CCO", "'C1[C@@]23[C@]1(CC2)CC3'"), r"no three-.* form of .*\(C1\[C@@\]23"),
+    (AB.replace("CCO", 400 * "C"), r"more atoms of one element than .*\(C{40}\.\.\.\)"),
+    (AB + "a: !!python/object:os.x 1\n", "line 4: a tag .* put the value in quotes"),
     (AB + "constraints:\n", "line 4: `constraints:` is empty"),
     (AB + "constraint: []\n", "line 4: the input has no field `constraint`: did you mean"),
     (AB + "constraints:\n  bond: {}\n", "line 4: `constraints` must be a list, got a mapping"),
@@ -183,14 +188,16 @@ def process(tiny_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         for name in folders.values():
             (out / name).mkdir(parents=True, exist_ok=True)
 
-        def read(text: str | bytes, suffix: str = ".yaml", boltz2: bool = True) -> str:
+        def read(
+            text: str | bytes, suffix: str = ".yaml", boltz2: bool = True, mols: Path | None = None
+        ) -> str:
             path = Path(f"x{suffix}")
             path.write_bytes(text if isinstance(text, bytes) else text.encode())
             with prediction() as run:
                 run.reasons = out
                 (out / path.name).unlink(missing_ok=True)
                 boltz.main.process_input(
-                    path, ccd=canonicals, mol_dir=tiny_cache / "mols", boltz2=boltz2,
+                    path, ccd=canonicals, mol_dir=mols or tiny_cache / "mols", boltz2=boltz2,
                     use_msa_server=False, msa_server_url="", msa_pairing_strategy="",
                     msa_server_username=None, msa_server_password=None, api_key_header=None,
                     api_key_value=None, max_msa_seqs=9,
@@ -233,6 +240,28 @@ def test_a_faulty_document_is_explained(
 def test_a_faulty_fasta_is_explained(text: str, said: str, process: Any) -> None:
     reason = process(text, ".fasta")
     assert re.search(said, reason) and not NEVER.search(reason), reason
+
+
+def test_codes_are_read_as_they_are_written(process: Any, tiny_cache: Path, tmp_path: Path) -> None:
+    """YAML makes numbers, dates and truth values of some."""
+    mols, codes = tmp_path / "mols", ["143", "017", "NO", "0x1", "1_0", "1.0", "6:30", "on", "1E2"]
+    mols.mkdir()
+    for path in (tiny_cache / "mols").iterdir():
+        (mols / path.name).symlink_to(path)
+    for code in codes:
+        (mols / f"{code}.pkl").symlink_to(tiny_cache / "mols" / "MG.pkl")
+    ligands = [f"- ligand: {{id: {'LMNOPQRST'[i]}, ccd: {code}}}" for i, code in enumerate(codes)]
+    several = f"- ligand: {{id: U, ccd: [{', '.join(codes)}]}}"
+    shared = "- ligand:\n    <<: &b {ccd: 143}\n    id: V\n- ligand: {<<: *b, id: W}\n"
+    anchored = "{position: &p 1, ccd: *p}, {position: 2, ccd: ALA}"  # number here, code there
+    changed = f"- protein: {{id: A, sequence: MK, msa: empty, modifications: [{anchored}]}}"
+    (mols / "1.pkl").symlink_to(tiny_cache / "mols" / "ALA.pkl")
+    text = HEAD + "\n".join([changed, *ligands, several, shared])
+    assert process(text, mols=mols) == ""
+    residues = np.load("out/structures/x.npz")["residues"]["name"].tolist()
+    assert sorted(residues) == sorted(["1", "ALA", *codes, *codes, "143", "143"])
+    assert process(text.replace("0x1", "0x2"), mols=mols).count("there is no 0x2 in Boltz's") == 2
+    assert process(">A|ccd\n143\n>B|ccd\n017\n", ".fasta", mols=mols) == ""
 
 
 BIG = {

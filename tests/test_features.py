@@ -62,6 +62,7 @@ INDEX_DTYPES = {
 CASES = (
     "monomer",
     "alignments",
+    "unfit",
     "paired",
     "ligand",
     "nucleic",

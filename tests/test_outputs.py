@@ -193,7 +193,7 @@ def test_killed_run_leaves_no_final_name_and_is_redone(
     folder.mkdir()
     ended = subprocess.run([sys.executable, "-c", code, str(folder), name], capture_output=True)
     assert ended.returncode == -signal.SIGKILL, ended.stderr
-    assert list(folder.iterdir()) == [] and (tmp_path / f".partial_{name}").is_dir()
+    assert list(folder.iterdir()) == [] and (tmp_path / f".partial_alone_{name}").is_dir()
     ours = writer_of(inputs, tmp_path)
     assert send(ours, prediction, name)
     write(ours, prediction, batch)

@@ -227,8 +227,14 @@ def _bad_alignments(folder: Path) -> dict[str, tuple[str, str]]:
         "empty.a3m": (b"", "it has no sequences"),
         "names.a3m": (b">1\n>2\n", "it has no sequences"),
         "letters.a3m": (rows.encode() + b">2\nMK1\n", "the letter '1' stands for no residue"),
-        "ragged.a3m": (rows.encode() + b">2\nMKT\n", "sequence 2 has 3 aligned positions and the"),
-        "other.a3m": (f">1\n{OTHER}\n".encode(), "has 16 residues and chain A has 33"),
+        "ragged.a3m": (
+            rows.encode() + b">2\nMKT\n",
+            "sequence 2 has 3 aligned positions, chain A has 33 residues, and Boltz would read mem",
+        ),
+        "headless.a3m": (PROTEIN.encode(), "its first sequence has no '>name' line above"),
+        "marked.a3m": (b"\xef\xbb\xbf" + rows.encode(), "is a byte order mark"),
+        "wide.csv": (f"key,sequence\n1,{PROTEIN},a,b\n".encode(), "more than two columns"),
+        "quote.csv": (f'key,sequence\n1,"{PROTEIN}\n'.encode(), "a quotation mark is not closed"),
         "empty.csv": (b"", "No columns to parse"),
         "columns.csv": (f"id,seq\n1,{PROTEIN}\n".encode(), "expected columns"),
         "missing.csv": (b"key,sequence\n1,\n", "a row has no sequence"),
@@ -274,15 +280,57 @@ def test_unusable_alignments_are_named_and_the_others_go_on(
     assert {p.stem for kind in FOLDERS for p in (folder / kind).iterdir()} == {"good"}
 
 
-def test_alignment_of_a_mutant_is_announced_as_unused(
-    read: Callable[..., None], run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+UNFIT = {  # rows of an alignment of PROTEIN -> what is said about it for Boltz-2, and for Boltz-1
+    "other": (
+        [OTHER, PROTEIN],
+        "is not used for chains A, C, as in Boltz: its first sequence has 16 residues and the chain"
+        " 33; put the chain's own sequence first",
+        "is used for chains A, C, as in Boltz, although its first sequence has 16 residues and the "
+        "chain 33; put the chain's own sequence first; 1 of its 2 sequences has fewer aligned "
+        "positions than the chain has residues (sequence 1: 16, not 33), and Boltz fills such a row"
+        " with the start of the next, which is wrong; ",
+    ),
+    "mutant": (
+        ["A" + PROTEIN[1:], PROTEIN],
+        "is not used for chains A, C, as in Boltz: its first sequence differs from the chain's in 1"
+        " residues (at 1 ALA instead of MET)",
+        "is used for chains A, C, as in Boltz, although its first sequence differs from the",
+    ),
+    "uneven": (
+        [PROTEIN, "MKT", "AC" + PROTEIN, "WY", PROTEIN[::-1]],
+        "is used for chains A, C, as in Boltz, although 2 of its 5 sequences have fewer aligned "
+        "positions than the chain has residues (sequence 2: 3, not 33), and Boltz fills such a row "
+        "with the start of the next, which is wrong; 1 of its 5 sequences has more aligned "
+        "positions than the chain has residues (sequence 3: 35, not 33), and Boltz leaves out what "
+        "is past the chain's end;",
+        "is used for chains A, C, as in Boltz, although 2 of its 5 sequences have fewer",
+    ),
+}
+
+
+@pytest.mark.parametrize("boltz2", [True, False])
+@pytest.mark.parametrize("name", UNFIT)
+def test_alignments_that_do_not_fit_are_folded_as_in_stock(
+    name: str,
+    boltz2: bool,
+    read: Callable[..., None],
+    tmp_path: Path,
+    switched: None,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    (tmp_path / "wild.a3m").write_text(f">1\n{'A' + PROTEIN[1:]}\n")
-    path = yaml(tmp_path, "mutant", protein("A", PROTEIN, tmp_path / "wild.a3m"))
-    read([path], tmp_path / "out")
-    assert run.failed == {}
+    """And one line says what is wrong. The predictions: tests/test_predict.py."""
+    rows, *said = UNFIT[name]
+    (tmp_path / "x.a3m").write_text("".join(f">{i}\n{row}\n" for i, row in enumerate(rows)))
+    chains = [protein("[A, C]", PROTEIN, tmp_path / "x.a3m"), protein("B", OTHER)]
+    path = yaml(tmp_path, name, *chains)
+    read([path], tmp_path / "stock", boltz2=boltz2)
+    capsys.readouterr()
+    with prediction() as run:
+        read([path], tmp_path / "ours", boltz2=boltz2)
+        assert run.failed == {}
+    assert contents(tmp_path / "ours") == contents(tmp_path / "stock")
     (line,) = (x for x in capsys.readouterr().err.splitlines() if x.startswith("foldcp: "))
-    assert "wild.a3m is not used for chain A" in line and "at 1 ALA instead of MET" in line
+    assert line.startswith(f"foldcp: the MSA {tmp_path}/x.a3m {said[1 - boltz2]}"), line
 
 
 def test_answers_of_the_server_are_kept_whole(

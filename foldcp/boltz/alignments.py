@@ -1,7 +1,6 @@
-"""Alignments that cannot be used: found while an input is read, and named with what to do.
+"""Alignments that cannot be read: found while an input is read, and named with what to do.
 
-Stock ends in a traceback without the file's name, folds the chain as if it had no alignment, or
-fails when the features are computed.
+Stock ends in a traceback without the file's name, or fails when the features are computed.
 """
 
 from __future__ import annotations
@@ -9,17 +8,13 @@ from __future__ import annotations
 import csv
 import gzip
 import shutil
-import sys
 import zlib
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from boltz.data import const
-from boltz.data.types import MSA, Record, StructureV2
-from tqdm import tqdm
+from boltz.data.types import MSA
 
 from foldcp.boltz.run import current
 from foldcp.names import Unsafe, regular
@@ -89,7 +84,7 @@ def _plain(name: str) -> str:
             with (gzip.open if packed else open)(path, "rb") as source, known.open("wb") as made:
                 shutil.copyfileobj(source, made)
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise _unreadable(path, f"it cannot be unpacked: {error}") from error
+            raise unreadable(path, f"it cannot be unpacked: {error}") from error
     return str(known)
 
 
@@ -113,19 +108,27 @@ def checked(stock: Callable[..., MSA]) -> Callable[..., MSA]:
         except Unsafe as error:
             raise Unreadable(f"the MSA {error}: correct its path in the input") from error
         except OSError as error:
-            raise _unreadable(path, error.strerror or str(error)) from error
+            raise unreadable(path, error.strerror or str(error)) from error
         except UnicodeDecodeError as error:
-            raise _unreadable(path, "it is not text") from error
+            raise unreadable(path, "it is not text") from error
         except KeyError as error:
-            raise _unreadable(path, f"the letter {error} stands for no residue") from error
+            what = "is a byte order mark" if error.args == ("\ufeff",) else "stands for no residue"
+            raise unreadable(path, f"the letter {error} {what}") from error
+        except UnboundLocalError as error:
+            raise unreadable(path, "its first sequence has no '>name' line above") from error
         except AttributeError as error:  # of the missing value that pandas puts there
-            raise _unreadable(path, "a row has no sequence") from error
+            raise unreadable(path, "a row has no sequence") from error
         except Exception as error:
             if path.suffix == ".csv" and (where := _wrong_key(path)):
-                raise _unreadable(path, where) from error
+                raise unreadable(path, where) from error
+            if "invalid literal" in str(error):  # pandas takes what is too much for an index
+                raise unreadable(path, "a row has more than two columns") from error
+            if "EOF inside string" in str(error):
+                raise unreadable(path, "a quotation mark is not closed") from error
             lines = str(error).strip().splitlines() or [type(error).__name__]
-            raise _unreadable(path, lines[0]) from error
-        _check_rows(path, msa)
+            raise unreadable(path, lines[0]) from error
+        if len(msa.sequences) == 0:
+            raise unreadable(path, "it has no sequences; `msa: empty` folds without any")
         read.append(_made.get(path, path))
         return msa
 
@@ -165,67 +168,12 @@ def _wrong_key(path: Path) -> str:
     return ""
 
 
-def _unreadable(path: Path, why: str) -> Unreadable:
+def unreadable(path: Path, why: str) -> Unreadable:
+    """What to raise for an alignment that cannot be used.
+
+    Args:
+        path: of its file, or of the one that was made of it. why: it cannot be.
+    """
     path = _made.get(path, path)
     form = next((text for kind, text in _FORM.items() if kind in path.name.lower()), "")
     return Unreadable(f"the MSA {path} cannot be used ({why}): correct the file; {form}")
-
-
-def _check_rows(path: Path, msa: MSA) -> None:
-    if len(msa.sequences) == 0:
-        raise _unreadable(path, "it has no sequences")
-    lengths = msa.sequences["res_end"] - msa.sequences["res_start"]
-    wrong = np.flatnonzero(lengths != lengths[0])
-    if len(wrong):
-        row = int(wrong[0])
-        raise _unreadable(
-            path,
-            f"sequence {row + 1} has {lengths[row]} aligned positions and the first one "
-            f"{lengths[0]}; insertions are lower case, gaps '-'",
-        )
-
-
-def check_queries(record: Record, structure: StructureV2, folder: Path) -> None:
-    """Compare the first row of each alignment with the chain that it is for.
-
-    Args:
-        record: of an input that was just read, see `read`. structure: its chains and residues.
-        folder: of its processed alignments, numbered in the order in which they were parsed.
-
-    Raises:
-        Unreadable: a first row has another length than the chain. One that differs in its residues
-            is named on standard error: Boltz then folds the chain without the alignment.
-    """
-    for chain in record.chains:
-        if chain.msa_id == -1:
-            continue
-        path = read[int(str(chain.msa_id).rpartition("_")[2])]
-        msa = MSA.load(folder / f"{chain.msa_id}.npz")
-        first = msa.sequences[0]
-        query = msa.residues["res_type"][first["res_start"] : first["res_end"]]
-        place = structure.chains[chain.chain_id]
-        residues = structure.residues[place["res_idx"] : place["res_idx"] + place["res_num"]]
-        wanted = residues["res_type"]
-        if len(query) != len(wanted):
-            raise _unreadable(
-                path,
-                f"its first sequence has {len(query)} residues and chain {chain.chain_name} has "
-                f"{len(wanted)}; the first sequence must be the chain's own",
-            )
-        _warn_of_other_residues(path, chain.chain_name, query, wanted)
-
-
-def _warn_of_other_residues(path: Path, chain: str, query: np.ndarray, wanted: np.ndarray) -> None:
-    met, unk = const.token_ids["MET"], const.token_ids["UNK"]
-    at = np.flatnonzero(query != wanted)
-    # Boltz takes the chain's own residues where one side is unknown.
-    known = (wanted[at] == met).all() and (query[at] == unk).all()
-    if len(at) == 0 or known or (wanted[at] == unk).all():
-        return
-    mine, theirs = const.tokens[wanted[at[0]]], const.tokens[query[at[0]]]
-    tqdm.write(  # not print: Boltz shows a progress bar
-        f"foldcp: the MSA {path} is not used for chain {chain}: its first sequence differs from "
-        f"the chain's in {len(at)} residues (at {at[0] + 1} {theirs} instead of {mine}); put the "
-        "chain's own sequence first",
-        file=sys.stderr,
-    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import zipfile
 from pathlib import Path
@@ -9,6 +10,35 @@ from pathlib import Path
 from boltz.data import types
 
 from foldcp.boltz import trust
+from foldcp.report import UserError
+
+
+def drop_unfinished(results: Path) -> None:
+    """Remove what runs that were killed had not finished; this one has the folder's lock.
+
+    Args:
+        results: the results folder, whose own folders lie in it.
+    """
+    for folder in (results, results / "processed"):
+        for path in folder.glob(".partial_*"):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink()
+
+
+def drop_broken_records(folder: Path) -> None:
+    """Remove records that cannot be used, such as stock leaves when it is killed."""
+    kinds = ("structures", "msa", "constraints", "templates", "mols")
+    for path in folder.glob("*.json"):
+        try:
+            record = types.Record.load(path)
+            trust.check_files(record, {kind: folder.parent / kind for kind in kinds})
+        except Exception as error:
+            if path.is_dir() and not path.is_symlink():
+                raise UserError(f"{path} is a folder, not a record: remove it") from error
+            print(f"foldcp: {path} is damaged ({error}): its input is read again", file=sys.stderr)
+            path.unlink()
 
 
 def drop_unusable(processed: Path, boltz2: bool) -> None:

@@ -1,7 +1,7 @@
 """Predictions on their way to disk: a folder gets its final name when all that is in it is there.
 
-A prediction is made in `.partial_<id>` beside the folder of predictions. What takes long, packing
-its N x N matrices, goes on in the background while the next input is folded. Boltz takes a
+A prediction is made in `.partial_<run>_<id>` beside the folder of predictions. What takes long,
+packing its N x N matrices, goes on in the background while the next input is folded. Boltz takes a
 prediction for finished when its folder exists, so the folder is renamed last, as a whole.
 """
 
@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from foldcp.boltz.seal import Seal
 from foldcp.names import LONGEST, Unsafe, check, inside
 from foldcp.spool import Background, Key, Spool, append, sync_path
 
@@ -48,10 +49,14 @@ class Outputs:
     Args:
         folder: of the predictions; each becomes a folder in it.
         on_failure: called with a prediction's name and what went wrong, from another thread.
+        seal: of this run's lock; what is written once that is lost gets no final name.
     """
 
-    def __init__(self, folder: Path, on_failure: Callable[[str, str], None]) -> None:
-        self.folder, self._on_failure = folder, on_failure
+    def __init__(
+        self, folder: Path, on_failure: Callable[[str, str], None], seal: Seal | None = None
+    ) -> None:
+        self.folder, self._on_failure, self._seal = folder, on_failure, seal
+        self._tag = seal.tag if seal is not None else "alone"
         self._packers, self._finisher = Background(_PACKERS), Background(1)
         self._hurry, self._abandoned = threading.Event(), threading.Event()
         self._pending: list[Future[None]] = []
@@ -60,7 +65,16 @@ class Outputs:
 
     def partial(self, name: str) -> Path:
         """Where a prediction is made."""
-        return self.folder.parent / f".partial_{name}"
+        return self.folder.parent / f".partial_{self._tag}_{name}"
+
+    def check_ours(self) -> None:
+        """Refuse to go on where another run has taken the folder.
+
+        Raises:
+            Lost: it has.
+        """
+        if self._seal is not None:
+            self._seal.check()
 
     def begin(self, name: str) -> Path:
         """Make an empty folder for a prediction, in the place of what an earlier run left there."""
@@ -116,6 +130,7 @@ class Outputs:
         try:
             self._gather(name, matrices)
             if not self._abandoned.is_set():
+                self.check_ours()
                 replace(self.partial(name) / name, self.folder / name, f"affinity_{name}.json")
                 self._finished.append(name)
         except Exception as error:  # whatever it is, this input must not seem to be done

@@ -9,7 +9,7 @@ import platform
 import socket
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from foldcp import __version__
+from foldcp.boltz.lock import Held, Lock
 from foldcp.boltz.place import Place
 from foldcp.config import Config
 from foldcp.mesh import local_gpu
@@ -152,21 +153,30 @@ def choose_device(options: dict[str, Any], place: Place) -> torch.device:
     return local_gpu(place.local_rank)
 
 
-def check_writable(options: dict[str, Any]) -> None:
-    """Create the output and cache folders on the root rank and write a file into the first.
+def claim_folder(options: dict[str, Any], on_loss: Callable[[str], None]) -> Lock:
+    """Create the cache and results folders on the root rank, and lock the latter for this run.
+
+    Args:
+        options: the arguments of Boltz's `predict`. on_loss: see `Lock`.
 
     Raises:
-        UserError: a folder cannot be made or written.
+        UserError: a folder cannot be made or written, or another run is at work in it.
     """
     name = f"boltz_results_{Path(options['data']).stem}"
     folder = Path(options["out_dir"]).expanduser() / name
-    option, wanted = "--out_dir", folder
+    option, wanted = "--cache", Path(options["cache"]).expanduser()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-        option, wanted = "--cache", Path(options["cache"]).expanduser()
         wanted.mkdir(parents=True, exist_ok=True)
+        option, wanted = "--out_dir", folder
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = Lock(folder, on_loss)
+        lock.take()
+        return lock
+    except Held as error:
+        raise UserError(
+            f"another run is at work in {folder} ({error.who}): wait until it has ended, or pass "
+            "another --out_dir"
+        ) from error
     except OSError as error:
         raise UserError(
             f"{option} folder {wanted} cannot be written ({error.strerror}): "

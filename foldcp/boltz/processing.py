@@ -23,12 +23,13 @@ from boltz.data import types
 from boltz.data.parse import schema as stock_schema
 from tqdm import tqdm
 
-from foldcp.boltz import alignments, answers, leftovers, trust
-from foldcp.boltz.document import schema
+from foldcp.boltz import alignments, answers, leftovers, queries, trust
+from foldcp.boltz.document import codes, schema
 from foldcp.boltz.document.explain import explain, readable
 from foldcp.boltz.document.faults import at
 from foldcp.boltz.document.setting import Setting
 from foldcp.boltz.run import Run, current
+from foldcp.boltz.seal import Lost
 from foldcp.names import LONGEST, Unsafe, check, inside, regular
 from foldcp.report import UserError
 from foldcp.spool import sync, sync_path
@@ -68,6 +69,7 @@ def install(main: ModuleType) -> None:
     for name, kind in {"parse_mmcif": "mmCIF", "parse_pdb": "PDB"}.items():
         regular_only = alignments.checked_template(getattr(stock_schema, name))
         setattr(stock_schema, name, readable(regular_only, kind))
+    codes.install()
     types.JSONSerializable.dump = dump_json
     answers.install()
     trust.install()
@@ -87,7 +89,8 @@ def on_root(stock: Callable[..., None]) -> Callable[..., None]:
             check_names(data)
             check_folders(out_dir)
             check_cache(options)
-            drop_broken_records(out_dir / "processed" / "records")
+            leftovers.drop_unfinished(out_dir)
+            leftovers.drop_broken_records(out_dir / "processed" / "records")
             leftovers.drop_unusable(out_dir / "processed", bool(options.get("boltz2")))
             with tempfile.TemporaryDirectory(prefix="foldcp_") as folder:
                 run.reasons = Path(folder)
@@ -159,20 +162,6 @@ def check_cache(options: dict[str, Any]) -> None:
         raise UserError(f"{error}: name another folder with --cache") from error
 
 
-def drop_broken_records(folder: Path) -> None:
-    """Remove records that cannot be used, such as stock leaves when it is killed."""
-    kinds = ("structures", "msa", "constraints", "templates", "mols")
-    for path in folder.glob("*.json"):
-        try:
-            record = types.Record.load(path)
-            trust.check_files(record, {kind: folder.parent / kind for kind in kinds})
-        except Exception as error:
-            if path.is_dir() and not path.is_symlink():
-                raise UserError(f"{path} is a folder, not a record: remove it") from error
-            print(f"foldcp: {path} is damaged ({error}): its input is read again", file=sys.stderr)
-            path.unlink()
-
-
 class _Tee:
     """Standard output that keeps Boltz's line about a failure to itself: ours says it better."""
 
@@ -204,11 +193,10 @@ def whole_or_nothing(stock: Callable[..., None]) -> Callable[..., None]:
         if run is None or run.reasons is None:
             stock(path, *args, **options)
             return
-        records: Path = options["records_dir"]
-        partial = records.parent / f".partial_{path.name}"
+        partial = _partial(path, options)
         try:
-            failure = _wrong(path, options, run) or _read(stock, path, args, options, partial)
-        except (alignments.Unreadable, OSError) as error:
+            failure = _wrong(path, options, run) or _read(stock, path, args, options, run)
+        except (alignments.Unreadable, OSError, Lost) as error:
             failure = str(error)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
@@ -217,6 +205,12 @@ def whole_or_nothing(stock: Callable[..., None]) -> Callable[..., None]:
             _keep_reason(run, path, failure)
 
     return process_input
+
+
+def _partial(path: Path, options: dict[str, Any]) -> Path:
+    """Where an input is read."""
+    records: Path = options["records_dir"]
+    return records.parent / f".partial_{path.name}"
 
 
 def _wrong(path: Path, options: dict[str, Any], run: Run) -> str:
@@ -238,9 +232,10 @@ def _read(
     path: Path,
     args: tuple[Any, ...],
     options: dict[str, Any],
-    partial: Path,
+    run: Run,
 ) -> str:
     """Read one input by way of a folder of its own; returns why that failed, or ""."""
+    partial = _partial(path, options)
     shutil.rmtree(partial, ignore_errors=True)
     places = {option: partial / name for option, name in _PLACES.items()}
     for place in places.values():
@@ -259,6 +254,8 @@ def _read(
     if tee.failure:
         return explain(met[-1]) if met and met[-1] is not None else tee.failure
     _check(partial, boltz2=options["boltz2"])
+    if run.seal is not None:
+        run.seal.check()
     for option, place in places.items():
         move(place, options[option])
     return ""
@@ -268,7 +265,7 @@ def _check(partial: Path, boltz2: bool) -> None:
     for record in map(types.Record.load, (partial / "records").glob("*.json")):
         kind = types.StructureV2 if boltz2 else types.Structure
         structure = kind.load(partial / "structures" / f"{record.id}.npz")
-        alignments.check_queries(record, structure, partial / "msa")
+        queries.check(record, structure, partial / "msa")
 
 
 def _keep_reason(run: Run, path: Path, failure: str) -> None:

@@ -11,6 +11,7 @@ from foldcp.config import Config
 
 if TYPE_CHECKING:
     from foldcp.boltz.kept import TrunkKeeper
+    from foldcp.boltz.seal import Seal
     from foldcp.boltz.session import Session
     from foldcp.mesh import Mesh
 
@@ -32,6 +33,7 @@ class Run:
         keeper: keeps the trunks of unfinished inputs (FOLDCP_RESUME).
         replay: draws the random numbers of an input that another group folds.
         output_format: `--output_format`.
+        seal: of the lock of the results folder; None where nothing locks it, as in tests of parts.
     """
 
     config: Config
@@ -47,6 +49,7 @@ class Run:
     replay: Callable[[dict[str, Any]], None] | None = None
     keeper: TrunkKeeper | None = None
     output_format: str = "mmcif"
+    seal: Seal | None = None
 
     @property
     def shared(self) -> bool:

@@ -17,6 +17,7 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from foldcp.boltz.lock import release_soon
 from foldcp.boltz.meetings import Meetings, open_store, spoken, unheard
 from foldcp.boltz.place import Place, on_one_machine
 from foldcp.boltz.signals import end_on_signals
@@ -285,13 +286,16 @@ class Session(Meetings):
 
 def _exit(code: int) -> NoReturn:
     """End this process and those that it started, without waiting for anything."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    release_soon()
+    with suppress(OSError):  # the terminal is gone
+        sys.stdout.flush()
+        sys.stderr.flush()
     for child in multiprocessing.active_children():
         child.kill()
     os._exit(code)
 
 
 def _say(message: str) -> None:
-    sys.stdout.flush()
-    print(f"foldcp: {message}", file=sys.stderr, flush=True)
+    with suppress(OSError):
+        sys.stdout.flush()
+        print(f"foldcp: {message}", file=sys.stderr, flush=True)

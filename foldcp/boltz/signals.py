@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C end a run in seconds, even while a rank waits inside a collective.
+"""SIGTERM, SIGHUP and Ctrl-C end a run in seconds, even while a rank waits inside a collective.
 
 Lightning replaces the default actions by Python handlers, which only run once the main thread is
 back in the interpreter. A thread that reads Python's wakeup socket hears of a signal at once.
@@ -19,6 +19,7 @@ from foldcp.report import KEPT
 if TYPE_CHECKING:
     from foldcp.boltz.session import Session
 
+_ENDING = (signal.SIGTERM, signal.SIGHUP)  # SIGHUP: the terminal is gone
 _GRACE = 3.0  # seconds in which the main thread may end by itself after Ctrl-C
 
 _HAS_SENDERS = hasattr(socket, "SO_PASSCRED")  # Linux
@@ -28,7 +29,9 @@ interrupted = threading.Event()  # this process got SIGINT: whatever then fails,
 
 
 def end_on_signals(session: Session) -> None:
-    """Make SIGTERM and SIGINT end all ranks of a session; does nothing outside the main thread.
+    """Make SIGTERM, SIGHUP and SIGINT end all ranks of a session, unless they are ignored.
+
+    Does nothing outside the main thread.
 
     Args:
         session: of this process.
@@ -40,8 +43,9 @@ def end_on_signals(session: Session) -> None:
         reader.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
     writer.setblocking(False)
     # Only signals with a Python handler reach the socket; this one need not do more.
-    if signal.getsignal(signal.SIGTERM) != signal.SIG_IGN:
-        signal.signal(signal.SIGTERM, lambda *_: None)
+    for number in _ENDING:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)
     signal.set_wakeup_fd(writer.detach(), warn_on_full_buffer=False)
     os.register_at_fork(after_in_child=_forget)
     threading.Thread(target=_wait, args=(session, reader), daemon=True).start()
@@ -50,7 +54,9 @@ def end_on_signals(session: Session) -> None:
 def _forget() -> None:
     """Give a forked worker the default actions."""
     signal.set_wakeup_fd(-1)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for number in _ENDING:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _receive(reader: socket.socket) -> int:
@@ -68,8 +74,9 @@ def _receive(reader: socket.socket) -> int:
 def _wait(session: Session, reader: socket.socket) -> None:
     while True:
         number = _receive(reader)
-        if number == signal.SIGTERM:
-            session.fail(_lost(session) or f"ended by SIGTERM; {KEPT}", 128 + signal.SIGTERM)
+        if number in _ENDING:
+            name = signal.Signals(number).name
+            session.fail(_lost(session) or f"ended by {name}; {KEPT}", 128 + number)
         if number == signal.SIGINT:
             interrupted.set()
             time.sleep(_GRACE)

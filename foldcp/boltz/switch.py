@@ -16,13 +16,14 @@ from typing import Any
 
 from foldcp import allocator, progress, report
 from foldcp import mesh as meshes
-from foldcp.boltz import models, preflight, processing, session
+from foldcp.boltz import download, lock, models, preflight, processing, session
 from foldcp.boltz.boltz1_data import RootBoltz1DataModule
 from foldcp.boltz.command import guarded
 from foldcp.boltz.data import RootDataModule
 from foldcp.boltz.options import check_numbers
 from foldcp.boltz.place import Place
 from foldcp.boltz.run import Run, current, set_current
+from foldcp.boltz.seal import Seal
 from foldcp.boltz.writers import RootAffinityWriter, RootWriter
 from foldcp.config import Config
 from foldcp.modules.step_graph import set_graphs
@@ -39,8 +40,7 @@ def patch(main: ModuleType) -> None:
     if getattr(main, "foldcp_switched", False):
         return
     main.foldcp_switched = True
-    main.download_boltz1 = _download(main.download_boltz1)
-    main.download_boltz2 = _download(main.download_boltz2)
+    download.install(main)
     processing.install(main)
     main.Manifest = _RootManifest(main.Manifest)
     main.filter_inputs_structure = _decided_by_root(main.filter_inputs_structure)
@@ -60,9 +60,9 @@ def _predict(stock: Callable[..., None]) -> Callable[..., None]:
     @wraps(stock)
     def predict(**options: Any) -> None:
         start = time.perf_counter()
-        run = begin(options)
-        set_current(run)
         try:
+            run = begin(options)
+            set_current(run)
             stock(**options)
             run.session.at("the end")
             known = run.session.gather(run.failed if run.mesh.is_root else {})
@@ -75,6 +75,7 @@ def _predict(stock: Callable[..., None]) -> Callable[..., None]:
         finally:
             set_current(None)
             progress.listen(None)
+            lock.release_all()
         if failed:
             listed = "; ".join(f"{name} ({reason})" for name, reason in failed.items())
             raise UserError(
@@ -127,46 +128,22 @@ def begin(options: dict[str, Any]) -> Run:
     ranks.at("joining the ranks")
     mesh = ranks.form(rows, cols, device, config)
     progress.listen(ranks.at)
+    seal = None
     if ranks.is_root:
-        preflight.check_writable(options)
+        seal = preflight.claim_folder(options, ranks.fail).seal
     else:
         progress.show(False)
         # What Boltz prints would appear once per rank; errors still reach stderr.
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
         warnings.simplefilter("ignore")
         logging.disable(logging.WARNING)
-    ranks.wait_for_root()
+    seal = Seal(*ranks.from_root((seal.path, seal.key) if seal else None))
     ranks.at("reading inputs")
     asked = {name: options.get(name) for name in ("seed", "write_embeddings")}
     run = Run(config, ranks, mesh, asked["seed"], bool(asked["write_embeddings"]))
+    run.seal = seal
     run.output_format = options.get("output_format") or "mmcif"
     return run
-
-
-def _download(stock: Callable[[Path], None]) -> Callable[[Path], None]:
-    """Download on the root rank only, and leave nothing half-downloaded behind."""
-    stock = getattr(stock, "__wrapped__", stock)  # past Lightning's rank_zero_only
-
-    @wraps(stock)
-    def download(cache: Path) -> None:
-        run = current()
-        if run is None or run.session.is_root:
-            before = set(cache.iterdir())
-            try:
-                stock(cache)
-            except Exception as error:
-                for path in set(cache.iterdir()) - before:
-                    if path.is_file():
-                        path.unlink()
-                raise UserError(
-                    f"Boltz's weights and molecules are not complete in {cache} and downloading "
-                    f"them failed ({error}): connect to the network, copy the files there, or "
-                    "name the folder that has them with --cache or BOLTZ_CACHE"
-                ) from error
-        if run is not None:
-            run.session.wait_for_root()
-
-    return download
 
 
 class _RootManifest:

@@ -105,7 +105,9 @@ class RootWriter(_RootWriter, BoltzWriter):
         run = current()
         if run is None:
             return
-        self._outputs = Outputs(self.output_dir, lambda name, why: self._fail(run, name, why))
+        self._outputs = Outputs(
+            self.output_dir, lambda name, why: self._fail(run, name, why), run.seal
+        )
         if not run.alone:
             pl_module.foldcp_open_sink = self.open_sink
 
@@ -209,11 +211,12 @@ class RootAffinityWriter(_RootWriter, BoltzAffinityWriter):
     def _write(
         self, run: Run, record_id: str, prediction: dict[str, Any], write: Callable[[], None]
     ) -> None:
-        outputs = Outputs(self.output_dir, lambda *_: None)
+        outputs = Outputs(self.output_dir, lambda *_: None, run.seal)
         partial = outputs.begin(record_id)
         try:
             self._into(partial, write)
             if (partial / record_id).exists():
+                outputs.check_ours()
                 move_into(partial / record_id, self.output_dir / record_id)
         finally:
             outputs.discard(record_id)

@@ -139,24 +139,23 @@ def ligand(fields: Fields, where: str, faults: Faults) -> tuple[Any, list[str | 
 
 
 def _codes(values: list[tuple[Any, Mark]], where: str, faults: Faults) -> list[str | None]:
-    """Codes of residues. Boltz takes a number too, unless YAML changes its digits."""
+    """Codes of residues; the reading has made text of what YAML takes for a number."""
     found: list[str | None] = []
     for value, mark in values:
-        number = isinstance(value, int) and not isinstance(value, bool) and str(value) == mark.text
-        if not number and not isinstance(value, str):
+        if not isinstance(value, str):
             faults.add(
                 mark.line, f"`ccd` of {where} must be a code such as ATP, got {told(value, mark)}"
             )
-        elif not str(value):
+        elif not value:
             faults.add(mark.line, f"`ccd` of {where} is empty")
-        elif len(str(value)) > LONGEST:
+        elif len(value) > LONGEST:
             faults.add(
                 mark.line,
-                f"`ccd` of {where}, {str(value)[:40]}, is longer than the {LONGEST} letters of a "
+                f"`ccd` of {where}, {value[:40]}, is longer than the {LONGEST} letters of a "
                 "code; a SMILES goes into `smiles`",
             )
         else:
-            found.append(str(value))
+            found.append(value)
     return found
 
 

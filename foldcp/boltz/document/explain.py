@@ -26,6 +26,14 @@ _KNOWN = {
 }
 
 
+_LIGAND = {
+    "Failed to compute 3D conformer for": "RDKit finds no three-dimensional form of a ligand: "
+    "correct the rings and stereo marks of its SMILES, or give its `ccd`",
+    "has an atom with a name longer than 4": "a ligand has more atoms of one element than Boltz "
+    "can name with 4 characters: give it as several, bonded ligands",
+}
+
+
 class BadTemplate(Exception):
     """A template cannot be used, as the message says."""
 
@@ -43,6 +51,9 @@ def explain(error: BaseException) -> str:
         return _missing_atom(error.args[0], error.__traceback__)
     if text.startswith("Template chain "):
         return _missing_template_chain(error.__traceback__)
+    for said, meant in _LIGAND.items():
+        if said in text:  # with the whole SMILES, which may be longer than a message
+            return f"{meant} ({_short(text, said)})"
     for said, meant in _KNOWN.items():
         if said in text:
             return meant
@@ -52,6 +63,13 @@ def explain(error: BaseException) -> str:
     if isinstance(error, AssertionError) and text:
         return text
     return f"Boltz's parser cannot read it{_place(error)}"
+
+
+def _short(text: str, said: str) -> str:
+    """The SMILES of a message of Boltz's, which stands before or after what is `said` of it."""
+    smiles = text.replace("SMILES", "").partition(said)
+    found = (smiles[0] or smiles[2]).strip()
+    return f"{found[:40]}{'...' * (len(found) > 40)}"
 
 
 def _place(error: BaseException) -> str:

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from foldcp.boltz.document.codes import CodeLoader
+
 _INDENT = "indent with spaces, YAML allows no tabs"
 _MERGE = "tag:yaml.org,2002:merge"
 
@@ -58,8 +60,8 @@ class Items(list[Any]):
         self.marks: list[Mark] = []
 
 
-class _Loader(yaml.SafeLoader):
-    """As `yaml.safe_load`, which Boltz uses, with marks."""
+class _Loader(CodeLoader):
+    """As Boltz's reading of an input, with marks."""
 
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> Any:
@@ -136,6 +138,8 @@ def _malformed(error: yaml.MarkedYAMLError, text: str) -> Malformed:
     problem = (error.problem or "it cannot be read").replace("<", "").replace(">", "")
     if "single document" in str(error.context or ""):
         return Malformed(number, "it holds several documents (`---`): give each a file of its own")
+    if "could not determine a constructor for the tag" in problem:
+        return Malformed(number, "a tag (`!...`) that Boltz does not know: put the value in quotes")
     if "'\\t'" in problem:
         return Malformed(number, f"a tab stands where YAML expects text: {_INDENT}")
     if "mapping values are not allowed" in problem:
