@@ -94,15 +94,14 @@ class Pairformer:
         n = s.shape[1]
         if side == "foldcp":
             from foldcp.mesh import Mesh
-            from foldcp.modules.pairformer import PairformerLayer, pair_mask
+            from foldcp.modules.pairformer import PairformerLayer
 
             mesh = Mesh.create(1, 1, self.device)
             layer, layout = PairformerLayer(copy.copy(self.stock), mesh), mesh.layout(n)
-            mask = pair_mask(layout, self.device)
             s, z = padded(s, layout, 1), padded(z, layout, 1, 2)
 
             def block() -> Outputs:
-                single, pair = layer(s, z, layout, mask)
+                single, pair = layer(s, z, layout)
                 return single[:, :n], pair[:, :n, :n]
 
             return block

@@ -77,15 +77,17 @@ def block(n: int, mesh: FakeMesh) -> Callable[[], Any]:
     """One pairformer block."""
     from boltz.model.layers.pairformer import PairformerLayer as Stock
 
-    from foldcp.modules.pairformer import PairformerLayer, pair_mask
+    from foldcp.modules import pairformer
 
     with torch.device("meta"):
         stock = Stock(SINGLE, PAIR, num_heads=HEADS, v2=True).eval().requires_grad_(False)
-    layer, layout = PairformerLayer(stock, mesh), _layout(n, mesh)
+    layer, layout = pairformer.PairformerLayer(stock, mesh), _layout(n, mesh)
     z = torch.empty(1, layout.tile_rows, layout.tile_cols, PAIR, device="meta")
     s = torch.empty(1, layout.shard, SINGLE, device="meta")
-    mask = pair_mask(layout, z.device)
-    return lambda: layer(s, z, layout, mask)
+    # Earlier revisions want the mask of the padding.
+    padding = getattr(pairformer, "pair_mask", None)
+    masks = () if padding is None else (padding(layout, z.device),)
+    return lambda: layer(s, z, layout, *masks)
 
 
 def _prepared(value: Any, mesh: Any) -> Any:

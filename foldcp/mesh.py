@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from foldcp.broadcast import broadcast
 from foldcp.config import ATTENTION, MULTIPLICATION, WIRES, local_rank
@@ -18,6 +19,7 @@ from foldcp.connect import Options, connect
 from foldcp.layout import PairLayout, Shaped
 from foldcp.pool import Pool
 from foldcp.transport import TorchTransport, Transport
+from foldcp_kernels import arguments
 
 # Of each triangle op, "auto" first.
 STRATEGIES = {"triangle_multiplication": MULTIPLICATION, "triangle_attention": ATTENTION}
@@ -240,6 +242,13 @@ class Mesh:
             self.refuse(f"`{name}` is on {device}, but the mesh is on {self.device}: move it there")
         try:
             layout.check(z, name, **options)
+        except ValueError as error:
+            self.refuse(str(error))
+
+    def fits(self, op: str, *given: Tensor | None, **sizes: int) -> None:
+        """`foldcp_kernels.arguments.check`, heard by all ranks."""
+        try:
+            arguments.check(op, *given, **sizes)
         except ValueError as error:
             self.refuse(str(error))
 

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from foldcp_kernels.arguments import check
 from foldcp_kernels.dispatch import check_dtype, choose, compute_dtype
 from foldcp_kernels.recompute import recompute
 
@@ -34,11 +35,11 @@ def adaptive_norm(
         [M, n, C] in the dtype that matrix products of `a` take, since projections follow.
 
     Raises:
-        ValueError: shapes do not fit, or a named `impl` cannot run.
+        ValueError: a shape or dtype that does not fit, or a named `impl` cannot run.
 
     Source: AlphaFold 3 supplement, Algorithm 26.
     """
-    _check(a, scale=scale, shift=shift)
+    check("adaptive_norm", a, scale, shift)
     name = choose("adaptive_norm", impl, a, _refusal(a, scale, shift))
     dtype = compute_dtype(a)
     if name == "reference":
@@ -73,11 +74,11 @@ def gated_residual(
         A new tensor [M, n, C] in the dtype of `a`.
 
     Raises:
-        ValueError: shapes do not fit, or a named `impl` cannot run.
+        ValueError: a shape or dtype that does not fit, or a named `impl` cannot run.
 
     Source: AlphaFold 3 supplement, Algorithms 24 and 25.
     """
-    _check(a, gate=gate, x=x)
+    check("gated_residual", a, gate, x)
     name = choose("gated_residual", impl, a, _refusal(a, gate, x))
     if name == "reference":
         from foldcp_kernels import reference
@@ -95,19 +96,6 @@ def gated_residual(
         return gated_residual_fwd(a, gate, x, sigmoid)
 
     return recompute(fused, twin, a, gate, x)
-
-
-def _check(a: Tensor, **others: Tensor) -> None:
-    if a.dim() != 3:
-        raise ValueError(f"`a` is {list(a.shape)}; expected [M, n, C]")
-    for name, x in others.items():
-        samples = x.shape[0] if x.dim() == 3 and x.shape[0] == 1 and name != "x" else a.shape[0]
-        if x.shape != (samples, *a.shape[1:]):
-            one = "" if name == "x" else "1 or "
-            raise ValueError(
-                f"`{name}` is {list(x.shape)}; expected [{one}{a.shape[0]}, {a.shape[1]}, "
-                f"{a.shape[2]}] as `a` is {list(a.shape)}"
-            )
 
 
 def _refusal(a: Tensor, first: Tensor, second: Tensor) -> str | None:

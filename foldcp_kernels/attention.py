@@ -15,9 +15,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from foldcp_kernels.arguments import check
 from foldcp_kernels.carry import Carry, merge
 from foldcp_kernels.chunking import chunk_length, spans
 from foldcp_kernels.dispatch import check_dtype, choose
+from foldcp_kernels.recompute import nothing
 
 MAX_HEAD_DIM = 64
 
@@ -46,11 +48,14 @@ def attend(
         (o, lse): like q, and [.., H, I] in float32 (float64 for float64).
 
     Raises:
-        ValueError: dimensions that do not fit, no key, or a named `impl` that cannot run.
+        ValueError: a shape or dtype that does not fit, no key, or a named `impl` that cannot run.
 
     Source: FlashAttention, Algorithm 1.
     """
     name = _checked(q, k, v, bias, keep, impl)
+    if not q.numel():
+        lse = q.new_empty(q.shape[:-1], dtype=torch.promote_types(q.dtype, torch.float32))
+        return tuple(nothing(x, q, k, v, bias) for x in (q, lse))
     if keep is not None:
         keep = keep | ~keep.any(-1, keepdim=True)
     q, k, v, bias, keep, restore = _rows_of_bias(q, k, v, bias, keep)
@@ -94,7 +99,7 @@ def attend_panel(
     """
     name = _checked(q, k, v, bias, None, impl)
     graph = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v, bias))
-    if name == "triton" and not graph:
+    if name == "triton" and not graph and q.numel():
         from foldcp_kernels.fused.attention import attention_fwd
 
         bias = _expanded(bias, q)
@@ -108,34 +113,18 @@ def _checked(
     """Validate and choose the implementation."""
     if q.ndim not in (4, 5):
         raise ValueError(f"`q` has {q.ndim} dimensions; expected 4 [G, H, I, D] or 5")
-    lead, d, keys = tuple(q.shape[:-2]), q.shape[-1], k.shape[-2]
-    for name, x in (("k", k), ("v", v)):
-        if tuple(x.shape) != (*lead, keys, d):
-            raise ValueError(
-                f"`{name}` is {list(x.shape)}; expected {[*lead, keys, d]} as `q` says"
-            )
-    if keys == 0:
+    check("attention 5" if q.ndim == 5 else "attention 4", q, k, v, bias, keep)
+    if k.shape[-2] == 0 and q.numel():
         raise ValueError("`k` has no keys: leave an empty key set out instead")
-    if bias is not None:
-        batch = (1,) if q.ndim == 5 else ()
-        wanted = (*lead[:1], *batch, lead[-1], q.shape[-2], keys)
-        free = (0, q.ndim - 2)  # dimensions that may be 1
-        fits = bias.ndim == q.ndim and all(
-            n == w or (n == 1 and i in free)
-            for i, (n, w) in enumerate(zip(bias.shape, wanted, strict=True))
-        )
-        if not fits:
-            raise ValueError(f"`bias` is {list(bias.shape)}; expected {list(wanted)}")
-    if keep is not None and tuple(keep.shape) != (*lead[:-1], keys):
-        raise ValueError(f"`keep` is {list(keep.shape)}; expected {[*lead[:-1], keys]}")
-    reason = check_dtype(q, "q")
+    reason = None if bias is None else check_dtype(bias, "bias")
+    return choose_core(impl, q, q.shape[-1], reason)
+
+
+def choose_core(impl: str | None, x: Tensor, d: int, reason: str | None = None) -> str:
+    """`dispatch.choose` for attention with heads of `d` channels; `reason`: against the kernel."""
     if d > MAX_HEAD_DIM:
         reason = f"`q` has head dim {d}; expected at most {MAX_HEAD_DIM}"
-    elif k.dtype != q.dtype or v.dtype != q.dtype:
-        reason = f"`k` and `v` have dtypes {k.dtype} and {v.dtype}; expected {q.dtype} as `q`"
-    elif bias is not None:
-        reason = reason or check_dtype(bias, "bias")
-    return choose("attention", impl, q, reason)
+    return choose("attention", impl, x, reason or check_dtype(x, "q"))
 
 
 def _rows_of_bias(

@@ -168,9 +168,14 @@ def check_dtype(x: Tensor, name: str) -> str | None:
 
 def compute_dtype(x: Tensor) -> torch.dtype:
     """The dtype that matrix products of `x` are computed in: autocast's, else its own."""
-    if x.dtype != torch.float64 and torch.is_autocast_enabled(_autocast_device(x)):
+    if x.dtype != torch.float64 and autocasts(x):
         return torch.get_autocast_dtype(_autocast_device(x))
     return x.dtype
+
+
+def autocasts(x: Tensor) -> bool:
+    """Whether autocast is on where `x` is."""
+    return torch.is_autocast_enabled(_autocast_device(x))
 
 
 def _autocast_device(x: Tensor) -> str:

@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from foldcp_kernels.arguments import check
 from foldcp_kernels.dispatch import compute_dtype
-from foldcp_kernels.norm_linear import EPS, cast, check_channels, choose_rows
-from foldcp_kernels.recompute import recompute
+from foldcp_kernels.norm_linear import EPS, cast, choose_rows
+from foldcp_kernels.recompute import nothing, recompute
 
 
 def gated_output(
@@ -29,23 +30,20 @@ def gated_output(
 
     Args:
         x: [B, I, J, C], any strides. gain, shift: of its LayerNorm [C].
-        gate: [W, C]. o: attention output [B, I, J, W], last stride 1. weight: [C, W].
+        gate: [W, C]. o: attention output [B, I, J, W]. weight: [C, W].
         impl: see `dispatch`.
 
     Returns:
         `x` itself, changed, when gradients are off; else a new tensor.
 
     Raises:
-        ValueError: shapes that do not fit, or a named `impl` that cannot run.
+        ValueError: a shape or dtype that does not fit, or a named `impl` that cannot run.
 
     Source: AlphaFold 3 supplement, Algorithm 14.
     """
-    check_channels(x, gate)
-    if o.shape != (*x.shape[:-1], weight.shape[1]):
-        raise ValueError(
-            f"`o` is {list(o.shape)}; expected {[*x.shape[:-1], weight.shape[1]]} as `x` and "
-            "`weight` say"
-        )
+    check("gated_output", x, gain, shift, gate, o, weight)
+    if not x.numel():
+        return nothing(x, gain, shift, gate, o, weight)
     if choose_rows("gated_output", impl, x, "x", (x.shape[-1],)) != "triton":
         update = _update(x, gain, shift, gate, o, weight)
         return x + update if torch.is_grad_enabled() else x.add_(update)
@@ -58,6 +56,7 @@ def gated_output(
         x, gain, shift, gate, o, weight = t
         gate, weight = cast("gate", dtype, gate), cast("out", dtype, weight)
         out = x if in_place else None
+        o = o if o.stride(-1) == 1 else o.contiguous()
         return attention_output_fwd(x, gain, shift, gate, o, weight, out)
 
     return recompute(fused, lambda x, *t: x + _update(x, *t), x, gain, shift, gate, o, weight)

@@ -15,9 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from foldcp_kernels.arguments import check
 from foldcp_kernels.chunking import chunk_bytes, spans
 from foldcp_kernels.dispatch import check_dtype, choose, compute_dtype, derived
-from foldcp_kernels.recompute import recompute
+from foldcp_kernels.recompute import nothing, recompute
 
 MAX_BINS = 128
 MAX_VALUES = 4
@@ -54,11 +55,11 @@ def expectations(logits: Tensor, values: Tensor) -> Tensor:
         [K, ...] in the dtype of `values`.
 
     Raises:
-        ValueError: the numbers of bins differ.
+        ValueError: the numbers of bins differ, or a dtype is no float.
 
     Source: AlphaFold 3 supplement, section 4.3.
     """
-    _check_bins(values, logits.shape[-1], "logits")
+    check("expectations", logits, values)
     with torch.no_grad():
         return _expect(logits, values)
 
@@ -87,11 +88,15 @@ def expected_values(
         [K, R, T] or [K, B, R, T] in the dtype of `values`.
 
     Raises:
-        ValueError: shapes do not fit, or a named `impl` cannot run.
+        ValueError: a shape or dtype that does not fit, or a named `impl` cannot run.
 
     Source: AlphaFold 3 supplement, sections 4.3 and 4.4.
     """
-    _check(x, weight, values, bias, other, weight_other, same)
+    op = "expected_values 3" if x.dim() == 3 else "expected_values 4"
+    check(op, x, weight, values, bias, other, weight_other, same)
+    if not x.numel():
+        out = values.new_empty((len(values), *x.shape[:-1]))
+        return nothing(out, x, weight, bias, other, weight_other)
     name = choose("expected_values", impl, x, _refusal(x, weight, values, other))
     if name == "reference":
         from foldcp_kernels import reference
@@ -186,45 +191,6 @@ def _expect(logits: Tensor, values: Tensor) -> Tensor:
     with torch.autocast(logits.device.type, enabled=False):
         p = torch.softmax(logits, -1, dtype=values.dtype)
         return (values @ p.flatten(0, -2).T).unflatten(1, logits.shape[:-1])
-
-
-def _check_bins(values: Tensor, bins: int, name: str) -> None:
-    if values.dim() != 2 or values.shape[1] != bins:
-        raise ValueError(
-            f"`values` has {values.shape[-1]} bins; expected {bins} as in `{name}`: "
-            "compute the bin centres from the head's own number of bins"
-        )
-
-
-def _check(
-    x: Tensor,
-    weight: Tensor,
-    values: Tensor,
-    bias: Tensor | None,
-    other: Tensor | None,
-    weight_other: Tensor | None,
-    same: Tensor | None,
-) -> None:
-    if x.dim() not in (3, 4):
-        raise ValueError(f"`x` is {list(x.shape)}; expected [R, T, C] or [B, R, T, C]")
-    if weight.dim() != 2 or weight.shape[1] != x.shape[-1]:
-        raise ValueError(f"`weight` is {list(weight.shape)}; expected [bins, {x.shape[-1]}]")
-    _check_bins(values, len(weight), "weight")
-    if values.dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"`values` has dtype {values.dtype}; expected float32 or float64")
-    for name, t, want in (
-        ("bias", bias, weight.shape[:1]),
-        ("other", other, x.shape),
-        ("weight_other", weight_other, weight.shape),
-        ("same", same, x.shape[:-1]),
-    ):
-        if t is not None and t.shape != want:
-            raise ValueError(f"`{name}` is {list(t.shape)}; expected {list(want)}")
-    if (same is None) != (weight_other is None):
-        missing, given = ("same", "weight_other") if same is None else ("weight_other", "same")
-        raise ValueError(f"`{missing}` is None; expected a tensor because `{given}` is given")
-    if same is not None and same.dtype != torch.bool:
-        raise ValueError(f"`same` has dtype {same.dtype}; expected torch.bool")
 
 
 def _refusal(x: Tensor, weight: Tensor, values: Tensor, other: Tensor | None) -> str | None:

@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from foldcp_kernels.arguments import check
 from foldcp_kernels.chunking import chunk_length, spans
 from foldcp_kernels.dispatch import check_dtype, choose, compute_dtype, derived
-from foldcp_kernels.recompute import recompute
+from foldcp_kernels.recompute import nothing, recompute
 
 EPS = 1e-5
 _FEW = 64
@@ -24,12 +25,15 @@ def refusal(x: Tensor, name: str, widths: tuple[int, ...]) -> str | None:
     """Why the fused row kernels cannot take `x` [B, I, J, C]; None where they can.
 
     Args:
-        x: the tile. name: of the argument. widths: channels that one program must hold.
+        x: the tile. name: of the argument. widths: channels that one program must hold, those of
+            `x` first.
     """
     if x.ndim != 4:
         return f"`{name}` has {x.ndim} dimensions; expected 4, [B, I, J, C]"
+    if widths[0] > MAX_CHANNELS:
+        return f"`{name}` has {widths[0]} channels; expected at most {MAX_CHANNELS}"
     if max(widths) > MAX_CHANNELS:
-        return f"`{name}` has {max(widths)} channels; expected at most {MAX_CHANNELS}"
+        return f"there are {max(widths)} hidden channels; expected at most {MAX_CHANNELS}"
     return check_dtype(x, name)
 
 
@@ -49,14 +53,6 @@ def choose_rows(
 def cast(name: str, dtype: torch.dtype, *weights: Tensor) -> Tensor:
     """Weights stacked along their rows, contiguous and in `dtype`; made once while they live."""
     return derived(name, weights, lambda *w: torch.cat(w).to(dtype).contiguous(), dtype)
-
-
-def check_channels(x: Tensor, weight: Tensor, name: str = "x") -> None:
-    """Raise ValueError unless the last dimension of `x` is what `weight` [O, C] reads."""
-    if x.shape[-1] != weight.shape[-1]:
-        raise ValueError(
-            f"`{name}` has {x.shape[-1]} channels; expected {weight.shape[-1]} as in the weight"
-        )
 
 
 def padded_planes(x: Tensor, channels: int, dtype: torch.dtype) -> Tensor:
@@ -89,11 +85,14 @@ def norm_linear_rows(
         [B, I, J, O] in the compute dtype (autocast's, else that of `x`).
 
     Raises:
-        ValueError: channels that do not fit, or a named `impl` that cannot run.
+        ValueError: a shape or dtype that does not fit, or a named `impl` that cannot run.
 
     Source: AlphaFold 3 supplement, Algorithm 14.
     """
-    check_channels(x, weight)
+    check("norm_linear", x, gain, shift, weight, None, None)
+    if not x.numel():
+        out = x.new_empty((*x.shape[:3], len(weight)), dtype=compute_dtype(x))
+        return nothing(out, x, gain, shift, weight)
     if choose_rows("norm_linear", impl, x, "x", (x.shape[-1],), len(weight)) != "triton":
         return F.linear(F.layer_norm(x, x.shape[-1:], gain, shift, EPS), weight)
     from foldcp_kernels.fused.norm_linear import norm_linear_fwd
@@ -129,11 +128,16 @@ def norm_linear_planes(
         [B, O, I, J] in the compute dtype (or `out`); rows may be padded in memory.
 
     Raises:
-        ValueError: channels that do not fit, or a named `impl` that cannot run.
+        ValueError: a shape or dtype that does not fit, or a named `impl` that cannot run.
 
     Source: AlphaFold 3 supplement, Algorithms 14, 20 and 24.
     """
-    check_channels(x, weight)
+    check("norm_linear", x, gain, shift, weight, bias, out)
+    if not x.numel():
+        if out is None:
+            b, i, j, _ = x.shape
+            out = x.new_empty((b, len(weight), i, j), dtype=compute_dtype(x))
+        return nothing(out, x, gain, shift, weight, bias)
     if choose_rows("norm_linear_planes", impl, x, "x", (x.shape[-1],), len(weight)) != "triton":
         return _planes(x, gain, shift, weight, bias, out)
     from foldcp_kernels.fused.norm_linear import norm_linear_fwd

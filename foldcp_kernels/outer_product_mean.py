@@ -13,17 +13,18 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from foldcp_kernels.arguments import check
 from foldcp_kernels.chunking import add_chunks, chunk_length, spans
 from foldcp_kernels.dispatch import check_dtype, choose, compute_dtype
-from foldcp_kernels.recompute import recompute
+from foldcp_kernels.recompute import nothing, recompute
 
-MAX_CHANNELS = 256
 MAX_WIDTH = 64
 # The model behind `auto`, not measured: a byte from the L2 cache costs half of one from device
 # memory, and 64 pairs of a program share the weight and, per sequence, 24 * 64 numbers of a and b.
 _L2_COST = 0.5
 _PAIRS = 64
 _READ_AGAIN = 24
+_OF_PROGRAM = 128  # channels of the result, beyond which the outer product is made again
 
 
 def outer_product_mean(
@@ -52,11 +53,13 @@ def outer_product_mean(
         `z`, changed in place, when gradients are off; else a new tensor.
 
     Raises:
-        ValueError: shapes do not fit, or a named `impl` cannot run.
+        ValueError: a shape or dtype that does not fit, or a named `impl` cannot run.
 
     Source: AlphaFold 3 supplement, Algorithm 9.
     """
-    _check(z, a, b, count, weight, bias)
+    check("outer_product_mean", z, a, b, count, weight, bias)
+    if not z.numel():
+        return nothing(z, a, b, weight, bias)
     dtype = compute_dtype(a)
     slow = _dear(a.shape[1], a.shape[3], z.shape[3], dtype.itemsize)
     name = choose("outer_product_mean", impl, z, _refusal(z, a, b, weight), slow)
@@ -130,7 +133,8 @@ def _mean(out: Tensor, count: Tensor, bias: Tensor) -> Tensor:
 
 def kernel_bytes(s: int, d: int, channels: int, element_bytes: int) -> float:
     """Bytes per pair that the fused kernel reads from the L2 cache, modelled."""
-    return element_bytes * (d * d * channels / _PAIRS + _READ_AGAIN * s)
+    again = -(-channels // _OF_PROGRAM)
+    return element_bytes * (d * d * channels / _PAIRS + _READ_AGAIN * s * again)
 
 
 def chunked_bytes(s: int, d: int, channels: int, element_bytes: int) -> float:
@@ -147,28 +151,7 @@ def _dear(s: int, d: int, channels: int, element_bytes: int) -> str | None:
     return "chunked products move fewer bytes for this number of sequences"
 
 
-def _check(z: Tensor, a: Tensor, b: Tensor, count: Tensor, weight: Tensor, bias: Tensor) -> None:
-    if z.dim() != 4:
-        raise ValueError(f"`z` is {list(z.shape)}; expected [B, R, T, C]")
-    batch, rows, cols, channels = z.shape
-    s, d = (a.shape[1], a.shape[3]) if a.dim() == 4 else (0, 0)
-    for name, x, want in (
-        ("a", a, (batch, s, rows, d)),
-        ("b", b, (batch, s, cols, d)),
-        ("count", count, (batch, rows, cols)),
-        ("weight", weight, (channels, d * d)),
-        ("bias", bias, (channels,)),
-    ):
-        if x.shape != want:
-            raise ValueError(
-                f"`{name}` is {list(x.shape)}; expected {list(want)} as `z` is {list(z.shape)} "
-                f"and `a` is {list(a.shape)}"
-            )
-
-
 def _refusal(z: Tensor, a: Tensor, b: Tensor, weight: Tensor) -> str | None:
-    if z.shape[3] > MAX_CHANNELS:
-        return f"`z` has {z.shape[3]} channels; expected at most {MAX_CHANNELS}"
     if a.shape[3] > MAX_WIDTH:
         return f"`a` has {a.shape[3]} channels; expected at most {MAX_WIDTH}"
     named = ((z, "z"), (a, "a"), (b, "b"), (weight, "weight"))

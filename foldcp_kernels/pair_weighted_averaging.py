@@ -1,6 +1,7 @@
 """Pair-weighted averaging of an MSA: attention whose logits come from the pair tensor alone.
 
-    p_ij = softmax_j(LN(z_ij) Wz);  m_si += (sigmoid(LN(m_si) Wg) * sum_j p_ij (LN(m_sj) Wv)) Wo
+    p_ij = softmax_j(LN(z_ij) Wz + 1e6 (mask_ij - 1))
+    m_si += (sigmoid(LN(m_si) Wg) * sum_j p_ij (LN(m_sj) Wv)) Wo
 
 The weights serve all sequences, so they are made once and the average is a batched product.
 
@@ -14,9 +15,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from foldcp_kernels.arguments import check
 from foldcp_kernels.chunking import chunk_length, map_chunks
 from foldcp_kernels.gated_output import gated_output
-from foldcp_kernels.norm_linear import norm_linear_planes, norm_linear_rows
+from foldcp_kernels.norm_linear import choose_rows, norm_linear_planes, norm_linear_rows
+from foldcp_kernels.recompute import nothing
+
+MASKED = 1e6  # what Boltz takes from the logit of a masked pair
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,10 @@ class PairWeightedAveragingWeights:
     z: Tensor
     o: Tensor
     heads: int
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The weights in order."""
+        return tuple(vars(self).values())[:-1]
 
     def logits(self, z: Tensor, impl: str | None = None) -> Tensor:
         """Weight logits of a tile: [B, T_r, T_c, C_z] -> [B, H, T_r, T_c]."""
@@ -66,35 +75,48 @@ def average(v: Tensor, weights: Tensor) -> Tensor:
     return o.unflatten(3, (s, d)).permute(0, 3, 2, 1, 4)
 
 
+def masked(logits: Tensor, mask: Tensor | None) -> Tensor:
+    """Logits [B, H, I, K] less `MASKED` where a mask [B, I, K] is 0, in float32 or wider."""
+    if mask is None:
+        return logits
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    return logits + ((mask.to(wide) - 1) * MASKED)[:, None]
+
+
 def pair_weighted_averaging(
-    m: Tensor, z: Tensor, w: PairWeightedAveragingWeights, impl: str | None = None
+    m: Tensor,
+    z: Tensor,
+    w: PairWeightedAveragingWeights,
+    impl: str | None = None,
+    mask: Tensor | None = None,
 ) -> Tensor:
     """m + pair-weighted averaging of a whole MSA; in place when gradients are off.
 
     Args:
         m: MSA [B, S, N, C_m]. z: pair tensor [B, N, N, C_z]. w: weights. impl: see `dispatch`.
+        mask: pairs that count [B, N, N], 1 = keep, None keeps all.
 
     Returns:
         [B, S, N, C_m], `m` itself when gradients are off.
 
     Raises:
-        ValueError: shapes that do not fit, or a named `impl` that cannot run.
+        ValueError: a shape or dtype that does not fit, or a named `impl` that cannot run.
 
     Source: AlphaFold 3 supplement, Algorithm 10.
     """
-    n = m.shape[2] if m.ndim == 4 else 0
-    if m.ndim != 4 or m.shape[3] != w.m.shape[1]:
-        raise ValueError(f"`m` is {list(m.shape)}; expected [B, S, N, {w.m.shape[1]}]")
-    if z.shape != (m.shape[0], n, n, w.z.shape[1]):
-        expected = [m.shape[0], n, n, w.z.shape[1]]
-        raise ValueError(f"`z` is {list(z.shape)}; expected {expected} as `m` and the weights say")
+    check("pair_weighted_averaging", m, z, mask, *w.tensors(), H=w.heads)
+    if not m.numel():
+        return nothing(m, z, *w.tensors())
     if impl == "reference":
         from foldcp_kernels import reference
 
-        v, logits = w.values(m, "torch"), w.logits(z, "torch")
+        v, logits = w.values(m, "torch"), masked(w.logits(z, "torch"), mask)
         return w.output(m, reference.pair_weighted_averaging(v, logits).flatten(-2), "torch")
-    weights = torch.softmax(w.logits(z, impl), -1)
-    each = 4 * m.shape[0] * n * w.m.shape[0] * m.element_size()
+    if impl == "triton":  # all of it must run before any of it does
+        for x, name in ((m, "m"), (z, "z")):
+            choose_rows("pair_weighted_averaging", impl, x, name, (x.shape[-1],))
+    weights = torch.softmax(masked(w.logits(z, impl), mask), -1)
+    each = 4 * m.shape[0] * m.shape[2] * w.m.shape[0] * m.element_size()
 
     def change(chunk: Tensor, _: tuple[int, int]) -> Tensor:
         o = average(w.values(chunk, impl), weights).flatten(-2)

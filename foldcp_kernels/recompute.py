@@ -41,6 +41,20 @@ class _Recompute(torch.autograd.Function):
         return None, None, *(next(grads) if need else None for need in needed)
 
 
+def nothing(out: Tensor, *inputs: Tensor | None) -> Tensor:
+    """The result of an op that has no elements: the gradients of its inputs are zeros.
+
+    Args:
+        out: an empty tensor. inputs: of the op.
+
+    Returns:
+        `out` itself when gradients are off, else a new tensor.
+    """
+    if not torch.is_grad_enabled():
+        return out
+    return sum((x.sum() for x in inputs if x is not None and x.requires_grad), out + 0)
+
+
 def recompute(
     fused: Callable[..., Tensor], twin: Callable[..., Tensor], *tensors: Tensor | None
 ) -> Tensor:

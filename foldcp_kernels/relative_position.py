@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from foldcp_kernels.arguments import check
 from foldcp_kernels.chunking import chunk_length, spans
 from foldcp_kernels.dispatch import check_dtype, choose
 
@@ -131,17 +132,11 @@ def add_relative_position(
         `out`, changed in place, when gradients are off; else a new tensor.
 
     Raises:
-        ValueError: shapes do not fit, or a named `impl` cannot run.
+        ValueError: a shape or dtype that does not fit, or a named `impl` cannot run.
 
     Source: AlphaFold 3 supplement, Algorithm 3.
     """
-    r, t = len(positions.rows.chain), len(positions.cols.chain)
-    if out.dim() not in (3, 4) or out.shape[-3:-1] != (r, t):
-        raise ValueError(
-            f"`out` is {list(out.shape)}; expected [{r}, {t}, C] or [B, {r}, {t}, C] for the "
-            "tokens of `positions`"
-        )
-    _check_table(table, positions, out.shape[-1])
+    _check(table, positions, out)
     name = choose("relative_position", impl, out, _refusal(out, table, positions))
     if torch.is_grad_enabled():
         return _LookUp.apply(out, table, positions, name)
@@ -158,23 +153,21 @@ def relative_position(table: Tensor, positions: Positions, impl: str | None = No
         [R, T, C] in the dtype of `table`.
 
     Raises:
-        ValueError: the table does not fit, or a named `impl` cannot run.
+        ValueError: a shape or dtype that does not fit, or a named `impl` cannot run.
 
     Source: AlphaFold 3 supplement, Algorithm 3.
     """
-    _check_table(table, positions, table.shape[-1])
+    _check(table, positions, None)
     name = choose("relative_position", impl, table, _refusal(table, table, positions))
     if torch.is_grad_enabled():
         return _LookUp.apply(None, table, positions, name)
     return _write(None, None, table, positions, name)
 
 
-def _check_table(table: Tensor, positions: Positions, channels: int) -> None:
-    if table.shape != (positions.table_rows, channels):
-        raise ValueError(
-            f"`table` is {list(table.shape)}; expected [{positions.table_rows}, {channels}] for "
-            f"r_max {positions.r_max} and s_max {positions.s_max}"
-        )
+def _check(table: Tensor, p: Positions, out: Tensor | None) -> None:
+    op = "relative_position" if out is None or out.dim() == 3 else "relative_position 4"
+    sides = (*vars(p.rows).values(), *vars(p.cols).values())
+    check(op, table, *sides, p.classes, out, K=p.table_rows)
 
 
 def _refusal(out: Tensor, table: Tensor, positions: Positions) -> str | None:

@@ -11,10 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from foldcp_kernels.arguments import check
 from foldcp_kernels.chunking import add_chunks, chunk_length, spans
 from foldcp_kernels.dispatch import compute_dtype
-from foldcp_kernels.norm_linear import EPS, cast, check_channels, choose_rows
-from foldcp_kernels.recompute import recompute
+from foldcp_kernels.norm_linear import EPS, cast, choose_rows
+from foldcp_kernels.recompute import nothing, recompute
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,16 @@ class TransitionWeights:
 
 
 def swiglu(x: Tensor, w: TransitionWeights) -> Tensor:
-    """The transition of one chunk, residual not included: [..., C] -> [..., C_out]."""
+    """The transition without the residual, in torch: [..., C] -> [..., C_out].
+
+    Raises:
+        ValueError: a shape or dtype that does not fit.
+    """
+    check("swiglu", x, *vars(w).values())
+    return _swiglu(x, w)
+
+
+def _swiglu(x: Tensor, w: TransitionWeights) -> Tensor:
     x = F.layer_norm(x, x.shape[-1:], w.norm_weight, w.norm_bias, EPS)
     return F.linear(F.silu(F.linear(x, w.fc1)) * F.linear(x, w.fc2), w.fc3)
 
@@ -38,31 +48,39 @@ def transition(x: Tensor, w: TransitionWeights, dim: int = 1, impl: str | None =
     """x + transition(x); in place when gradients are off.
 
     Args:
-        x: [..., C], with 4 dimensions for the fused kernel. w: weights, C_out = C.
+        x: [..., C]. w: weights, C_out = C. The fused kernel takes up to 4 dimensions and 256
+            channels: wider rows are few and their weights large, which products of cuBLAS read
+            once, a kernel once for every block of rows.
         dim: the dimension that torch works along in chunks. impl: see `dispatch`.
 
     Returns:
         `x` itself, changed, when gradients are off; else a new tensor.
 
     Raises:
-        ValueError: channels that do not fit, or a named `impl` that cannot run.
+        ValueError: a shape or dtype that does not fit, or a named `impl` that cannot run.
 
     Source: AlphaFold 3 supplement, Algorithm 11.
     """
-    check_channels(x, w.fc1)
-    if w.fc3.shape[0] != x.shape[-1]:
-        raise ValueError(
-            f"`w.fc3` gives {w.fc3.shape[0]} channels; expected {x.shape[-1]} as `x` has"
-        )
+    check("transition", x, *vars(w).values())
+    if not x.numel():
+        return nothing(x, *vars(w).values())
     if impl == "reference":
         from foldcp_kernels import reference
 
         return reference.transition(x, w)
+    lead = max(0, 4 - x.ndim)  # a kernel takes [B, I, J, C]
+    rows = x[(None,) * lead] if lead else x
+    out = _update(rows, w, min(dim + lead, rows.ndim - 2), impl)
+    return out.view(x.shape) if torch.is_grad_enabled() else x
+
+
+def _update(x: Tensor, w: TransitionWeights, dim: int, impl: str | None) -> Tensor:
+    """x [..., C] of 4 or more dimensions + its transition; in place when gradients are off."""
     if choose_rows("transition", impl, x, "x", (x.shape[-1],)) != "triton":
         total, hidden = x.shape[dim], w.fc1.shape[0]
         each = x.numel() // max(1, total * x.shape[-1]) * hidden * x.element_size() * 2
         cuts = spans(total, chunk_length(total, each, x.device))
-        return add_chunks(x, dim, ((c, swiglu(x.narrow(dim, c[0], c[1] - c[0]), w)) for c in cuts))
+        return add_chunks(x, dim, ((c, _swiglu(x.narrow(dim, c[0], c[1] - c[0]), w)) for c in cuts))
     from foldcp_kernels.fused.transition import transition_fwd
 
     dtype, in_place = compute_dtype(x), not torch.is_grad_enabled()
@@ -72,6 +90,6 @@ def transition(x: Tensor, w: TransitionWeights, dim: int = 1, impl: str | None =
         return transition_fwd(x, gain, shift, *weights, out=x if in_place else None)
 
     def twin(x: Tensor, *weights: Tensor) -> Tensor:
-        return transition(x, TransitionWeights(*weights), dim, "torch")
+        return _update(x, TransitionWeights(*weights), dim, "torch")
 
     return recompute(fused, twin, x, w.norm_weight, w.norm_bias, w.fc1, w.fc2, w.fc3)

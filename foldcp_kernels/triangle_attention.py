@@ -14,13 +14,15 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from foldcp_kernels.attention import attend, attend_panel
+from foldcp_kernels.arguments import check
+from foldcp_kernels.attention import attend, attend_panel, choose_core
 from foldcp_kernels.carry import Carry, merge
 from foldcp_kernels.chunking import chunk_length
 from foldcp_kernels.dispatch import choose, compute_dtype
 from foldcp_kernels.gated_output import gated_output
 from foldcp_kernels.lines import Lines, project_bias, project_lines
 from foldcp_kernels.norm_linear import EPS, choose_rows
+from foldcp_kernels.recompute import nothing
 
 _CHUNKS = 16  # of a launch each, which should fill a GPU
 _TORCH_CHUNKS = 8  # each fetches its part of the bias again
@@ -47,6 +49,10 @@ class TriangleAttentionWeights:
     def norm(self, x: Tensor) -> Tensor:
         """LayerNorm of the channels."""
         return F.layer_norm(x, x.shape[-1:], self.norm_weight, self.norm_bias, EPS)
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The weights in order."""
+        return tuple(vars(self).values())[:-1]
 
 
 def lines_per_chunk(z: Tensor, dim: int, w: TriangleAttentionWeights) -> int:
@@ -176,17 +182,22 @@ def triangle_attention(
         [B, N, N, C], `z` itself when gradients are off.
 
     Raises:
-        ValueError: `z` or `mask` does not fit, or a named `impl` that cannot run.
+        ValueError: a shape or dtype that does not fit, or a named `impl` that cannot run.
 
     Source: AlphaFold 3 supplement, Algorithms 14 and 15.
     """
-    check_pair(z, mask, w.q)
+    check("triangle_attention", z, mask, *w.tensors(), H=w.heads)
+    if not z.numel():
+        return nothing(z, *w.tensors())
     if impl == "reference":
         from foldcp_kernels import reference
 
         full = z.new_ones(z.shape[:3]) if mask is None else mask
         return reference.triangle_attention(z, full, w, starting)
     parts = "torch" if impl == "cuequivariance" else impl
+    if parts == "triton":  # all of it must run before any of it does
+        choose_rows("triangle_attention", parts, z, "z", (z.shape[-1],))
+        choose_core(parts, z, w.q.shape[0] // w.heads)
     x, keep = (z, mask) if starting else (z.transpose(1, 2), swapped(mask))
     lines = project_lines(x, w, parts)
     bias = project_bias(x, w, parts)
@@ -198,12 +209,3 @@ def triangle_attention(
 def swapped(mask: Tensor | None) -> Tensor | None:
     """The mask of the transposed tile; None stays None."""
     return None if mask is None else mask.transpose(1, 2)
-
-
-def check_pair(z: Tensor, mask: Tensor | None, weight: Tensor) -> None:
-    """Raise ValueError unless z is a square pair tensor that the weight and the mask fit."""
-    if z.ndim != 4 or z.shape[1] != z.shape[2] or z.shape[3] != weight.shape[1]:
-        expected = f"[B, N, N, {weight.shape[1]}]"
-        raise ValueError(f"`z` is {list(z.shape)}; expected {expected} as the weights say")
-    if mask is not None and mask.shape != z.shape[:3]:
-        raise ValueError(f"`mask` is {list(mask.shape)}; expected {list(z.shape[:3])} as `z` says")

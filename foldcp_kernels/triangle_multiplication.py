@@ -17,11 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from foldcp_kernels.arguments import check
 from foldcp_kernels.chunking import add_chunks, by_panel, chunk_length, spans
 from foldcp_kernels.dispatch import compute_dtype, derived
 from foldcp_kernels.norm_linear import EPS, cast, choose_rows
-from foldcp_kernels.recompute import recompute
-from foldcp_kernels.triangle_attention import check_pair, swapped
+from foldcp_kernels.recompute import nothing, recompute
+from foldcp_kernels.triangle_attention import swapped
 
 
 @dataclass(frozen=True)
@@ -98,10 +99,7 @@ def plane_panels(
     channels: tuple[int, int],
     panels: int,
 ) -> tuple[Tensor, ...]:
-    """As `project_planes`, each panel of the positions on its own: [B, 2d, T_r, T_c / panels].
-
-    What travels of a panel is contiguous, or a few long runs.
-    """
+    """As `project_planes`, each panel of the positions on its own, [B, 2d, T_r, T_c / panels]."""
     if panels == 1:
         return (project_planes(z, mask, w, channels),)
     if torch.is_grad_enabled():
@@ -222,7 +220,7 @@ def gated_update(
         [B, T_r, T_c, C].
     """
     widths = (z.shape[-1], x.shape[1])
-    if choose_rows("triangle_multiplication", impl, z, "z", widths) != "triton":
+    if choose_rows("triangle_multiplication output", impl, z, "z", widths) != "triton":
         if residual:
             return add_chunks(z, 1, _updates(z, x, w))
         return torch.cat([u for _, u in _updates(z, x, w)], 1)
@@ -240,15 +238,13 @@ def gated_update(
         )
 
     def twin(*t: Tensor) -> Tensor:
-        z, gain, shift, g_out, x, x_gain, x_shift, p_out = t
-        nothing = w.p_in
-        again = TriangleMultiplicationWeights(
-            gain, shift, nothing, nothing, x_gain, x_shift, p_out, g_out
-        )
+        z, gain, shift, g_out, x, *norm_out, p_out = t
+        unused = w.p_in, w.g_in
+        again = TriangleMultiplicationWeights(gain, shift, *unused, *norm_out, p_out, g_out)
         return gated_update(z, x, again, residual, "torch")
 
-    norms = (w.norm_out_weight, w.norm_out_bias)
-    return recompute(fused, twin, z, w.norm_in_weight, w.norm_in_bias, w.g_out, x, *norms, w.p_out)
+    norm_in, norm_out = list(vars(w).values())[:2], (w.norm_out_weight, w.norm_out_bias)
+    return recompute(fused, twin, z, *norm_in, w.g_out, x, *norm_out, w.p_out)
 
 
 def _updates(
@@ -280,11 +276,13 @@ def triangle_multiplication(
         [B, N, N, C], `z` itself when gradients are off.
 
     Raises:
-        ValueError: `z` or `mask` does not fit, or a named `impl` that cannot run.
+        ValueError: a shape or dtype that does not fit, or a named `impl` that cannot run.
 
     Source: AlphaFold 3 supplement, Algorithms 12 and 13.
     """
-    check_pair(z, mask, w.p_in)
+    check("triangle_multiplication", z, mask, *vars(w).values())
+    if not z.numel():
+        return nothing(z, *vars(w).values())
     if impl == "reference":
         from foldcp_kernels import reference
 
@@ -294,7 +292,9 @@ def triangle_multiplication(
         from foldcp_kernels import cuequivariance
 
         return cuequivariance.triangle_multiplication(z, mask, w, outgoing)
-    # The incoming update contracts over rows: with transposed planes it is the same product.
+    if impl == "triton":  # all of it must run before any of it does
+        choose_rows("triangle_multiplication", impl, z, "z", (z.shape[-1], w.p_in.shape[0] // 2))
+    # Incoming contracts over rows: with transposed planes it is the same product.
     x, keep = (z, mask) if outgoing else (z.transpose(1, 2), swapped(mask))
     planes = project_planes(x, keep, w, impl=impl)
     d = planes.shape[1] // 2

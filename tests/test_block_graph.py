@@ -271,11 +271,11 @@ def test_a_block_takes_what_is_set_aside_for_it(kernels: str) -> None:
             mask = torch.ones((1, n, n), device="cuda")
             if kind == "pair":
                 layer = PairformerLayer(model.pairformer_module.layers[0], mesh)
-                state, fixed = (torch.empty((1, n, 384), device="cuda"), z), (mask,)
+                state, fixed = (torch.empty((1, n, 384), device="cuda"), z), (mask, None, None)
             else:
                 layer = MSALayer(model.msa_module.layers[0], mesh)
                 state = (z, torch.empty((1, 256, n, 64), device="cuda"))
-                fixed = (mask, torch.ones((1, 256, n), device="cuda"))
+                fixed = (mask, None, torch.ones((1, 256, n), device="cuda"))
             set_impl(kernels)
             try:
                 before = device.live.now

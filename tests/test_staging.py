@@ -20,7 +20,7 @@ from boltz.model.layers.pairformer import PairformerLayer as Stock
 from bench.fake_device import fake_cuda
 from bench.fake_mesh import FakeMesh, fake_mesh
 from foldcp.mesh import STRATEGIES
-from foldcp.modules.pairformer import PairformerLayer, pair_mask
+from foldcp.modules.pairformer import PairformerLayer
 from foldcp.rings import triangle_attention
 from foldcp.schedule import ROUTES
 from foldcp_kernels.dispatch import default_impl, set_impl
@@ -56,7 +56,7 @@ def staged(mesh: FakeMesh) -> Counter[str]:
         layout = mesh.layout(N)
         z = torch.empty(1, layout.tile_rows, layout.tile_cols, PAIR, device="cuda")
         s = torch.empty(1, layout.shard, SINGLE, device="cuda")
-        PairformerLayer(twin, mesh)(s, z, layout, pair_mask(layout, z.device))
+        PairformerLayer(twin, mesh)(s, z, layout)
     assert {op for op, count in mesh.received.items() if count} == OPS
     return +mesh.staged
 

@@ -25,10 +25,10 @@ from bench.shapes import PAIR, SINGLE, TOKEN_HEADS
 from bench.timing import MIB
 from foldcp.layout import AtomLayout
 from foldcp.mesh import Mesh
-from foldcp.modules.block_graph import recorded, run_blocks
+from foldcp.modules.block_graph import Fixed, recorded, run_blocks
 from foldcp.modules.diffusion_conditioning import DiffusionConditioning
 from foldcp.modules.msa import MSAModule
-from foldcp.modules.pairformer import PairformerModule, pair_mask
+from foldcp.modules.pairformer import PairformerModule, stack_masks
 from foldcp.modules.sampler import AtomDiffusion
 from foldcp.modules.step_graph import set_graphs
 
@@ -112,11 +112,11 @@ class Stack:
             self.stack = MSAModule(randomised(stock).to(device), self.mesh)
             m = torch.randn((1, SEQUENCES, n, 64), generator=draw)
             tensors, ones = (z, m), torch.ones((1, SEQUENCES, n), device=device)
-            self.fixed: tuple[Tensor, ...] = (pair_mask(self.layout, device), ones)
+            self.fixed: Fixed = (*stack_masks(self.layout, self.mesh)[:2], ones)
         else:
             stock = Pairformer(SINGLE, PAIR, self.blocks, TOKEN_HEADS, v2=True)
             self.stack = PairformerModule(randomised(stock).to(device), self.mesh)
-            tensors, self.fixed = (s, z), (pair_mask(self.layout, device),)
+            tensors, self.fixed = (s, z), stack_masks(self.layout, self.mesh)
         self.tensors = tuple(x.to(device) for x in tensors)
 
     def __call__(self, graphs: str, passes: int, _: int = 0) -> tuple[Tensor, float]:

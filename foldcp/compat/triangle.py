@@ -23,6 +23,7 @@ from foldcp.modules.base import wide
 from foldcp.modules.triangle import TriangleMultiplication
 from foldcp.rings.triangle_multiplication import contraction
 from foldcp.schedule import Plan, boxes_plan
+from foldcp_kernels.recompute import nothing
 from foldcp_kernels.triangle_multiplication import TriangleMultiplicationWeights, gated_update
 
 _PARAMETERS = {
@@ -206,6 +207,9 @@ def _update(
     mesh: Mesh,
 ) -> Tensor:
     """What `foldcp.rings.triangle_multiplication` adds to z; z itself stays as it is."""
+    mesh.fits("triangle_multiplication tile", z, mask, *vars(w).values())
+    if not z.numel():
+        return nothing(z, *vars(w).values())
     return gated_update(z, contraction(z, mask, w, outgoing, layout, mesh), w, residual=False)
 
 

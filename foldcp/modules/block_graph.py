@@ -28,6 +28,7 @@ from foldcp.modules.step_graph import Recorder, goes_without
 from foldcp.modules.weight_slots import WeightSlots, signature
 
 State = tuple[Tensor, ...]
+Fixed = tuple[Tensor | None, ...]
 
 # Operations of the largest block that is recorded: those of a pairformer block at 1,024 tokens. An
 # H100 takes 7 ms for them at 400 TFLOP/s; launching one takes a host 2 to 6 ms (63 to 105 kernels
@@ -63,14 +64,15 @@ def recorded(mesh: Mesh) -> Iterator[None]:
 def run_blocks(
     layers: Sequence[Block],
     state: State,
-    fixed: State,
+    fixed: Fixed,
     layout: PairLayout,
     done: Callable[[int, int], None] | None = None,
 ) -> State:
     """Run the blocks of a stack, one after the other.
 
     Args:
-        layers: the blocks. state: what each of them updates. fixed: tensors that all of them read.
+        layers: the blocks. state: what each of them updates. fixed: tensors that all of them read,
+            None where there is none.
         layout: the tiling. done: called with (blocks done, blocks in all).
 
     Returns:
@@ -109,12 +111,14 @@ class Recordings:
         self._kinds: dict[Any, _Kind] = {}
         self._signatures: dict[int, Any] = {}
 
-    def __call__(self, layer: Block, state: State, fixed: State, layout: PairLayout) -> State:
+    def __call__(self, layer: Block, state: State, fixed: Fixed, layout: PairLayout) -> State:
         """One block: its updated state, in tensors that belong to the recording or not."""
         if id(layer) not in self._signatures:  # layers outlive the recordings
             self._signatures[id(layer)] = signature(layer)
         device = self._mesh.device.type
-        tensors = tuple((x.shape, x.dtype, x.stride()) for x in (*state, *fixed))
+        tensors = tuple(
+            x if x is None else (x.shape, x.dtype, x.stride()) for x in (*state, *fixed)
+        )
         auto = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)
         key = (self._signatures[id(layer)], tensors, layout, auto)
         if key not in self._kinds:
@@ -147,7 +151,7 @@ class _Kind:
         self._done = 0
         self.release()
 
-    def __call__(self, layer: Block, state: State, fixed: State, layout: PairLayout) -> State:
+    def __call__(self, layer: Block, state: State, fixed: Fixed, layout: PairLayout) -> State:
         """One block."""
         self._done += 1
         if self._wanted and self._done == 2:
@@ -170,21 +174,22 @@ class _Kind:
     def release(self) -> None:
         """Let go of the recording and its tensors."""
         self.state: State = ()
-        self._fixed: State = ()
-        self._given: State = ()
+        self._fixed: Fixed = ()
+        self._given: Fixed = ()
         self._slots: WeightSlots | None = None
         self._replay: Callable[[], None] | None = None
         self._body: Callable[[], None] = lambda: None
 
-    def _hold(self, layer: Block, state: State, fixed: State, layout: PairLayout) -> bool:
+    def _hold(self, layer: Block, state: State, fixed: Fixed, layout: PairLayout) -> bool:
         """Make the tensors that the recording works on; False where there is no room for them."""
-        own = sum(x.nbytes for x in (*state, *fixed, *layer.parameters()))
+        read = (x for x in fixed if x is not None)
+        own = sum(x.nbytes for x in (*state, *read, *layer.parameters()))
         need = own + TRANSIENT * sum(x.nbytes for x in state)
         free = None if step_graph.demanded() else free_bytes(self._mesh)
         if free is not None and need > free:
             return False
         self.state = tuple(torch.empty_like(x) for x in state)
-        self._fixed = tuple(torch.empty_like(x) for x in fixed)
+        self._fixed = tuple(None if x is None else torch.empty_like(x) for x in fixed)
         self._slots = slots = WeightSlots(layer)
         kept = self.state
 
@@ -198,7 +203,7 @@ class _Kind:
         self._body = body
         return True
 
-    def _load(self, layer: nn.Module, state: State, fixed: State) -> None:
+    def _load(self, layer: nn.Module, state: State, fixed: Fixed) -> None:
         assert self._slots is not None
         self._slots.load(layer)
         for held, x in zip(self.state, state, strict=True):
@@ -206,7 +211,8 @@ class _Kind:
                 held.copy_(x)
         if any(x is not y for x, y in zip(fixed, self._given, strict=False)) or not self._given:
             for held, x in zip(self._fixed, fixed, strict=True):
-                held.copy_(x)
+                if held is not None and x is not None:
+                    held.copy_(x)
             self._given = fixed
 
     def _record(self) -> bool:

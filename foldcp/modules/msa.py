@@ -11,12 +11,13 @@ from foldcp.mesh import Mesh
 from foldcp.modules.base import Block, TiledModule, draw_dropout
 from foldcp.modules.block_graph import run_blocks
 from foldcp.modules.from_root import drawn
-from foldcp.modules.pairformer import PairformerNoSeqLayer, Progress, pair_mask
+from foldcp.modules.pairformer import PairformerNoSeqLayer, Progress, stack_masks
 from foldcp.modules.transition import Transition
 from foldcp.rings.outer_product_mean import outer_product_mean
 from foldcp.rings.pair_weighted_averaging import column_weights, pair_weighted_averaging
 from foldcp_kernels.chunking import chunk_length, map_chunks
 from foldcp_kernels.pair_weighted_averaging import PairWeightedAveragingWeights
+from foldcp_kernels.recompute import nothing
 
 Features = dict[str, Tensor]
 
@@ -42,17 +43,30 @@ class PairWeightedAveraging(TiledModule):
             self.num_heads,
         )
 
-    def forward(self, m: Tensor, z: Tensor, layout: PairLayout) -> Tensor:
+    def forward(
+        self, m: Tensor, z: Tensor, layout: PairLayout, mask: Tensor | None = None
+    ) -> Tensor:
         """m + update.
 
         Args:
             m: MSA shard [B, S, n, C_m]. z: pair tile. layout: the tiling.
+            mask: pairs that count [1 or B, T_r, T_c], 1 = keep; None keeps all real tokens.
 
         Returns:
             The updated shard, in place when gradients are off.
+
+        Raises:
+            ValueError: `z` is not this rank's tile, or a shape or dtype does not fit it.
         """
         w = self.weights()
-        weights = column_weights(w.logits(z), layout, self.mesh)
+        self.mesh.check(z, layout)
+        mask = None if mask is None else mask.expand(len(z), -1, -1)
+        self.mesh.fits(
+            "pair_weighted_averaging tile", m, z, mask, *w.tensors(), H=w.heads, N=layout.shard
+        )
+        if not m.numel():
+            return nothing(m, z, *w.tensors())
+        weights = column_weights(w.logits(z), layout, self.mesh, mask)
         width = self.num_heads * self.c_h
         each = m.shape[0] * (2 * layout.tile_cols + 3 * layout.tile_rows) * width * 4
         # Every chunk costs two exchanges, so a mesh takes larger ones.
@@ -119,21 +133,27 @@ class MSALayer(Block):
         return msa_operations(z, m) + self.pairformer_layer.operations(z)
 
     def compute(
-        self, z: Tensor, m: Tensor, mask: Tensor, msa_mask: Tensor, layout: PairLayout
+        self,
+        z: Tensor,
+        m: Tensor,
+        mask: Tensor,
+        keys: Tensor | None,
+        msa_mask: Tensor,
+        layout: PairLayout,
     ) -> tuple[Tensor, Tensor]:
         """One block.
 
         Args:
-            z: pair tile. m: MSA shard [B, S, n, C_m]. mask: pair mask tile.
+            z: pair tile. m: MSA shard [B, S, n, C_m]. mask, keys: see `stack_masks`.
             msa_mask: [B, S, n], 0 on padding. layout: the tiling.
 
         Returns:
             (z, m) updated; both in place when gradients are off.
         """
-        m = self.pair_weighted_averaging(m, z, layout)
+        m = self.pair_weighted_averaging(m, z, layout, keys)
         m = self.msa_transition(m)
         z = self.outer_product_mean(z, m, msa_mask, layout)
-        return *self.pairformer_layer.compute(z, mask, layout), m
+        return *self.pairformer_layer.compute(z, mask, keys, layout), m
 
 
 class MSAModule(TiledModule):
@@ -155,23 +175,25 @@ class MSAModule(TiledModule):
         feats: Features,
         layout: PairLayout,
         progress: Progress | None = None,
+        token_mask: Tensor | None = None,
     ) -> Tensor:
         """z + z', z' the pair tile after the MSA blocks (stock adds the module's output to z).
 
         Args:
-            z: pair tile, kept. s_inputs: input embedding shard [1, n, C_s].
+            z: pair tile, kept. s_inputs: input embedding shard [B, n, C_s].
             feats: compact features. layout: the tiling. progress: (blocks done, in all).
+            token_mask: see `stack_masks`.
 
         Returns:
             A new pair tile.
         """
         m, msa_mask = self.embed(s_inputs, feats, layout)
-        mask = pair_mask(layout, z.device)
-        out, _ = run_blocks(self.layers, (z.clone(), m), (mask, msa_mask), layout, progress)
+        masks = (*stack_masks(layout, self.mesh, token_mask)[:2], msa_mask)
+        out, _ = run_blocks(self.layers, (z.clone(), m), masks, layout, progress)
         return out + z if torch.is_grad_enabled() else out.add_(z)
 
     def embed(self, s_inputs: Tensor, feats: Features, layout: PairLayout) -> tuple[Tensor, Tensor]:
-        """The MSA shard [1, S, n, C_m] and its mask [1, S, n], 0 on padding."""
+        """The MSA shard [B, S, n, C_m] and its mask [B, S, n], 0 on padding."""
         lo, hi = layout.shard_span()
         real = layout.valid((lo, hi))
         keys = ("msa", "has_deletion", "deletion_value", "msa_paired", "msa_mask")

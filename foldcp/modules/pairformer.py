@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foldcp.layout import PairLayout
@@ -22,13 +23,54 @@ from foldcp.rings.attention_pair_bias import attention_pair_bias
 from foldcp_kernels.norm_linear import norm_linear_planes
 
 Progress = Callable[[int, int], None]
+Masks = tuple[Tensor, Tensor | None, Tensor | None]
+MASKED = 1e6  # what Boltz takes from the logit of a masked token in the single track
 
 
-def pair_mask(layout: PairLayout, device: torch.device) -> Tensor:
+def padding_mask(layout: PairLayout, device: torch.device) -> Tensor:
     """[1, T_r, T_c]: 1 where both tokens are real, 0 on padding."""
     rows = torch.arange(*layout.row_span(), device=device) < layout.n
     cols = torch.arange(*layout.col_span(), device=device) < layout.n
     return (rows[:, None] & cols[None, :])[None].float()
+
+
+def stack_masks(
+    layout: PairLayout,
+    mesh: Mesh,
+    token_mask: Tensor | None = None,
+    pair_mask: Tensor | None = None,
+) -> Masks:
+    """What the blocks of a stack take of the masks that stock's modules take.
+
+    Args:
+        layout: the tiling. mesh: the mesh.
+        token_mask: [B, N] on every rank, 1 = keep, a row for each element of a batch; None keeps
+            all tokens.
+        pair_mask: tile [1 or B, T_r, T_c], 1 = keep; None keeps the pairs of kept tokens.
+
+    Returns:
+        (pairs that multiplications sum over [1 or B, T_r, T_c], 0 on padding; the same as keys of
+        attention, None where no real token is masked; tokens of the columns [B, T_c] or None).
+
+    Raises:
+        ValueError: a mask that does not fit the layout.
+    """
+    real = padding_mask(layout, mesh.device)
+    tokens = None
+    if token_mask is not None:
+        if token_mask.ndim != 2 or token_mask.shape[1] != layout.n:
+            mesh.refuse(f"`token_mask` is {list(token_mask.shape)}; expected [B, {layout.n}]")
+        padded = F.pad(token_mask, (0, layout.padded - layout.n))
+        rows, tokens = (padded[:, slice(*span)] for span in layout.tile_box())
+        if pair_mask is None:
+            pair_mask = rows[:, :, None] * tokens[:, None]
+    if pair_mask is None:
+        return real, None, None
+    mesh.check(pair_mask, layout, "pair_mask")
+    if pair_mask.ndim != 3:
+        mesh.refuse(f"`pair_mask` is {list(pair_mask.shape)}; expected [1 or B, T_r, T_c]")
+    pairs = pair_mask * real.to(pair_mask.dtype)
+    return pairs, pairs, tokens
 
 
 class PairBlock(Block):
@@ -51,20 +93,23 @@ class PairBlock(Block):
         name = self.transition_name
         setattr(self, name, Transition(getattr(twin, name), mesh))
 
-    def update_pair(self, z: Tensor, layout: PairLayout, mask: Tensor) -> Tensor:
+    def update_pair(
+        self, z: Tensor, layout: PairLayout, mask: Tensor, keys: Tensor | None = None
+    ) -> Tensor:
         """Run the pair ops; the caller draws, see `Block`.
 
         Args:
-            z: pair tile [B, T_r, T_c, C]. layout: the tiling. mask: [1 or B, T_r, T_c].
+            z: pair tile [B, T_r, T_c, C]. layout: the tiling. mask, keys: see `stack_masks`.
 
         Returns:
             The updated tile, in place when gradients are off.
         """
-        mask = mask.expand(z.shape[0], -1, -1)
+        mask = mask.expand(len(z), -1, -1)
+        keys = None if keys is None else keys.expand(len(z), -1, -1)
         z = self.tri_mul_out(z, layout, mask)
         z = self.tri_mul_in(z, layout, mask)
-        z = self.tri_att_start(z, layout)
-        z = self.tri_att_end(z, layout)
+        z = self.tri_att_start(z, layout, keys)
+        z = self.tri_att_end(z, layout, keys)
         return getattr(self, self.transition_name)(z)
 
     def operations(self, *state: Tensor) -> float:
@@ -81,9 +126,11 @@ class PairformerNoSeqLayer(PairBlock):
         """See `Block`."""
         draw_pair_dropout(z.shape[0], layout.n, z.device)
 
-    def compute(self, z: Tensor, mask: Tensor, layout: PairLayout) -> tuple[Tensor]:
+    def compute(
+        self, z: Tensor, mask: Tensor, keys: Tensor | None, layout: PairLayout
+    ) -> tuple[Tensor]:
         """See `Block` and `PairBlock.update_pair`."""
-        return (self.update_pair(z, layout, mask),)
+        return (self.update_pair(z, layout, mask, keys),)
 
 
 class AttentionPairBias(TiledModule):
@@ -98,15 +145,20 @@ class AttentionPairBias(TiledModule):
         norm, linear = self.proj_z[0], self.proj_z[1]
         return norm_linear_planes(z, norm.weight, norm.bias, linear.weight)
 
-    def forward(self, s: Tensor, bias: Tensor, layout: PairLayout) -> Tensor:
+    def forward(
+        self, s: Tensor, bias: Tensor, layout: PairLayout, tokens: Tensor | None = None
+    ) -> Tensor:
         """Attention output, residual not included.
 
         Args:
             s: normalised single shard [B, n, C]. bias: [B, H, T_r, T_c]. layout: the tiling.
+            tokens: keys of the tile's columns [B, T_c], 1 = keep; None keeps all real ones.
 
         Returns:
             [B, n, C].
         """
+        if tokens is not None:
+            bias = bias + ((tokens.to(bias.dtype) - 1) * MASKED)[:, None, None]
         heads = (self.num_heads, self.head_dim)
         q, k, v = (p(s).unflatten(-1, heads) for p in (self.proj_q, self.proj_k, self.proj_v))
         o = attention_pair_bias(q, k, v, bias, self.head_dim**-0.5, layout, self.mesh)
@@ -128,29 +180,51 @@ class PairformerLayer(PairBlock):
         draw_pair_dropout(z.shape[0], layout.n, z.device)
 
     def forward(
-        self, s: Tensor, z: Tensor, layout: PairLayout, mask: Tensor
+        self,
+        s: Tensor,
+        z: Tensor,
+        layout: PairLayout,
+        token_mask: Tensor | None = None,
+        pair_mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """One block, its draws included, see `compute`."""
-        self.draw(s, z, layout)
-        return self.compute(s, z, mask, layout)
-
-    def compute(
-        self, s: Tensor, z: Tensor, mask: Tensor, layout: PairLayout
-    ) -> tuple[Tensor, Tensor]:
-        """One block.
+        """One block, its draws included.
 
         Args:
-            s: single shard [B, n, C_s]. z: pair tile [B, T_r, T_c, C]. mask: [1 or B, T_r, T_c].
-            layout: the tiling.
+            s: single shard [B, n, C_s]. z: pair tile [B, T_r, T_c, C]. layout: the tiling.
+            token_mask, pair_mask: see `stack_masks`.
+
+        Returns:
+            (s, z) updated; z in place when gradients are off.
+
+        Raises:
+            ValueError: a tensor that does not fit the layout.
+        """
+        self.draw(s, z, layout)
+        return self.compute(s, z, *stack_masks(layout, self.mesh, token_mask, pair_mask), layout)
+
+    def compute(
+        self,
+        s: Tensor,
+        z: Tensor,
+        mask: Tensor,
+        keys: Tensor | None,
+        tokens: Tensor | None,
+        layout: PairLayout,
+    ) -> tuple[Tensor, Tensor]:
+        """One block without its draws.
+
+        Args:
+            s: single shard [B, n, C_s]. z: pair tile [B, T_r, T_c, C]. layout: the tiling.
+            mask, keys, tokens: see `stack_masks`.
 
         Returns:
             (s, z) updated; z in place when gradients are off.
         """
-        z = self.update_pair(z, layout, mask)
+        z = self.update_pair(z, layout, mask, keys)
         with torch.autocast(z.device.type, enabled=False):
             s = wide(s)
             bias = self.attention.pair_bias(z)
-            s = s + self.attention(self.pre_norm_s(s), bias, layout)
+            s = s + self.attention(self.pre_norm_s(s), bias, layout, tokens)
             s = self.s_post_norm(self.transition_s(s))
         return s, z
 
@@ -165,19 +239,26 @@ class PairformerModule(TiledModule):
         self.layers = nn.ModuleList(self.layer(x, mesh) for x in twin.layers)
 
     def forward(
-        self, s: Tensor, z: Tensor, layout: PairLayout, progress: Progress | None = None
+        self,
+        s: Tensor,
+        z: Tensor,
+        layout: PairLayout,
+        progress: Progress | None = None,
+        token_mask: Tensor | None = None,
+        pair_mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Run all blocks.
 
         Args:
             s: single shard [B, n, C_s]. z: pair tile [B, T_r, T_c, C]. layout: the tiling.
             progress: called with (blocks done, blocks in all).
+            token_mask, pair_mask: see `stack_masks`.
 
         Returns:
             (s, z) updated; z in place when gradients are off.
         """
-        mask = pair_mask(layout, z.device)
-        s, z = run_blocks(self.layers, (s, z), (mask,), layout, progress)
+        masks = stack_masks(layout, self.mesh, token_mask, pair_mask)
+        s, z = run_blocks(self.layers, (s, z), masks, layout, progress)
         return s, z
 
 
@@ -188,7 +269,12 @@ class PairformerNoSeqModule(TiledModule):
         super().__init__(twin, mesh)
         self.layers = nn.ModuleList(PairformerNoSeqLayer(x, mesh) for x in twin.layers)
 
-    def forward(self, z: Tensor, layout: PairLayout) -> Tensor:
-        """Run all blocks on a pair tile [B, T_r, T_c, C]; in place when gradients are off."""
-        (z,) = run_blocks(self.layers, (z,), (pair_mask(layout, z.device),), layout)
+    def forward(self, z: Tensor, layout: PairLayout, pair_mask: Tensor | None = None) -> Tensor:
+        """Run all blocks on a pair tile [B, T_r, T_c, C]; in place when gradients are off.
+
+        Args:
+            z: the tile. layout: the tiling. pair_mask: see `stack_masks`.
+        """
+        masks = stack_masks(layout, self.mesh, None, pair_mask)
+        (z,) = run_blocks(self.layers, (z,), masks[:2], layout)
         return z

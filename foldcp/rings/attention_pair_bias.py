@@ -22,6 +22,7 @@ from foldcp.mesh import Mesh
 from foldcp.plans import partials_plan, token_plan
 from foldcp_kernels.attention import attend
 from foldcp_kernels.carry import merge_all
+from foldcp_kernels.recompute import nothing
 
 
 def attention_pair_bias(
@@ -41,7 +42,7 @@ def attention_pair_bias(
         The attention output of the shard [M, n, H, D].
 
     Raises:
-        ValueError: `bias` is not this rank's tile.
+        ValueError: `bias` is not this rank's tile, or a shape or dtype does not fit it.
 
     Source: AlphaFold 3 supplement, Algorithm 24; foldcp design, section 6.
     """
@@ -50,6 +51,9 @@ def attention_pair_bias(
             f"`bias` tile is {list(bias.shape)}; layout (N={layout.n}, mesh {layout.mesh_rows}x"
             f"{layout.mesh_cols}) expects [.., .., {layout.tile_rows}, {layout.tile_cols}]"
         )
+    mesh.fits("attention_pair_bias", q, k, v, bias, S=layout.shard)
+    if not q.numel():
+        return nothing(q, k, v, bias)
     if mesh.size > 1:
         plan = token_plan(layout, ("rows", "cols", "cols"))
         q, k, v = fetch(mesh, plan, (q, k, v), ((1,),) * 3, "attention_pair_bias")

@@ -15,6 +15,7 @@ from foldcp.layout import PairLayout
 from foldcp.mesh import Mesh
 from foldcp.plans import token_plan
 from foldcp_kernels import outer_product_mean as op
+from foldcp_kernels.recompute import nothing
 
 
 def outer_product_mean(
@@ -39,11 +40,14 @@ def outer_product_mean(
         The updated tile.
 
     Raises:
-        ValueError: `z` is not this rank's tile.
+        ValueError: `z` is not this rank's tile, or a shape or dtype does not fit it.
 
     Source: AlphaFold 3 supplement, Algorithm 9.
     """
     mesh.check(z, layout)
+    mesh.fits("outer_product_mean tile", z, a, b, mask, weight, bias, N=layout.shard)
+    if not z.numel():
+        return nothing(z, a, b, weight, bias)
     mask = mask.to(a.dtype)
     plan = token_plan(layout, ("rows", "cols", "rows", "cols"))
     a, b, mask_r, mask_c = fetch(mesh, plan, (a, b, mask, mask), ((2,),) * 4, "outer_product_mean")

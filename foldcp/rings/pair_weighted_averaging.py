@@ -19,14 +19,17 @@ from foldcp.exchange import fetch
 from foldcp.layout import PairLayout
 from foldcp.mesh import Mesh
 from foldcp.plans import partials_plan, row_plan, token_plan
-from foldcp_kernels.pair_weighted_averaging import average
+from foldcp_kernels.pair_weighted_averaging import average, masked
 
 
-def column_weights(logits: Tensor, layout: PairLayout, mesh: Mesh) -> Tensor:
+def column_weights(
+    logits: Tensor, layout: PairLayout, mesh: Mesh, mask: Tensor | None = None
+) -> Tensor:
     """Softmax over all N columns of logits that are spread over a mesh row.
 
     Args:
         logits: [B, H, T_r, T_c]. layout: the tiling. mesh: the mesh.
+        mask: pairs that count [B, T_r, T_c], 1 = keep; None keeps all real tokens.
 
     Returns:
         This rank's part of the weights [B, H, T_r, valid columns].
@@ -36,7 +39,7 @@ def column_weights(logits: Tensor, layout: PairLayout, mesh: Mesh) -> Tensor:
     """
     mesh.check(logits, layout, "logits", channels_last=False)
     keys = layout.valid(layout.col_span())
-    logits = logits[..., :keys]
+    logits = masked(logits, mask)[..., :keys]
     lse = logits.logsumexp(-1) if keys else logits.sum(-1) - torch.inf
     if layout.mesh_cols > 1:
         source = lse.unsqueeze(0)

@@ -34,6 +34,7 @@ from foldcp_kernels.carry import Carry
 from foldcp_kernels.chunking import chunk_bytes, map_chunks
 from foldcp_kernels.dispatch import compute_dtype
 from foldcp_kernels.lines import Lines, bias_panels, project_lines
+from foldcp_kernels.recompute import nothing
 from foldcp_kernels.triangle_attention import (
     TriangleAttentionWeights,
     attend_lines,
@@ -64,11 +65,14 @@ def triangle_attention(
         The updated tile [B, T_r, T_c, C].
 
     Raises:
-        ValueError: `z` is not this rank's tile.
+        ValueError: `z` is not this rank's tile, or a shape or dtype does not fit it.
 
     Source: AlphaFold 3 supplement, Algorithms 14 and 15; Fold-CP (arXiv 2603.14806).
     """
     mesh.check(z, layout)
+    mesh.fits("triangle_attention tile", z, mask, *w.tensors(), H=w.heads)
+    if not z.numel():
+        return nothing(z, *w.tensors())
     sizes = z.element_size(), compute_dtype(z).itemsize
     name = strategy("triangle_attention", layout, mesh, *sizes, z.shape[-1], w.heads)
     if name == "rows":

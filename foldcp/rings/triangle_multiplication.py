@@ -29,6 +29,7 @@ from foldcp.triangle_plans import blocks_of_lines, triangle_multiplication_plan
 from foldcp_kernels import triangle_multiplication as op
 from foldcp_kernels.chunking import chunk_bytes
 from foldcp_kernels.dispatch import compute_dtype, default_impl
+from foldcp_kernels.recompute import nothing
 from foldcp_kernels.triangle_multiplication import (
     TriangleMultiplicationWeights,
     accumulated,
@@ -80,11 +81,14 @@ def triangle_multiplication(
         The updated tile [B, T_r, T_c, C].
 
     Raises:
-        ValueError: `z` is not this rank's tile.
+        ValueError: `z` is not this rank's tile, or a shape or dtype does not fit it.
 
     Source: AlphaFold 3 supplement, Algorithms 12 and 13; Fold-CP (arXiv 2603.14806).
     """
     mesh.check(z, layout)
+    mesh.fits("triangle_multiplication tile", z, mask, *vars(w).values())
+    if not z.numel():
+        return nothing(z, *vars(w).values())
     if layout.size == 1 and default_impl() == "cuequivariance":
         return op.triangle_multiplication(z, mask, w, outgoing, "cuequivariance")
     return gated_update(z, contraction(z, mask, w, outgoing, layout, mesh), w)

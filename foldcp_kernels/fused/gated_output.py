@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from foldcp_kernels.fused.configs import pick
-from foldcp_kernels.fused.launch import capability, launch
+from foldcp_kernels.fused.launch import capability, launch, packed
 from foldcp_kernels.fused.norm_linear import exactness, load_normed
 
 
@@ -124,6 +124,7 @@ def attention_output_fwd(
     Source: AlphaFold 3 supplement, Algorithm 14.
     """
     b, i, j, c = x.shape
+    gain, shift = packed(gain, shift)
     out = x.new_empty(x.shape) if out is None else out
     config = pick("attention_output", w.element_size(), capability(x.device))
     launch(
@@ -155,6 +156,7 @@ def multiplication_output_fwd(
     Source: AlphaFold 3 supplement, Algorithm 12.
     """
     b, i, j, c = x.shape
+    gain, shift, y_gain, y_shift = packed(gain, shift, y_gain, y_shift)
     d = y.shape[1]
     out = x.new_empty(x.shape) if out is None else out
     config = pick("multiplication_output", w.element_size(), capability(x.device))

@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from foldcp_kernels.fused.configs import pick
-from foldcp_kernels.fused.launch import capability, launch
+from foldcp_kernels.fused.launch import capability, launch, packed
 from foldcp_kernels.fused.norm_linear import exactness
 
 
@@ -95,6 +95,7 @@ def expected_values_fwd(
     Source: AlphaFold 3 supplement, sections 4.3 and 4.4.
     """
     b, r, t, c = x.shape
+    (bias,) = packed(bias)
     k, bins = values.shape
     out = torch.empty((k, b, r, t), dtype=torch.float32, device=x.device)
     # Twice the bins are twice the accumulators.

@@ -85,6 +85,11 @@ def capability(device: torch.device) -> int:
     return 0
 
 
+def packed(*vectors: Tensor | None) -> Iterator[Tensor | None]:
+    """Gains, shifts and biases as kernels read them: elements next to each other."""
+    return (None if x is None else x.contiguous() for x in vectors)
+
+
 def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
     """Launch a kernel.
 

@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from foldcp_kernels.fused.configs import pick
-from foldcp_kernels.fused.launch import capability, launch
+from foldcp_kernels.fused.launch import capability, launch, packed
 from foldcp_kernels.norm_linear import padded_planes
 
 
@@ -132,6 +132,7 @@ def norm_linear_fwd(
     Source: AlphaFold 3 supplement, Algorithms 12 to 15.
     """
     b, i, j, c = x.shape
+    gain, shift, bias = packed(gain, shift, bias)
     outs = w.shape[0]
     padded, cut, s_rest = -(-j // 16) * 16, outs, None
     if planes:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from foldcp_kernels.dispatch import derived
 from foldcp_kernels.fused.configs import Config, pick
-from foldcp_kernels.fused.launch import capability, launch
+from foldcp_kernels.fused.launch import capability, launch, packed
 from foldcp_kernels.fused.norm_linear import exactness
 
 
@@ -87,6 +87,7 @@ def outer_product_mean_fwd(
     Source: AlphaFold 3 supplement, Algorithm 9.
     """
     batch, rows, cols, c = z.shape
+    (bias,) = packed(bias)
     s, d = a.shape[1], a.shape[3]
     config = pick("outer_product_mean", a.element_size(), capability(z.device))
     width = max(16, triton.next_power_of_2(d))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from foldcp_kernels.fused.configs import pick
 from foldcp_kernels.fused.gated_output import load_weight, place
-from foldcp_kernels.fused.launch import capability, launch
+from foldcp_kernels.fused.launch import capability, launch, packed
 from foldcp_kernels.fused.norm_linear import exactness, load_normed
 
 
@@ -66,6 +66,7 @@ def transition_fwd(
     Source: AlphaFold 3 supplement, Algorithm 11.
     """
     b, i, j, c = x.shape
+    gain, shift = packed(gain, shift)
     out = x.new_empty(x.shape) if out is None else out
     config = pick("transition", w1.element_size(), capability(x.device))
     launch(

@@ -101,13 +101,19 @@ class MSALayer(PairBlock):
         return msa_operations(z, m) + super().operations(z)
 
     def compute(
-        self, z: Tensor, m: Tensor, mask: Tensor, msa_mask: Tensor, layout: PairLayout
+        self,
+        z: Tensor,
+        m: Tensor,
+        mask: Tensor,
+        keys: Tensor | None,
+        msa_mask: Tensor,
+        layout: PairLayout,
     ) -> tuple[Tensor, Tensor]:
         """See `foldcp.modules.msa.MSALayer.compute`."""
-        m = self.pair_weighted_averaging(m, z, layout)
+        m = self.pair_weighted_averaging(m, z, layout, keys)
         m = self.msa_transition(m)
         z = self.outer_product_mean(z, m, msa_mask, layout)
-        return self.update_pair(z, layout, mask), m
+        return self.update_pair(z, layout, mask, keys), m
 
 
 class MSAModule(SharedMSAModule):
@@ -133,13 +139,19 @@ class PairformerLayer(PairBlock):
         draw_pair_dropout(z.shape[0], layout.n, z.device)
 
     def compute(
-        self, s: Tensor, z: Tensor, mask: Tensor, layout: PairLayout
+        self,
+        s: Tensor,
+        z: Tensor,
+        mask: Tensor,
+        keys: Tensor | None,
+        tokens: Tensor | None,
+        layout: PairLayout,
     ) -> tuple[Tensor, Tensor]:
         """See `foldcp.modules.pairformer.PairformerLayer.compute`."""
-        z = self.update_pair(z, layout, mask)
+        z = self.update_pair(z, layout, mask, keys)
         if not self.no_update_s:
             attention = self.attention
-            s = s + attention(attention.norm_s(s), attention.pair_bias(z), layout)
+            s = s + attention(attention.norm_s(s), attention.pair_bias(z), layout, tokens)
             s = self.transition_s(s)
         return s, z
 
