@@ -77,11 +77,12 @@ def _alone(folder: Path) -> Iterator[None]:
 
 def _leave(folder: Path, **changes: object) -> Holder:
     """Leave the lock of a process that is gone, as it is or changed."""
-    path = folder / NAME
-    assert _code(_fork(lambda: path.write_bytes(Holder.own().written()) and 0)) == 0
-    found = Holder.read(path.read_bytes())
+    made = folder / "made"
+    assert _code(_fork(lambda: made.write_bytes(Holder.own().written()) and 0)) == 0
+    found = Holder.read(made.read_bytes())
     assert found is not None
-    path.write_bytes(replace(found, **changes).written())
+    made.write_bytes(replace(found, **changes).written())
+    made.replace(folder / NAME)  # at once: a holder may be looking
     return replace(found, **changes)
 
 
