@@ -99,7 +99,10 @@ def _account(error: BaseException) -> str:
     where = f" in {run.stage}" if run is not None and run.stage else ""
     if peers is not None and is_broken(error):
         under_way.waiting = True  # this rank is not the one that the others wait for
-        missing = peers.missing()
+        try:
+            missing = peers.missing()
+        except RuntimeError:
+            return peers.lost_store()
         if missing:
             return f"{'; '.join(missing)}; all ranks end; {KEPT}"
     if isinstance(error, UserError):

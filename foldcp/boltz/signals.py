@@ -69,7 +69,9 @@ def _wait(session: Session, reader: socket.socket) -> None:
     while True:
         number = _receive(reader)
         if number == signal.SIGTERM:
-            session.fail(_lost(session) or f"ended by SIGTERM; {KEPT}", 128 + signal.SIGTERM)
+            why, code = f"ended by SIGTERM; {KEPT}", 128 + signal.SIGTERM
+            session.guard.decide(why, code)  # looking for a lost rank may be held up
+            session.fail(_lost(session) or why, code)
         if number == signal.SIGINT:
             interrupted.set()
             time.sleep(_GRACE)
