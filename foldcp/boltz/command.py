@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import click
 
 from foldcp import under_way
-from foldcp.boltz import session
+from foldcp.boltz import disk, session
 from foldcp.boltz.launch import predicts
 from foldcp.boltz.place import Place
 from foldcp.boltz.recovery import is_broken
@@ -81,7 +81,8 @@ def _end(error: BaseException) -> NoReturn:
         session.end(_account(error))
     if isinstance(error, (RuntimeError, ValueError)) and _is_ours(error):
         session.end(str(error))
-    session.end(_account(error))
+    refused = disk.refused(error)
+    session.end(f"{refused}; {KEPT}" if refused else _account(error))
 
 
 def _is_ours(error: BaseException) -> bool:
