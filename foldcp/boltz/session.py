@@ -1,9 +1,9 @@
 """How the ranks of one run stay together: they meet, and when one fails all end within seconds.
 
 Every rank watches one key of the launcher's store. The first rank to fail writes it and prints its
-message; the others end without a word once they know that it was said, even from inside a collective
-that would never return. Each rank also watches the next one, so that a rank which is killed or
-stopped is missed and named; `foldcp.boltz.guard` does without the store where that is lost.
+message; the others end without a word once they know that it was said, even from inside a
+collective that would never return. Each rank also watches the next one, so that a rank which is
+killed or stopped is missed and named; `foldcp.boltz.guard` ends a rank that cannot reach the store.
 """
 
 from __future__ import annotations
