@@ -99,8 +99,8 @@ class Peers:
             self._store.set(f"beat/{self._place.rank}", beat)
             others = [r for r in range(self._place.world) if r != self._place.rank]
             unknown = [rank for rank in others if rank not in self._processes]
-            for rank in unknown[self._beats % max(1, len(unknown)) :][:4]:
-                self._look(rank)
+            for rank in {others[self._beats % len(others)], *unknown[:4]}:
+                self._look(rank)  # for when nobody can be asked any more
 
     def account(self, what: str) -> str:
         """Why all ranks end, and who is gone or stopped as far as this machine shows it.
