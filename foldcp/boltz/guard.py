@@ -49,7 +49,7 @@ class Guard:
         self._ran, self._ticked = 0.0, time.monotonic()
         self._asked: dict[int, tuple[str, float, float | None]] = {}
         self._numbers, self._lock = count(), threading.Lock()
-        self._claimed = threading.Lock()
+        self._claimed, self._down = threading.Lock(), False
         self._decided: tuple[str, int, float] | None = None
 
     def start(self) -> None:
@@ -94,6 +94,13 @@ class Guard:
             threading.Event().wait()
         self._decided = message, code, self.clock()
 
+    def stand_down(self) -> None:
+        """End nothing any more, for all went well; where the end is claimed, wait for it."""
+        if not self._claimed.acquire(blocking=False):
+            threading.Event().wait()
+        self._down = True
+        self._claimed.release()
+
     def revise(self, message: str) -> None:
         """Give another reason for the end that was claimed."""
         _, code, begun = self._decided or ("", 1, self.clock())
@@ -124,7 +131,7 @@ class Guard:
     def _look(self) -> None:
         with self._lock:
             asked = list(self._asked.values())
-        for what, begun, seconds in asked:
+        for what, begun, seconds in asked if not self._down else ():
             waited = self._ran - begun
             if waited > (self._patience() if seconds is None else seconds):
                 self.claim(self._account(what, waited), 1)

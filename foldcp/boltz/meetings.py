@@ -160,7 +160,13 @@ class Meetings:
         """The last meeting: use the store no more; who serves it waits some time for the others."""
         self.store.add("parted", 1)
         end = time.monotonic() + seconds
-        _until(lambda: time.monotonic() > end or self.store.add("parted", 0) >= self.place.world)
+
+        def over() -> bool:
+            # Who has failed does not come any more.
+            gone = time.monotonic() > end or self.store.check(["failed"])
+            return gone or self.store.add("parted", 0) >= self.place.world
+
+        _until(over)
 
     def _key(self, kind: str) -> str:
         self._held += 1

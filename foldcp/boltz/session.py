@@ -189,6 +189,7 @@ class Session(Watch):
                 if dist.is_initialized():
                     dist.destroy_process_group()
             self.part(_PARTING if self.serves else 0.0)
+            self.guard.stand_down()
         _current = None
 
     def depart(self) -> None:
