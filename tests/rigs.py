@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -56,7 +57,8 @@ def _nap(seconds: float = 4) -> None:
     pid = os.getpid()
     if os.fork() == 0:
         time.sleep(seconds)
-        os.kill(pid, signal.SIGCONT)
+        with suppress(ProcessLookupError):  # the others have woken it, and it has ended
+            os.kill(pid, signal.SIGCONT)
         os._exit(0)
     os.kill(pid, signal.SIGSTOP)
 
