@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
+import stat
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -16,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from foldcp.config import TRANSPORTS, Config, order_nccl, shares_gpus
+from foldcp.machine import machine
 from foldcp.message import known
 from foldcp.native import NativeTransport, tag
 from foldcp.transport import TorchTransport, Transport, TransportError
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
 _HOST_BYTES = 64 << 20  # of shared memory for the slots of all pairs of ranks
 _WINDOW_BYTES = 128 << 20  # of device memory for the slots of one rank's peers
 _MEETING = 120.0  # seconds that setting up and the trial exchange may take
+_MARK, _MARK_AT = 32, 512  # bytes of a mark, and where it stands: in room for a message of errors
 _SEGMENT = re.compile(r"/proc/\d+/fd/\d+")
 _CUDA = ("nccl", "copy-engine", "torch-nccl")
 # Bytes of the trial with each peer. Links between GPUs may corrupt from 256 KiB up; in shared
@@ -155,12 +159,6 @@ def _attempt(mesh: Mesh, name: str, make: Callable[[], Any]) -> Any:
     return made
 
 
-def machine() -> tuple[str, int]:
-    """What processes that see each other under /proc have in common."""
-    with open("/proc/sys/kernel/random/boot_id") as file:
-        return file.read().strip(), os.stat("/proc/self/ns/pid").st_ino
-
-
 def _open_host(mesh: Mesh, ops: Any, options: Options) -> int:
     if not sys.platform.startswith("linux"):
         _agree(mesh, "host", "it needs Linux")
@@ -171,16 +169,24 @@ def _open_host(mesh: Mesh, ops: Any, options: Options) -> int:
     place = mesh.rank, mesh.size, slot
 
     def create(path: str) -> int:
-        if path and _is_foreign(path):
-            raise RuntimeError(f"{path} is not a segment of this user's ranks")
         return ops.host_open(*place, path, options.deadline)
 
-    # Rank 0 makes the segment, the others open it where its process shows its files.
+    # Rank 0 makes the segment and marks it, the others open it where its process shows its files.
     engine = _attempt(mesh, "host", lambda: create("") if mesh.is_root else -1)
-    path = f"/proc/{os.getpid()}/fd/{ops.host_descriptor(engine)}" if mesh.is_root else ""
-    path = mesh.broadcast_object(path)
+    path, mark = "", secrets.token_bytes(_MARK)
+    if mesh.is_root:
+        number = ops.host_descriptor(engine)
+        os.pwrite(number, mark, _MARK_AT)
+        path = f"/proc/{os.getpid()}/fd/{number}"
+    path, mark = mesh.broadcast_object((path, mark))
+
+    def join() -> int:
+        if _is_foreign(path, mark):
+            raise RuntimeError(f"{path} is not the segment of rank 0 of this run and this machine")
+        return create(path)
+
     try:
-        joined = _attempt(mesh, "host", lambda: -1 if mesh.is_root else create(path))
+        joined = _attempt(mesh, "host", lambda: -1 if mesh.is_root else join())
     except TransportError:
         if mesh.is_root:
             ops.engine_close(engine)
@@ -188,10 +194,19 @@ def _open_host(mesh: Mesh, ops: Any, options: Options) -> int:
     return engine if mesh.is_root else joined
 
 
-def _is_foreign(path: str) -> bool:
-    """True for a file that no rank of this user shows under /proc: it may be anyone's."""
+def _is_foreign(path: str, mark: bytes) -> bool:
+    """True for a file that rank 0 of this run has not marked: another machine may have such."""
+    if not _SEGMENT.fullmatch(path):
+        return True
     try:
-        return not _SEGMENT.fullmatch(path) or os.stat(path).st_uid != os.geteuid()
+        found = os.stat(path)
+        if found.st_uid != os.geteuid() or not stat.S_ISREG(found.st_mode):
+            return True
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            return os.pread(file, _MARK, _MARK_AT) != mark
+        finally:
+            os.close(file)
     except OSError:
         return False  # opening it says why
 

@@ -38,7 +38,8 @@ class Case:
         rank_arguments, rank_environ: what one rank has in addition.
         rank_folder: working folder of a rank.
         rig: "raise R I" or "kill R I": rank R does so in place of predicting its I-th input; or one
-            of tests/rigs.py; "real" is the tiled model without a fault.
+            of tests/rigs.py; "real" is the tiled model without a fault; "files N START" leaves room
+            for N more files and folders whose paths begin with START.
         slurm: start the ranks as srun does.
     """
 
@@ -201,6 +202,10 @@ def _rig(what: str) -> None:
     from foldcp.boltz import models
     from foldcp.boltz.features import dense_view
 
+    if what.startswith("files "):
+        _, left, start = what.split(" ", 2)
+        rigs.allow_files(int(left), start)
+        return
     if what.startswith(("at ", "real")):
         if what != "real":
             rigs.install(what)

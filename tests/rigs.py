@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -56,7 +57,8 @@ def _nap(seconds: float = 4) -> None:
     pid = os.getpid()
     if os.fork() == 0:
         time.sleep(seconds)
-        os.kill(pid, signal.SIGCONT)
+        with suppress(ProcessLookupError):  # the others have woken it, and it has ended
+            os.kill(pid, signal.SIGCONT)
         os._exit(0)
     os.kill(pid, signal.SIGSTOP)
 
@@ -73,6 +75,23 @@ DEEDS: dict[str, Callable[[], None]] = {
     "term": lambda: os.kill(os.getppid(), signal.SIGTERM),
     "hang": lambda: time.sleep(1000),
 }
+
+
+def allow_files(count: int, start: str) -> None:
+    """Let this process make that many files and folders whose paths begin so: a disk of few inodes.
+
+    What is removed gives none back.
+    """
+    left = [count]
+
+    def hook(event: str, told: tuple[Any, ...]) -> None:
+        makes = event == "os.mkdir" or (event == "open" and (told[2] or 0) & os.O_CREAT)
+        if makes and str(told[0]).startswith(start) and not os.path.exists(told[0]):
+            left[0] -= 1
+            if left[0] < 0:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(told[0]))
+
+    sys.addaudithook(hook)
 
 
 def _note(what: str) -> None:

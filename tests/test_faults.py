@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,14 @@ LOST = {
     "hang": ("at sampler hang 3 1", "rank 3 (in diffusion of second) does not go on"),
     "raise": ("at confidence raise 3 1", "rank 3 failed in confidence of second (RuntimeError"),
 }
+# How many files find room, where, and what is said: below the results, then for temporary files.
+FEW = {
+    "few folders": (6, "FOLDER", "free the disk or pass another --out_dir; not folded: first.yaml, "
+                    "second.yaml; finished predictions are kept"),
+    "few files": (19, "FOLDER", "2 input(s) could not be folded: "),
+    "no temporary files": (0, f"{tempfile.gettempdir()}/foldcp_", "free the disk or name another "
+                           "folder with TMPDIR; finished predictions are kept"),
+}  # fmt: skip
 DEADLINE = 4  # FOLDCP_TIMEOUT where a rank stops or hangs
 # Through gloo those that differ: a fault inside an exchange, outside of one, and processes.
 CHOSEN = {"host": {*MEMORY, *LOST}, "gloo": {"ring", "writer", "kill", "stop", "hang"}}
@@ -64,6 +73,9 @@ def _cases(folder: Path, cache: Path) -> dict[str, Case]:
         cases[name] = Case(predict(name), 4, env, rig="at writer full 0 0")
         again = f"{transport} kill"
         cases[f"{transport} again"] = Case(predict(again), 4, env, rig="real")
+    for name, (count, start, _) in FEW.items():
+        start = start.replace("FOLDER", str(folder / name))
+        cases[name] = Case(predict(name), 2, rig=f"files {count} {start}")
     one = {"FOLDCP_TRANSPORT": "auto"}
     cases["alone"] = Case(predict("alone"), 1, one, rig="at sampler oom 0 0")
     return cases
@@ -117,6 +129,14 @@ def test_a_full_disk_costs_one_input(folder: Path, ends: dict[str, Ended], trans
     assert end.codes == [1] * 4 and "1 input(s) could not be folded: first (it could not" in message
     assert "(No space left on device): free the disk or pass another --out_dir" in message
     assert _written(folder, f"{transport} full") == {"second"}
+
+
+@pytest.mark.parametrize("name", FEW)
+def test_no_room_for_files_is_said_once(folder: Path, ends: dict[str, Ended], name: str) -> None:
+    end = ends[name]
+    (message,) = end.messages()
+    assert FEW[name][2] in message and "No space left on device" in message
+    assert end.codes == [1, 1] and "Traceback" not in "".join(end.stderr), end.stderr
 
 
 def test_out_of_memory_alone(folder: Path, ends: dict[str, Ended]) -> None:

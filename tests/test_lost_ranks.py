@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from lost import SIZE, SLACK, Case, Ended, run_cases
 
 from foldcp.connect import Options
 from foldcp.exchange import stream
@@ -21,7 +22,7 @@ from foldcp.schedule import Plan, Schedule, Want, plan
 from foldcp.transport import TransportError
 
 
-def _ring(size: int, rank: int, numel: int) -> Plan:
+def ring(size: int, rank: int, numel: int) -> Plan:
     """Every rank takes the others' rows of `numel` elements in turn, from the last user."""
     return plan(
         Schedule(
@@ -48,7 +49,7 @@ def _victim(
     mesh = Mesh.create(rows, cols, transport="host", options=Options(deadline=deadline))
     numel = 1 << 18  # 1 MiB: several slots
     x = torch.full((1, numel), float(rank))
-    made = _ring(size, rank, numel)
+    made = ring(size, rank, numel)
     for _ in stream(mesh, made, (x,), ((0, 1),), "ring"):
         pass
     mesh.barrier()
@@ -113,3 +114,67 @@ def test_a_stopped_rank_is_noticed_at_the_deadline(tmp_path: Path) -> None:
     seconds, said = _strike(tmp_path, 2, 2, "stop", 2)
     assert 1.5 < max(seconds) < 5, seconds
     assert len(said) == 1 and "s for an exchange that made no progress" in said.pop()
+
+
+DEADLINE = 3  # FOLDCP_TIMEOUT of the cases below
+STOP0 = {"0": "stop"}
+# Whoever serves the store is stopped for good; and those whom the others meet late.
+STOPPED = {
+    "joining": Case(STOP0, "joining"),
+    "sampling": Case(STOP0),
+    "sampling, host": Case(STOP0, transport="host"),
+    "writing, host": Case(STOP0, "writing", "host"),
+    "closing": Case(STOP0, "closing"),
+    "launcher, sampling": Case({"launcher": "stop"}, agent=True),
+    "other, closing": Case({"2": "stop"}, "closing"),
+    "paused": Case({"0": "pause 6"}),
+}
+DOUBLE = {"0": "kill", "2": "kill"}
+KILLED = {
+    "sampling": Case(DOUBLE),
+    "sampling, host": Case(DOUBLE, transport="host", delay=0.3),
+    "one after the other": Case(DOUBLE, later=0.05, delay=0.1),
+    "launcher": Case({"launcher": "kill", "2": "kill"}, agent=True),
+}
+BRIEF = Case({"0": "pause 1.5"}, "closing")
+
+
+@pytest.fixture(scope="module")
+def ends() -> dict[str, Ended]:
+    stopped = {f"stopped {name}": case for name, case in STOPPED.items()}
+    killed = {f"killed {name}": case for name, case in KILLED.items()}
+    return run_cases({**stopped, **killed, "brief": BRIEF})
+
+
+@pytest.mark.parametrize("name", STOPPED)
+def test_all_end_in_time_whoever_is_stopped(ends: dict[str, Ended], name: str) -> None:
+    case, end = STOPPED[name], ends[f"stopped {name}"]
+    others = [rank for rank in range(SIZE) if str(rank) not in case.deeds]
+    # When ranks part all is done, and the first to give up wakes the one that the others wait for.
+    spared = {0} if "closing" in name else set()
+    assert {end.codes[rank] for rank in others} - spared == {1} and not any(end.noise), end
+    assert end.seconds < DEADLINE + SLACK, end
+    said = [line for rank in others for line in end.said[rank]]
+    if name == "joining":  # of whom nothing is known
+        assert len(said) == len(others) and not end.woken
+        assert all("s (FOLDCP_TIMEOUT) for rank 0 at 127.0.0.1:" in line for line in said)
+        return
+    who = "launcher (process" if "launcher" in case.deeds else f"rank {next(iter(case.deeds))} (in"
+    assert said and any(f"{who}" in line and "is stopped (SIGSTOP)" in line for line in said), end
+    assert end.woken, "what was stopped never ends"
+
+
+@pytest.mark.parametrize("name", KILLED)
+def test_two_killed_at_once_are_missed_aloud(ends: dict[str, Ended], name: str) -> None:
+    case, end = KILLED[name], ends[f"killed {name}"]
+    others = [rank for rank in range(SIZE) if str(rank) not in case.deeds]
+    code = None if "launcher" in case.deeds else 1  # it would tell
+    assert end.seconds < 8 and {end.codes[rank] for rank in others} == {code}, end
+    assert not any(end.noise), end
+    for rank in others:
+        (line,) = end.said[rank]
+        assert "is gone" in line or "which served the store" in line, end
+
+
+def test_a_pause_at_the_end_costs_nothing(ends: dict[str, Ended]) -> None:
+    assert ends["brief"].codes == [0] * SIZE and not any(ends["brief"].said), ends["brief"]

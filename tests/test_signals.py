@@ -21,7 +21,12 @@ CASES = {  # what gets which signal -> exit code and what is said
     "Ctrl-C": ("group", signal.SIGINT, 130, f"interrupted; {KEPT}"),
     "SIGTERM": ("launcher", signal.SIGTERM, 143, f"ended by SIGTERM; {KEPT}"),
     "killed rank": ("rank 1", signal.SIGKILL, 1, "rank 1 (in diffusion of one) is gone: its proc"),
-    "killed launcher": ("launcher", signal.SIGKILL, -9, "lost rank 0 or the launcher"),
+    "killed launcher": (
+        "launcher",
+        signal.SIGKILL,
+        -9,
+        "lost the launcher, which served the store",
+    ),
 }
 
 

@@ -103,7 +103,11 @@ def test_panels_hold_what_the_whole_holds(head_dim: int) -> None:
             for panels in (1, 2):
                 parts = project_lines(x, w, panels=panels)
                 assert len(parts.kv) == panels
-                assert torch.equal(parts.q, whole.q)
-                assert torch.equal(torch.cat(parts.kv, 2), whole.kv[0])
-                assert torch.equal(torch.cat(bias_panels(x, w, panels), 3), bias)
-                assert torch.equal(torch.cat(plane_panels(x, keep, w2, (1, 5), panels), 3), planes)
+                # Not to the bit: a product of fewer columns may add up in another order.
+                for got, want in (
+                    (parts.q, whole.q),
+                    (torch.cat(parts.kv, 2), whole.kv[0]),
+                    (torch.cat(bias_panels(x, w, panels), 3), bias),
+                    (torch.cat(plane_panels(x, keep, w2, (1, 5), panels), 3), planes),
+                ):
+                    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import click
 
 from foldcp import under_way
-from foldcp.boltz import session
+from foldcp.boltz import disk, session
 from foldcp.boltz.launch import predicts
 from foldcp.boltz.place import Place
 from foldcp.boltz.recovery import is_broken
@@ -81,7 +81,8 @@ def _end(error: BaseException) -> NoReturn:
         session.end(_account(error))
     if isinstance(error, (RuntimeError, ValueError)) and _is_ours(error):
         session.end(str(error))
-    session.end(_account(error))
+    refused = disk.refused(error)
+    session.end(f"{refused}; {KEPT}" if refused else _account(error))
 
 
 def _is_ours(error: BaseException) -> bool:
@@ -99,7 +100,10 @@ def _account(error: BaseException) -> str:
     where = f" in {run.stage}" if run is not None and run.stage else ""
     if peers is not None and is_broken(error):
         under_way.waiting = True  # this rank is not the one that the others wait for
-        missing = peers.missing()
+        try:
+            missing = peers.missing()
+        except RuntimeError:
+            return peers.lost_store()
         if missing:
             return f"{'; '.join(missing)}; all ranks end; {KEPT}"
     if isinstance(error, UserError):

@@ -11,7 +11,7 @@ import time
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from foldcp.connect import machine
+from foldcp.machine import machine
 
 _LONGEST = 64  # characters of a name that a message shows
 

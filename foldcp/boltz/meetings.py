@@ -12,21 +12,26 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from foldcp.boltz.place import Place
 from foldcp.report import UserError
 
+if TYPE_CHECKING:
+    from foldcp.boltz.guard import Guard
+
 _FIRST, _POLL = 0.005, 0.25  # seconds between two looks, at first and after a while
 _PATIENT = 10.0  # seconds until a rank that waits for others to start says for whom
+_HEARING = 1.5  # seconds that a rank waits for the first one that failed to say why
+_TURN = 0.5  # seconds between the ranks that find that none has said why all end
 
 
-def open_store(place: Place, serve: bool, seconds: float) -> Any:
+def open_store(place: Place, serve: bool, seconds: float, guard: Guard) -> Any:
     """Connect to the store.
 
     Args:
         place: this process among the ranks. serve: be the one that the others connect to.
-        seconds: to wait for it.
+        seconds: to wait for it. guard: of this process.
 
     Raises:
         UserError: it was not reached in time.
@@ -41,15 +46,19 @@ def open_store(place: Place, serve: bool, seconds: float) -> Any:
     if not serve and not place.agent_store and (place.local_rank == 0 or place.rank == 1):
         told.start()
     try:
-        store = TCPStore(
-            place.host,
-            place.port,
-            place.world,
-            serve,
-            timeout=datetime.timedelta(seconds=seconds),
-            wait_for_workers=False,
-            master_listen_fd=listen(place.host, place.port) if serve else None,
-        )
+        # Connecting has a deadline, but not what follows, where who serves it is stopped.
+        with guard.asking(
+            f"{place.server} at {place.host}:{place.port} to let it join", seconds + 1
+        ):
+            store = TCPStore(
+                place.host,
+                place.port,
+                place.world,
+                serve,
+                timeout=datetime.timedelta(seconds=seconds),
+                wait_for_workers=False,
+                master_listen_fd=listen(place.host, place.port) if serve else None,
+            )
     except (DistError, OSError) as error:
         raise UserError(
             f"rank {place.rank} of {place.world} ({place.launcher}) could not meet rank 0 at "
@@ -59,7 +68,7 @@ def open_store(place: Place, serve: bool, seconds: float) -> Any:
         ) from error
     finally:
         told.cancel()
-    return SealedStore(place.prefix, store)
+    return SealedStore(place.prefix, store, guard, f"the store that {place.server} serves")
 
 
 def spoken(store: Any) -> None:
@@ -68,15 +77,24 @@ def spoken(store: Any) -> None:
         store.set("said", "1")
 
 
-def unheard(store: Any, seconds: float) -> bool:
-    """True on the first rank that waited in vain for another one to tell why all end."""
-    with suppress(RuntimeError):
-        until = time.monotonic() + seconds
+def unheard(store: Any) -> bool:
+    """True on a rank that waited in vain for another one to tell why all end.
+
+    Ranks that wait come to speak one after the other: the second says it only where the first was
+    lost before it could.
+
+    Raises:
+        RuntimeError: the store is gone.
+    """
+    for turn in (lambda: _HEARING, lambda: _TURN * (store.add("unheard", 1) - 1)):
+        until = time.monotonic() + turn()
         while not store.check(["said"]):
             if time.monotonic() > until:
-                return store.add("unheard", 1) == 1
+                break
             time.sleep(_FIRST)
-    return False
+        else:
+            return False
+    return True
 
 
 class Meetings:
@@ -142,7 +160,13 @@ class Meetings:
         """The last meeting: use the store no more; who serves it waits some time for the others."""
         self.store.add("parted", 1)
         end = time.monotonic() + seconds
-        _until(lambda: time.monotonic() > end or self.store.add("parted", 0) >= self.place.world)
+
+        def over() -> bool:
+            # Who has failed does not come any more.
+            gone = time.monotonic() > end or self.store.check(["failed"])
+            return gone or self.store.add("parted", 0) >= self.place.world
+
+        _until(over)
 
     def _key(self, kind: str) -> str:
         self._held += 1

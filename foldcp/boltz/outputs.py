@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from foldcp.boltz import disk
 from foldcp.boltz.seal import Seal
 from foldcp.names import LONGEST, Unsafe, check, inside
 from foldcp.spool import Background, Key, Spool, append, sync_path
@@ -189,7 +190,7 @@ class Outputs:
 def not_written(folder: Path, error: Exception) -> str:
     """What to tell the user about a prediction that could not be written."""
     if isinstance(error, OSError):
-        reason = error.strerror or str(error)
+        reason = disk.reason(error)
         return (
             f"it could not be written to {folder} ({reason}): free the disk or pass another "
             "--out_dir"

@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from foldcp import under_way
 from foldcp.boltz.place import Place
-from foldcp.connect import machine
+from foldcp.machine import machine
 from foldcp.message import Forged
+from foldcp.report import KEPT
 
 _BEAT = 1.0  # seconds between two beats
 _SILENT = 2.5  # seconds without a beat after which a rank is called silent
@@ -34,8 +37,8 @@ class _Process:
     started: str
 
     @classmethod
-    def own(cls) -> _Process:
-        return cls(_host(), os.getpid(), (_stat(os.getpid()) or ("", ""))[1])
+    def here(cls, pid: int) -> _Process:
+        return cls(_host(), pid, (_stat(pid) or ("", ""))[1])
 
     def state(self) -> str:
         """Of a process that this one can see; "running" of any other."""
@@ -46,12 +49,15 @@ class _Process:
             return _GONE
         return _STOPPED if found[0] in "Tt" else _RUNNING
 
+    def wake(self) -> None:
+        """Let a stopped process go on."""
+        if self.state() == _STOPPED:
+            with suppress(OSError):
+                os.kill(self.pid, signal.SIGCONT)
+
 
 def _host() -> str:
-    try:
-        return "/".join(map(str, machine()))
-    except OSError:
-        return ""
+    return "/".join(map(str, machine()))
 
 
 def _stat(pid: int) -> tuple[str, str] | None:
@@ -69,14 +75,19 @@ class Peers:
     Args:
         store: a connection of its own, which no other use may hold up.
         place: this process among the ranks. stage: what it is doing.
+        clock: seconds that this process has run.
     """
 
-    def __init__(self, store: Any, place: Place, stage: Callable[[], str]) -> None:
-        self._store, self._place = store, place
+    def __init__(
+        self, store: Any, place: Place, stage: Callable[[], str], clock: Callable[[], float]
+    ) -> None:
+        self._store, self._place, self._clock = store, place, clock
         self._stage, self._beats, self._next = stage, 0, 0.0
         self._seen: dict[int, tuple[str, float]] = {}
         self._processes: dict[int, _Process] = {}
-        store.set(f"peer/{place.rank}", json.dumps(asdict(_Process.own())))
+        # Torch's launcher starts each rank itself, and one that serves the store is on its machine.
+        self._launcher = _Process.here(os.getppid()) if place.agent_store else None
+        store.set(f"peer/{place.rank}", json.dumps(asdict(_Process.here(os.getpid()))))
         self.beat()
 
     def beat(self, now: bool = False) -> None:
@@ -86,6 +97,40 @@ class Peers:
             self._beats, self._next = self._beats + 1, time_now + _BEAT
             beat = f"{self._beats} {int(under_way.waiting)} {self._stage()}"
             self._store.set(f"beat/{self._place.rank}", beat)
+            others = [r for r in range(self._place.world) if r != self._place.rank]
+            unknown = [rank for rank in others if rank not in self._processes]
+            for rank in {others[self._beats % len(others)], *unknown[:4]}:
+                self._look(rank)  # for when nobody can be asked any more
+
+    def account(self, what: str) -> str:
+        """Why all ranks end, and who is gone or stopped as far as this machine shows it.
+
+        Nobody is asked. Of ranks that this one has not looked at yet nothing is known.
+
+        Args:
+            what: happened to this rank.
+        """
+        how = {_GONE: "is gone (its process has ended)", _STOPPED: "is stopped (SIGSTOP)"}
+        known = [(self._named(r), process) for r, process in sorted(self._processes.items())]
+        if self._launcher is not None:
+            known.append((f"the launcher (process {self._launcher.pid})", self._launcher))
+        states = [(name, process.state()) for name, process in known]
+        lost = "; ".join(f"{name} {how[state]}" for name, state in states if state in how)
+        told = f"rank {self._place.rank} (in {self._stage()}) {what}"
+        return f"{told}{lost and ': '}{lost}, all ranks end; {KEPT}"
+
+    def lost_store(self) -> str:
+        """What this rank says when it cannot reach the store any more."""
+        return self.account(f"lost {self._place.server}, which served the store")
+
+    def wake(self) -> None:
+        """Let ranks and a launcher that are stopped go on, where this machine shows them.
+
+        All the others end: it is for them to notice, and to end as well.
+        """
+        launcher = [self._launcher] if self._launcher is not None else []
+        for process in (*launcher, *self._processes.values()):
+            process.wake()
 
     def lost(self, rank: int, patience: float) -> str | None:
         """Why a rank is given up; None while it is not.
@@ -114,12 +159,15 @@ class Peers:
             self._look(rank)
         until = time.monotonic() + _SILENT
         while time.monotonic() < until and not any(self._look(r)[0] != _RUNNING for r in others):
+            if self._store.check(["failed"]):
+                return []  # another rank says it
             self.beat()
             time.sleep(_BEAT / 4)
         found = []
         for rank in others:
             state, silent = self._look(rank)
-            if state != _RUNNING or silent > _SILENT - 0.1:
+            beats = not self._store.check([f"departed/{rank}"])
+            if state != _RUNNING or (beats and silent > _SILENT - 0.1):
                 how = {_GONE: "is gone (killed)", _STOPPED: "is stopped (SIGSTOP)"}
                 found.append(f"{self._named(rank)} {how.get(state, 'does not answer')}")
         return found or self._behind(others)
@@ -142,7 +190,7 @@ class Peers:
 
     def _look(self, rank: int) -> tuple[str, float]:
         """(state of a rank's process, seconds since its beat changed as seen from here)."""
-        now = time.monotonic()
+        now = self._clock()
         key = f"beat/{rank}"
         beat = self._store.get(key).decode(errors="replace") if self._store.check([key]) else ""
         if rank not in self._seen or self._beat(rank) != beat:

@@ -67,6 +67,11 @@ class Place:
     told_by: str = field(default="", compare=False)
     unset: tuple[str, ...] = field(default=(), compare=False)
 
+    @property
+    def server(self) -> str:
+        """Who serves the store."""
+        return "the launcher" if self.agent_store else "rank 0"
+
     @classmethod
     def find(cls, environ: Mapping[str, str]) -> Place:
         """Read the variables of torchrun or a job operator, else of Slurm's srun, else of MPI.

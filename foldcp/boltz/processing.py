@@ -14,6 +14,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import wraps
 from pathlib import Path
 from types import ModuleType
@@ -94,13 +95,15 @@ def on_root(stock: Callable[..., None]) -> Callable[..., None]:
             leftovers.drop_unusable(out_dir / "processed", bool(options.get("boltz2")))
             with tempfile.TemporaryDirectory(prefix="foldcp_") as folder:
                 run.reasons = Path(folder)
-                stock(data=data, out_dir=out_dir, **options)
-                for path in data:
-                    if not (out_dir / "processed" / "records" / f"{path.stem}.json").exists():
-                        reason = run.reasons / path.name
-                        known = reason.read_text() if reason.exists() else "see above"
-                        run.failed[path.name] = known
-                run.reasons = None
+                try:
+                    stock(data=data, out_dir=out_dir, **options)
+                finally:
+                    for path in data:
+                        if not (out_dir / "processed" / "records" / f"{path.stem}.json").exists():
+                            reason = run.reasons / path.name
+                            known = reason.read_text() if reason.exists() else "see above"
+                            run.failed[path.name] = known
+                    run.reasons = None
         run.session.wait_for_root()
 
     return process_inputs
@@ -136,12 +139,8 @@ def check_folders(out_dir: Path) -> None:
     """
     processed = out_dir / "processed"
     names = ("manifest.json", *_PLACES.values())
-    for path in (
-        out_dir / "msa",
-        out_dir / "predictions",
-        processed,
-        *(processed / n for n in names),
-    ):
+    folders = out_dir / "msa", out_dir / "predictions", processed
+    for path in (*folders, *(processed / n for n in names)):
         try:
             if path.exists():
                 inside(path, out_dir)
@@ -274,7 +273,8 @@ def _keep_reason(run: Run, path: Path, failure: str) -> None:
     advice = next((text for sign, text in _ADVICE.items() if sign in reason), "")
     assert run.reasons is not None
     kept = f"{reason}: {advice}" if advice else reason
-    (run.reasons / path.name).write_text(kept[:_LONGEST])
+    with suppress(OSError):  # that folder is full, too: it stands above
+        (run.reasons / path.name).write_text(kept[:_LONGEST])
 
 
 def move(source: Path, target: Path) -> None:

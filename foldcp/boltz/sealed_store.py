@@ -6,29 +6,36 @@ Counters stay as they are: whoever reaches the port can end a run with one, and 
 from __future__ import annotations
 
 import socket
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch.distributed import PrefixStore, Store
 
 from foldcp import message
 
+if TYPE_CHECKING:
+    from foldcp.boltz.guard import Guard
+
 
 class SealedStore(PrefixStore):
     """A store in which values of one run have a prefix and a seal.
 
-    Torch's own code, which is given the store for its connections, uses it without seals.
+    Torch's own code, which is given the store for its connections, uses it without seals. Whatever
+    this class is asked for is watched by the guard of this process.
 
     Args:
         prefix: of this run's keys. store: the store.
+        guard: of this process. named: whose store it is, for messages.
     """
 
-    def __init__(self, prefix: str, store: Store) -> None:
+    def __init__(self, prefix: str, store: Store, guard: Guard, named: str) -> None:
         super().__init__(prefix, store)
-        self._prefix = prefix
+        self._prefix, self._guard, self._named = prefix, guard, named
 
     def put(self, key: str, value: Any) -> None:
         """Keep a value under a key, see `message.encode`."""
-        super().set(key, message.pack(value, self._context(key)))
+        sealed = message.pack(value, self._context(key))
+        with self._guard.asking(self._named):
+            super().set(key, sealed)
 
     def take(self, key: str) -> Any:
         """The value that `put` was given.
@@ -36,11 +43,15 @@ class SealedStore(PrefixStore):
         Raises:
             Forged: no rank of this run wrote it.
         """
-        return message.unpack(super().get(key), self._context(key))
+        with self._guard.asking(self._named):
+            sealed = super().get(key)
+        return message.unpack(sealed, self._context(key))
 
     def set(self, key: str, value: str) -> None:
         """Keep a text."""
-        super().set(key, message.close(self._context(key), value.encode()))
+        sealed = message.close(self._context(key), value.encode())
+        with self._guard.asking(self._named):
+            super().set(key, sealed)
 
     def get(self, key: str) -> bytes:
         """The text that `set` or `compare_set` was given.
@@ -48,7 +59,19 @@ class SealedStore(PrefixStore):
         Raises:
             Forged: no rank of this run wrote it.
         """
-        return message.open_sealed(self._context(key), super().get(key))
+        with self._guard.asking(self._named):
+            sealed = super().get(key)
+        return message.open_sealed(self._context(key), sealed)
+
+    def check(self, keys: list[str]) -> bool:
+        """True when there is something under all of these keys."""
+        with self._guard.asking(self._named):
+            return super().check(keys)
+
+    def add(self, key: str, amount: int) -> int:
+        """Add to a counter; returns its new value."""
+        with self._guard.asking(self._named):
+            return super().add(key, amount)
 
     def compare_set(self, key: str, expected: str, desired: str) -> bytes:
         """Keep a text if there is none; `expected` must be "". Returns what is there.
@@ -58,7 +81,8 @@ class SealedStore(PrefixStore):
         """
         assert expected == "", "a seal cannot be compared with a text"
         context = self._context(key)
-        there = super().compare_set(key, "", message.close(context, desired.encode()))
+        with self._guard.asking(self._named):
+            there = super().compare_set(key, "", message.close(context, desired.encode()))
         return message.open_sealed(context, there)
 
     def _context(self, key: str) -> str:

@@ -1,41 +1,39 @@
 """How the ranks of one run stay together: they meet, and when one fails all end within seconds.
 
 Every rank watches one key of the launcher's store. The first rank to fail writes it and prints its
-message; the others end without a word, even from inside a collective that would never return. Each
-rank also watches the next one, so that a rank which is killed or stopped is missed and named.
+message; the others end without a word once they know that it was said, even from inside a
+collective that would never return. Each rank also watches the next one, so that a rank which is
+killed or stopped is missed and named; `foldcp.boltz.guard` ends a rank that cannot reach the store.
 """
 
 from __future__ import annotations
 
 import atexit
 import datetime
-import multiprocessing
 import os
 import sys
 import threading
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
-from foldcp.boltz.lock import release_soon
-from foldcp.boltz.meetings import Meetings, open_store, spoken, unheard
+from foldcp.boltz.guard import end_process, say
+from foldcp.boltz.meetings import open_store
 from foldcp.boltz.place import Place, on_one_machine
 from foldcp.boltz.signals import end_on_signals
+from foldcp.boltz.watch import Watch
 from foldcp.config import Config, order_nccl, secret
-from foldcp.message import Forged, use_secret
-from foldcp.report import KEPT, UserError
+from foldcp.message import use_secret
+from foldcp.report import UserError
 
 if TYPE_CHECKING:
     import torch
 
-    from foldcp.boltz.peers import Peers
     from foldcp.mesh import Mesh
 
 MEETING_TIME = 120.0  # seconds for all ranks to reach rank 0's store
-_POLL = 0.25  # seconds
 _ROOT_FIRST = 0.75  # seconds that rank 0 is given to report what several ranks noticed
-_LAST_WORDS = 3.0  # seconds that the rank that serves the store waits for others to read it
-_STORE_TIME = 10.0  # seconds that the store may take to answer a rank that ends
+_PARTING = 10.0  # seconds that the rank that serves the store waits for others at a good end
 
 _current: Session | None = None
 _unreachable = False  # rank 0's store, in an earlier attempt of this process
@@ -60,9 +58,13 @@ def start(place: Place, meeting_time: float = MEETING_TIME) -> Session:
             use_secret(secret(os.environ))
         try:
             _current = Session(place, meeting_time)
-        except UserError:
+        except RuntimeError as error:
             _unreachable = True
-            raise
+            if isinstance(error, UserError):
+                raise
+            raise UserError(
+                f"rank {place.rank} lost {place.server}, which serves the store, when it joined"
+            ) from error
     return _current
 
 
@@ -83,7 +85,7 @@ def end(message: str, code: int = 1) -> NoReturn:
             start(Place.find(os.environ), meeting_time=5.0).fail(message, code)
     except UserError:
         pass  # this rank can reach no other: it speaks for itself
-    _say(message)
+    say(message)
     raise SystemExit(code)
 
 
@@ -91,41 +93,33 @@ def leave(code: int = 0) -> NoReturn:
     """Exit a rank whose work is done; the session must be closed."""
     if Place.find(os.environ).world > 1:
         if _current is not None:
-            _current.depart()
+            with suppress(RuntimeError):  # who serves the store has left first
+                _current.depart()
         # Not sys.exit: while anything still refers to the destroyed process group, its threads
         # abort an interpreter that shuts down ("terminate called"), in one exit of ten.
-        _exit(code)
+        end_process(code)
     sys.exit(code)
 
 
-class Session(Meetings):
-    """The ranks of one run. Made by `start`.
-
-    Attributes:
-        place: this process among the ranks. mesh: this rank's; None until `form`.
-        group, groups: data-parallel group of this rank, and their number.
-        patience: seconds that a rank may be silent before all give up.
-        stage: what this rank is doing.
-        epoch: how often the ranks of this group have been joined anew.
-    """
+class Session(Watch):
+    """The ranks of one run. Made by `start`."""
 
     def __init__(self, place: Place, meeting_time: float) -> None:
         super().__init__(place)
-        self.mesh: Mesh | None = None
-        self.group, self.groups, self.epoch = 0, 1, 0
-        self.patience = float(Config.timeout)
-        self.peers: Peers | None = None
-        self.stage, self._heard = "starting", ""
-        self._over = threading.Event()
+        with suppress(ValueError):  # told once the ranks have met
+            self.patience = float(Config.from_env(os.environ).timeout)
         end_on_signals(self)
         if place.world == 1:
             return
         from foldcp.boltz.peers import Peers
 
+        self.guard.start()
         self.serves = place.rank == 0 and not place.agent_store
-        self.store = open_store(place, self.serves, meeting_time)
-        self._watched = open_store(place, False, meeting_time)
-        self.peers = Peers(open_store(place, False, meeting_time), place, lambda: self.stage)
+        self.store, self._watched, own = (
+            open_store(place, serve, meeting_time, self.guard)
+            for serve in (self.serves, False, False)
+        )
+        self.peers = Peers(own, place, lambda: self.stage, self.guard.clock)
         self._watcher = threading.Thread(target=self._watch, daemon=True)
         self._watcher.start()
         atexit.register(self._stop_watching)
@@ -185,14 +179,17 @@ class Session(Meetings):
             import torch.distributed as dist
 
             self.at("closing")
-            self.depart()
-            self.gather(None)
-            self._stop_watching()
-            if self.mesh is not None:
-                self.mesh.close()
-            if dist.is_initialized():
-                dist.destroy_process_group()
-            self.part(_STORE_TIME if self.serves else 0.0)
+            # All have come here: what follows is short, and near its end nobody watches any more.
+            with self.guard.asking("the other ranks to part"):
+                self.depart()
+                self.gather(None)
+                self._stop_watching()
+                if self.mesh is not None:
+                    self.mesh.close()
+                if dist.is_initialized():
+                    dist.destroy_process_group()
+            self.part(_PARTING if self.serves else 0.0)
+            self.guard.stand_down()
         _current = None
 
     def depart(self) -> None:
@@ -202,100 +199,10 @@ class Session(Meetings):
     def fail(self, message: str, code: int = 1) -> NoReturn:
         """End every rank now; see `end`."""
         if self.place.world == 1:
-            _say(message)
+            say(message)
             if threading.current_thread() is threading.main_thread():
                 raise SystemExit(code)
-            _exit(code)
-        self._over.set()
-        threading.Thread(target=self._leave_anyway, args=(message, code), daemon=True).start()
+            end_process(code)
         if not self.is_root:
             time.sleep(_ROOT_FIRST)
-        if self._first():
-            _say(message)
-            spoken(self.store)
-        self._leave(self.store, code)
-
-    def _first(self, store: Any = None) -> bool:
-        try:
-            return (store or self.store).add("failed", 1) == 1
-        except RuntimeError:  # the store is gone: the rank that served it has failed first
-            return False
-
-    def _leave_anyway(self, message: str, code: int) -> None:
-        """End this process when the store's is stopped and does not answer."""
-        time.sleep(_STORE_TIME)
-        _say(message)
-        _exit(code)
-
-    def _watch(self) -> None:
-        store, after = self._watched, (self.place.rank + 1) % self.place.world
-        assert self.peers is not None
-        while not self._over.wait(_POLL):
-            lost, alone = None, False
-            try:
-                if store.check(["failed"]):
-                    alone = unheard(store, _LAST_WORDS / 2)
-                else:
-                    self.peers.beat()
-                    self._hear_of_fault(store)
-                    lost = self.peers.lost(after, self.patience)
-                    if lost is None or store.check([f"departed/{after}"]):
-                        continue
-                if store.add("failed", 1) > 1:
-                    lost = None
-            except Forged as error:
-                lost = str(error) if self._first(store) else None
-            except RuntimeError:
-                if self._over.wait(2 * _POLL):
-                    return
-                _say(f"rank {self.place.rank} lost rank 0 or the launcher, which served the store")
-            if alone:
-                where = f"{self.place.host}:{self.place.port}"
-                lost = f"a rank failed and could not say why, or a stranger writes to {where}"
-            if lost is not None:
-                _say(f"{lost}, all ranks end; {KEPT}")
-                spoken(store)
-            self._leave(store, 1)
-
-    def _hear_of_fault(self, store: Any) -> None:
-        """Make this rank's exchange fail when another rank drops the input under way."""
-        link, key = None if self.mesh is None else self.mesh.link, self.fault_key
-        if link is None or key == self._heard or not store.check([key]):
-            return
-        self._heard = key
-        with suppress(RuntimeError):  # closed meanwhile
-            link.abort("another rank drops this input")
-
-    @property
-    def fault_key(self) -> str:
-        """Where a rank of this group leaves why the input under way is dropped."""
-        return f"fault/{self.group}/{self.epoch}"
-
-    def _stop_watching(self) -> None:
-        """End the watcher: Python aborts when it exits while a thread is inside the store."""
-        self._over.set()
-        self._watcher.join()
-
-    def _leave(self, store: Any, code: int) -> NoReturn:
-        until = time.monotonic() + (_LAST_WORDS if self.serves else 0.0)
-        while time.monotonic() < until and store.add("failed", 0) < self.place.world:
-            time.sleep(_POLL)
-        # Not sys.exit: threads of a broken process group would hold the process for minutes.
-        _exit(code)
-
-
-def _exit(code: int) -> NoReturn:
-    """End this process and those that it started, without waiting for anything."""
-    release_soon()
-    with suppress(OSError):  # the terminal is gone
-        sys.stdout.flush()
-        sys.stderr.flush()
-    for child in multiprocessing.active_children():
-        child.kill()
-    os._exit(code)
-
-
-def _say(message: str) -> None:
-    with suppress(OSError):
-        sys.stdout.flush()
-        print(f"foldcp: {message}", file=sys.stderr, flush=True)
+        self._end(self.store, message, code)

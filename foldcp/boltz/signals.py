@@ -75,8 +75,9 @@ def _wait(session: Session, reader: socket.socket) -> None:
     while True:
         number = _receive(reader)
         if number in _ENDING:
-            name = signal.Signals(number).name
-            session.fail(_lost(session) or f"ended by {name}; {KEPT}", 128 + number)
+            why = f"ended by {signal.Signals(number).name}; {KEPT}"
+            session.guard.decide(why, 128 + number)  # looking for a lost rank may be held up
+            session.fail(_lost(session) or why, 128 + number)
         if number == signal.SIGINT:
             interrupted.set()
             time.sleep(_GRACE)

@@ -16,7 +16,7 @@ from typing import Any
 
 from foldcp import allocator, progress, report
 from foldcp import mesh as meshes
-from foldcp.boltz import download, lock, models, preflight, processing, session
+from foldcp.boltz import disk, download, lock, models, preflight, processing, session
 from foldcp.boltz.boltz1_data import RootBoltz1DataModule
 from foldcp.boltz.command import guarded
 from foldcp.boltz.data import RootDataModule
@@ -63,7 +63,10 @@ def _predict(stock: Callable[..., None]) -> Callable[..., None]:
         try:
             run = begin(options)
             set_current(run)
-            stock(**options)
+            try:
+                stock(**options)
+            except OSError as error:
+                raise _not_written(error, run.failed) from error
             run.session.at("the end")
             known = run.session.gather(run.failed if run.mesh.is_root else {})
             failed = {name: why for of_group in known for name, why in of_group.items()}
@@ -85,6 +88,15 @@ def _predict(stock: Callable[..., None]) -> Callable[..., None]:
         run.session.close()
 
     return predict
+
+
+def _not_written(error: OSError, failed: dict[str, str]) -> Exception:
+    """The error of a disk that is full or cannot be written, in words; any other one as it is."""
+    said = disk.refused(error)
+    if said is None:
+        return error
+    lost = f"; not folded: {', '.join(sorted(failed))}" if failed else ""
+    return UserError(f"{said}{lost}; {report.KEPT}")
 
 
 def _write_report(numbers: dict[str, Any], path: str) -> None:
