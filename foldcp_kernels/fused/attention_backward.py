@@ -39,11 +39,11 @@ def _at(p_x, s_x, i_b, i_r, i_h):
 
 
 @triton.jit
-def _scaled(b_q, scale):
-    """(q, factor of its products in log2 units): 16 bits are scaled and rounded as in the forward,
-    whose weights must come out again.
+def _scaled(b_q, scale, WIDE: tl.constexpr):
+    """(q, factor of its products in log2 units): scaled and rounded as in the forward, whose
+    weights must come out again; float32 is left as it is unless WIDE, whichever spills less.
     """
-    if b_q.dtype == tl.float32:
+    if b_q.dtype == tl.float32 and not WIDE:
         return b_q, scale * LOG2E
     return (b_q.to(tl.float32) * (scale * LOG2E)).to(b_q.dtype), 1.0
 
@@ -89,7 +89,7 @@ def _dq_kernel(
     o_i = i_i * BI + tl.arange(0, BI)
     m_i, o_d = o_i < queries, tl.arange(0, BD)
     b_q = _load(_at(p_q, s_q, i_b, i_r, i_h), s_q, o_i, m_i, o_d, D)
-    b_q, factor = _scaled(b_q, scale)
+    b_q, factor = _scaled(b_q, scale, False)
     b_do = _load(_at(p_do, s_do, i_b, i_r, i_h), s_do, o_i, m_i, o_d, D)
     o_l = (i_g * heads + i_h) * queries + o_i
     b_r, b_m = _load_lse(p_r, p_m, o_l, m_i)
@@ -141,7 +141,7 @@ def _dkv_kernel(
     for lo in tl.range(0, queries, BI):
         o_i = lo + tl.arange(0, BI)
         m_i = o_i < queries
-        b_q, factor = _scaled(_load(p_q, s_q, o_i, m_i, o_d, D), scale)
+        b_q, factor = _scaled(_load(p_q, s_q, o_i, m_i, o_d, D), scale, True)
         b_do = _load(p_do, s_do, o_i, m_i, o_d, D)
         o_l = (i_g * heads + i_h) * queries + o_i
         b_r, b_m = _load_lse(p_r, p_m, o_l, m_i)
@@ -157,11 +157,7 @@ def _dkv_kernel(
     o_kd = o_k.to(tl.int64)[:, None] * s_dk[3] + o_d[None, :]
     m_kd = m_k[:, None] & (o_d < D)[None, :]
     p_dk, p_dv = _at(p_dk, s_dk, i_b, i_r, i_h), _at(p_dv, s_dk, i_b, i_r, i_h)
-    tl.store(
-        p_dk + o_kd,
-        (b_dk * (scale if p_q.dtype.element_ty == tl.float32 else LN2)).to(p_dk.dtype.element_ty),
-        mask=m_kd,
-    )
+    tl.store(p_dk + o_kd, (b_dk * LN2).to(p_dk.dtype.element_ty), mask=m_kd)
     tl.store(p_dv + o_kd, b_dv.to(p_dv.dtype.element_ty), mask=m_kd)
 
 
@@ -185,7 +181,7 @@ def _dbias_kernel(
     for r in tl.range(0, rows):
         i_r = tl.cast(r, tl.int64)
         b_q = _load(_at(p_q, s_q, i_b, i_r, i_h), s_q, o_i, m_i, o_d, D)
-        b_q, factor = _scaled(b_q, scale)
+        b_q, factor = _scaled(b_q, scale, False)
         b_k = _load(_at(p_k, s_k, i_b, i_r, i_h), s_k, o_k, m_k, o_d, D)
         b_do = _load(_at(p_do, s_do, i_b, i_r, i_h), s_do, o_i, m_i, o_d, D)
         b_v = _load(_at(p_v, s_v, i_b, i_r, i_h), s_v, o_k, m_k, o_d, D)
