@@ -115,7 +115,7 @@ def attention_weights() -> TriangleAttentionWeights:
 def _no_attention(lines: Lines, *_: Any) -> Carry:
     """A carry without computing it: nothing of it travels."""
     o = lines.q.transpose(2, 3)
-    return Carry(o, o[..., 0], None)
+    return Carry(o, o[..., 0], o[..., 0], None)
 
 
 _RINGS = ("foldcp.rings.triangle_attention", "foldcp.rings.row_attention")

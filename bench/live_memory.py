@@ -46,7 +46,7 @@ OUT = ROOT / "bench" / "results" / "memory" / "live.csv"
 
 # Modules whose chunk loops only write into tensors that exist already.
 _IN_PLACE_LOOPS = (
-    "foldcp_kernels.attention", "foldcp_kernels.chunking", "foldcp_kernels.norm_linear",
+    "foldcp_kernels.weighted", "foldcp_kernels.chunking", "foldcp_kernels.norm_linear",
     "foldcp_kernels.outer_product_mean", "foldcp_kernels.relative_position",
     "foldcp_kernels.transition", "foldcp_kernels.triangle_multiplication", "foldcp.modules.model",
     "foldcp.modules.atom_encoder", "foldcp.modules.diffusion_conditioning",

@@ -3,6 +3,10 @@
     o_i = sum_k p_ik v_k,  p_ik = exp(q_i . k_k * scale + bias_ik - lse_i),
     lse_i = log sum_k exp(q_i . k_k * scale + bias_ik)
 
+Biases may be any finite number, on some keys or on all of a row: they are taken relative to the
+largest of their row first. Where that is beyond 2^53, q . k is below the spacing of float64 beside
+it and left out.
+
 Results over disjoint key sets merge into the result over their union (`carry.merge`), which is
 what rings and row groups do. Source: FlashAttention (Dao et al. 2022), Algorithm 1; AlphaFold 3
 supplement, Algorithms 14, 15 and 24.
@@ -17,9 +21,9 @@ from torch import Tensor
 
 from foldcp_kernels.arguments import check
 from foldcp_kernels.carry import Carry, merge
-from foldcp_kernels.chunking import chunk_length, spans
 from foldcp_kernels.dispatch import check_dtype, choose
 from foldcp_kernels.recompute import nothing
+from foldcp_kernels.weighted import weighted
 
 MAX_HEAD_DIM = 64
 
@@ -52,24 +56,50 @@ def attend(
 
     Source: FlashAttention, Algorithm 1.
     """
+    return attend_some(q, k, v, bias, scale, keep, impl).finish()
+
+
+def attend_some(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    scale: float,
+    keep: Tensor | None = None,
+    impl: str | None = None,
+) -> Carry:
+    """Attention over one of several sets of keys, to be merged with that over the others.
+
+    Args:
+        q, k, v, bias, scale, keep, impl: as in `attend`.
+
+    Returns:
+        The carry, with l None: o is the result over these keys.
+
+    Raises:
+        ValueError: as `attend`.
+
+    Source: FlashAttention, section 3.1.
+    """
     name = _checked(q, k, v, bias, keep, impl)
     if not q.numel():
-        lse = q.new_empty(q.shape[:-1], dtype=torch.promote_types(q.dtype, torch.float32))
-        return tuple(nothing(x, q, k, v, bias) for x in (q, lse))
+        r = q.new_empty(q.shape[:-1], dtype=torch.promote_types(q.dtype, torch.float32))
+        return Carry(nothing(q, q, k, v, bias), r, nothing(r, q, k, v, bias), None)
     if keep is not None:
         keep = keep | ~keep.any(-1, keepdim=True)
     q, k, v, bias, keep, restore = _rows_of_bias(q, k, v, bias, keep)
     if name == "triton":
         from foldcp_kernels.fused.attention_backward import Attention
 
-        o, lse = Attention.apply(*_unit_stride(q, k, v), bias, scale, keep)
+        o, r, m = Attention.apply(*_unit_stride(q, k, v), bias, scale, keep)
     elif name == "reference":
         from foldcp_kernels import reference
 
-        o, lse = reference.attention(q, k, v, bias, scale, keep)
+        o, m = reference.attention(q, k, v, bias, scale, keep)
+        r = torch.zeros_like(m)
     else:
-        o, lse = _torch(q, k, v, bias, scale, keep)
-    return restore(o), restore(lse)
+        o, r, m = _torch(q, k, v, bias, scale, keep)
+    return Carry(restore(o), restore(r), restore(m), None)
 
 
 def attend_panel(
@@ -104,7 +134,7 @@ def attend_panel(
 
         bias = _expanded(bias, q)
         return attention_fwd(*_unit_stride(q, k, v), bias, scale, carry=carry, last=last)
-    return merge(carry, Carry(*attend(q, k, v, bias, scale, impl=impl), None))
+    return merge(carry, attend_some(q, k, v, bias, scale, impl=impl))
 
 
 def _checked(
@@ -152,8 +182,8 @@ def _unit_stride(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 def _torch(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, keep: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """One batched attention per G0, or per G1 where there are fewer: no bias is copied."""
+) -> tuple[Tensor, ...]:
+    """One batched attention per G0, or per G1 where there are fewer: (o, r, m)."""
     g0, g1 = q.shape[:2]
     dropped = None
     if keep is not None:
@@ -168,42 +198,7 @@ def _torch(
         b = bias[n] if dim == 0 else bias[:, 0]
         if dropped is not None:
             b = b + dropped[take]
-        parts.append(_attend(q[take], k[take], v[take], b, scale))
+        parts.append(weighted(q[take], k[take], v[take], b, scale))
     if len(parts) == 1:
         return tuple(x.unsqueeze(dim) for x in parts[0])
     return tuple(torch.stack(x, dim) for x in zip(*parts, strict=True))
-
-
-def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """q [G, H, I, D], k, v [G, H, K, D], bias broadcastable to [G, H, I, K]."""
-    if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v, bias)):
-        return _explicit(q, k, v, bias, scale)
-    if q.device.type == "cpu" and q.dtype in (torch.float32, torch.float64):
-        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            q, k, v, 0.0, False, attn_mask=bias.to(q.dtype), scale=scale
-        )
-    g, h, i, _ = q.shape
-    out = q.new_empty(q.shape)
-    wide = torch.float64 if q.dtype == torch.float64 else torch.float32
-    lse = q.new_empty((g, h, i), dtype=wide)
-    row = 12 * h * k.shape[2]  # bytes of the logits and weights of one query row
-    groups, rows = chunk_length(g, row * i, q.device), chunk_length(i, row, q.device)
-    for a, b in spans(g, groups):
-        shared = bias if bias.shape[0] == 1 else bias[a:b]
-        for lo, hi in spans(i, rows if groups == 1 else i):
-            part = shared if shared.shape[2] == 1 else shared[:, :, lo:hi]
-            out[a:b, :, lo:hi], lse[a:b, :, lo:hi] = _explicit(
-                q[a:b, :, lo:hi], k[a:b], v[a:b], part, scale
-            )
-    return out, lse
-
-
-def _explicit(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    with torch.autocast(q.device.type, enabled=False):
-        logits = (q @ k.transpose(-1, -2)).to(
-            torch.float64 if q.dtype == torch.float64 else torch.float32
-        )
-        logits = logits * scale + bias
-        lse = logits.logsumexp(-1)
-        p = (logits - lse[..., None]).exp().to(v.dtype)
-        return p @ v, lse

@@ -1,4 +1,10 @@
-"""What attention carries from one panel of keys to the next."""
+"""What attention carries from one set of keys to the next.
+
+A softmax over some keys is kept as what it made and the log of its sum, and that log in two parts,
+lse = r + m + log l. The reference r is a bias of the row, exactly; m + log l is what the largest
+logit less r and the number of keys come to. One float32 could not hold both: beside a bias of -1e9
+its spacing is 64, and the number of keys would be lost.
+"""
 
 from __future__ import annotations
 
@@ -7,25 +13,37 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+# Beyond this bias float64 itself cannot hold q . k beside it (its spacing there is 1 and more):
+# rows whose largest bias is beyond are weighed by their biases alone.
+ABSORBED = 2.0**53
+
 
 class Carry(NamedTuple):
-    """Partial attention over some keys: result o / l, log-sum-exp m + log l.
+    """Partial attention over some keys; a key's weight is exp(logit - r - m).
 
     Args:
         o: weighted sum of values [..., I, D], float32 or wider while it is carried.
-        m: bound that logits are taken relative to [..., I], natural log, float32 or wider.
-        l: sum of weights [..., I]; None stands for 1: o is the result and m the lse.
+        r: reference of the logits [..., I], natural log, float32 or wider, without gradient.
+        m: bound of the logits less r [..., I], natural log.
+        l: sum of weights [..., I]; None stands for 1: o is the result and r + m the lse.
     """
 
     o: Tensor
+    r: Tensor
     m: Tensor
     l: Tensor | None  # noqa: E741  # the name that the literature uses
 
     def finish(self) -> tuple[Tensor, Tensor]:
         """(o / l, lse)."""
         if self.l is None:
-            return self.o, self.m
-        return self.o / self.l[..., None], self.m + self.l.log()
+            return self.o, self.r + self.m
+        return self.o / self.l[..., None], self.r + (self.m + self.l.log())
+
+    def lowered(self, by: Tensor) -> Carry:
+        """The carry with logits lower by `by` [..., I]: what rounding takes from r goes to m."""
+        r = self.r - by
+        part = r - self.r
+        return self._replace(r=r, m=self.m + ((self.r - (r - part)) - (by + part)))
 
 
 def merge(carry: Carry | None, new: Carry) -> Carry:
@@ -41,22 +59,29 @@ def merge(carry: Carry | None, new: Carry) -> Carry:
     """
     if carry is None:
         return new
-    m = torch.maximum(carry.m, new.m)
+    rise = (new.r - carry.r) + (new.m - carry.m)
+    with torch.no_grad():
+        higher = rise > 0
+        r = torch.where(higher, new.r, carry.r)
+        # Whichever bound the union takes, its result is the same: no gradient through it.
+        m = torch.where(higher, new.m, carry.m)
     o, total = 0, 0
     for part in (carry, new):
-        w = (part.m - m).exp()
+        w = ((part.r - r) + (part.m - m)).exp()
         o = o + part.o * w[..., None]
         total = total + (w if part.l is None else part.l * w)
-    return Carry(o, m, total)
+    return Carry(o, r, m, total)
 
 
-def merge_all(o: Tensor, lse: Tensor) -> Tensor:
+def merge_all(o: Tensor, r: Tensor, m: Tensor) -> Tensor:
     """Combine Q finished partial results stacked along dim 0.
 
     Args:
-        o: [Q, ..., D]. lse: [Q, ...]; -inf marks a partial without keys.
+        o: [Q, ..., D]. r, m: [Q, ...], of `Carry`; m = -inf and the least r mark a partial without
+            keys.
 
     Returns:
         [..., D].
     """
-    return (o * lse.softmax(0)[..., None].to(o.dtype)).sum(0)
+    r = r.detach()
+    return (o * ((r - r.amax(0)) + m).softmax(0)[..., None].to(o.dtype)).sum(0)

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from foldcp_kernels.arguments import check
-from foldcp_kernels.attention import attend, attend_panel, choose_core
+from foldcp_kernels.attention import attend_panel, attend_some, choose_core
 from foldcp_kernels.carry import Carry, merge
 from foldcp_kernels.chunking import chunk_length
 from foldcp_kernels.dispatch import choose, compute_dtype
@@ -96,13 +97,19 @@ def attend_lines(
 
     Args:
         lines: from `project_lines`. kv: of the panel [B, I, K, 2HD]. bias: [B, H, J, K].
-        keep: keys of the panel, bool [B, I, K], True = keep; None keeps all.
+        keep: mask of the panel's keys [B, I, K], from `kept`; None keeps all.
         carry: over the panels so far (o [B, I, H, J, D]), None at the first panel.
         last: there is no further panel. impl: see `dispatch`; cuEquivariance takes all keys only.
 
     Returns:
         The new carry; from cuEquivariance without lse.
     """
+    if keep is not None:
+        lost = MASKED * (1 - keep.to(torch.promote_types(lines.q.dtype, torch.float32)))
+        least = lost.amin(-1)
+        # A key that loses more than the best of its panel has no weight beside it. The panel
+        # counts by what its best loses: not at all, unless that is so in every panel.
+        keep = lost == least[..., None]
     h, d = lines.q.shape[3:]
     hd = h * d
     q = lines.q.transpose(2, 3)
@@ -112,14 +119,11 @@ def attend_lines(
         from foldcp_kernels.cuequivariance import attention
 
         o = attention(q, k, v, bias[:, None], lines.scale, keep)
-        return Carry(o, o.new_zeros(()), None)
+        return Carry(o, *o.new_zeros((2, 1)), None)
     if keep is None:
         return attend_panel(q, k, v, bias[:, None], lines.scale, carry, last, impl)
-    o, lse = attend(q, k, v, bias[:, None], lines.scale, keep, impl)
-    # A line whose keys are all masked here still counts, where it is so in every panel.
-    dead = ~keep.any(-1)
-    lse = lse - dead[..., None, None].to(lse.dtype) * MASKED
-    return merge(carry, Carry(o, lse, None))
+    new = attend_some(q, k, v, bias[:, None], lines.scale, keep, impl)
+    return merge(carry, new.lowered(least[..., None, None].to(new.r.dtype)))
 
 
 def line_output(
@@ -161,8 +165,8 @@ def updated_lines(
 
 
 def kept(mask: Tensor | None) -> Tensor | None:
-    """Which keys a mask keeps, bool: all but those whose logit `MASKED` would be taken from."""
-    return None if mask is None else mask > 0.5
+    """A mask of keys as it travels and as `attend_lines` takes it: bool, or float32."""
+    return mask if mask is None or mask.dtype == torch.bool else mask.float()
 
 
 def triangle_attention(
@@ -175,8 +179,11 @@ def triangle_attention(
     """z + triangle attention of a whole pair tensor; in place when gradients are off.
 
     Args:
-        z: [B, N, N, C]. mask: keys [B, N, N], 1 = keep, None keeps all. w: weights.
-        starting: Algorithm 14 (True) or 15 (False). impl: see `dispatch`.
+        z: [B, N, N, C]. w: weights. starting: Algorithm 14 (True) or 15 (False).
+        mask: keys [B, N, N], bool or any number from 0 to 1, None keeps all. A key's logit loses
+            1e9 (1 - mask), as in Boltz: the keys of a line with its largest mask are weighed by
+            their logits, all others not at all; so are all keys of a line that keeps none.
+        impl: see `dispatch`.
 
     Returns:
         [B, N, N, C], `z` itself when gradients are off.

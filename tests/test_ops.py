@@ -138,6 +138,8 @@ def triangles(mesh: Mesh, n: int) -> None:
     mask.diagonal(dim1=1, dim2=2).fill_(1)
     dead = mask.clone()
     dead[0, n // 2], dead[1, :, n // 3] = 0, 0
+    dead[1, n // 2] *= 0.6  # a line of soft masks, in whose panels other masks are the largest
+    dead[1, n // 2, ::3] = 0.4
     # In chunks of at most one channel per rank, the last leaves ranks of the larger meshes without.
     shapes = [(c,), (c,), *[(2 * hidden, c)] * 2, (hidden,), (hidden,), (c, hidden), (c, c)]
     weights = [_rand(g, *s) * 0.5 + (len(s) == 1) for s in shapes]
@@ -239,7 +241,51 @@ def tokens(mesh: Mesh, n: int) -> None:
         _check(f"outer product mean S={seqs}", mesh, n, pairs)
 
 
+def offsets(mesh: Mesh, n: int) -> None:
+    """Float32 with offsets that all keys of a row share, or the keys of some ranks."""
+    layout = PairLayout(n, mesh.rows, mesh.cols, mesh.rank)
+    g = torch.Generator().manual_seed(n)
+    m, h, d = 2, 2, 4
+    q, k, v = (_rand(g, m, n, h, d).float() for _ in range(3))
+    by_row = torch.tensor([0.0, -1e9, -1e30, 1e9, 3e38])[torch.arange(n) % 5]
+    some = torch.where(torch.arange(n) < n // 2, by_row[:, None], 0.0)
+    for fill in (by_row[:, None].expand(n, n), some):
+        bias = fill.expand(1, h, n, n).contiguous()
+        want = reference.attention_pair_bias(*(x.double() for x in (q, k, v, bias)), 0.3)
+        local = [_pad_shard(x, layout, 1) for x in (q, k, v)]
+        local.append(_pad_tile(bias, layout, (2, 3)))
+        lo, hi = layout.shard_span()
+        real, keep = slice(min(lo, n), min(hi, n)), layout.valid((lo, hi))
+        pairs = []
+        for grad in (False, True):
+            with torch.set_grad_enabled(grad):
+                inputs = [x.clone().requires_grad_(grad) for x in local]
+                got = attention_pair_bias(*inputs, 0.3, layout, mesh).detach()
+            pairs.append((got[:, :keep], want[:, real]))
+        _check("offsets, attention pair bias", mesh, n, pairs, 5e-6)
+        whole = reference.pair_weighted_averaging(v.double()[:1, None], bias.double())
+        weights = column_weights(_pad_tile(bias, layout, (2, 3)), layout, mesh)
+        got = pair_weighted_averaging(local[2][:1, None], weights, layout, mesh)
+        pairs = [(got[:, :, :keep], whole[:, :, real])]
+        _check("offsets, pair weighted averaging", mesh, n, pairs, 5e-6)
+    # Lines without a kept key: all their keys by their logits, whatever the panels.
+    shapes = [(4,), (4,), (h, 4), *[(8, 4)] * 4, (4, 8)]
+    weights = [_rand(g, *s) for s in shapes]
+    z, mask = _rand(g, 1, n, n, 4), torch.zeros(1, n, n)
+    want = reference.triangle_attention(
+        z, mask.double(), TriangleAttentionWeights(*weights, h), True
+    )
+    single = TriangleAttentionWeights(*(w.float() for w in weights), h)
+    tile, tmask = (_pad_tile(x, layout, (1, 2), 0.0) for x in (z.float(), mask))
+    for strategy, way in _by_strategy(mesh, "attention", ATTENTION).items():
+        with torch.no_grad():
+            got = triangle_attention(tile.clone(), tmask, single, True, layout, way)
+        pair = (_valid(got, layout, (1, 2)), _whole(want, layout, (1, 2)))
+        _check(f"offsets, dead lines {strategy}", mesh, n, [pair], 1e-5)
+
+
 def every_op(mesh: Mesh) -> None:
+    offsets(mesh, SIZES[1])
     for n in SIZES:
         # Many small chunks at one size, whole tiles at the others.
         chunking.set_chunk_bytes(4096 if n == SIZES[1] else None)

@@ -97,7 +97,8 @@ class TriangleAttention(TiledModule):
 
         Args:
             z: pair tile [B, T_r, T_c, C]. layout: the tiling.
-            mask: keys [B, T_r, T_c], 1 = keep; None keeps every real token.
+            mask: keys [B, T_r, T_c], 1 = keep; a number between takes 1e9 (1 - mask) from the
+                logit, as in Boltz; None keeps every real token.
 
         Returns:
             The updated tile, in place when gradients are off.

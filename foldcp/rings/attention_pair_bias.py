@@ -20,7 +20,7 @@ from foldcp.exchange import fetch
 from foldcp.layout import PairLayout
 from foldcp.mesh import Mesh
 from foldcp.plans import partials_plan, token_plan
-from foldcp_kernels.attention import attend
+from foldcp_kernels.attention import attend_some
 from foldcp_kernels.carry import merge_all
 from foldcp_kernels.recompute import nothing
 
@@ -65,15 +65,19 @@ def attention_pair_bias(
     sources = tuple(x.contiguous()[None] for x in (o, lse))
     plan = partials_plan(layout, 2)
     o, lse = fetch(mesh, plan, sources, ((0, 2), (0, 2)), "attention_pair_bias")
-    return merge_all(o, lse)
+    return merge_all(o, *lse.unbind(-1))
 
 
 def _partial(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """(o [M, T_r, H, D], lse [M, T_r, H]) over this rank's keys; lse is -inf without any."""
+    """(o [M, T_r, H, D], r and m [M, T_r, H, 2]) over this rank's keys, see `Carry`.
+
+    Without any key r and m are what marks that for `merge_all`.
+    """
     if k.shape[1] == 0:
         # Sums of nothing keep the autograd graph of every rank alike.
         zero = q * 0 + (k.sum() + v.sum() + bias.sum())
-        return zero, zero.sum(-1) - torch.inf
+        m = zero.sum(-1, dtype=torch.promote_types(q.dtype, torch.float32)) - torch.inf
+        return zero, torch.stack((torch.full_like(m, torch.finfo(m.dtype).min), m), -1)
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    o, lse = attend(q, k, v, bias, scale)
-    return o.transpose(1, 2), lse.transpose(1, 2)
+    o, r, m, _ = attend_some(q, k, v, bias, scale)
+    return o.transpose(1, 2), torch.stack((r, m), -1).transpose(1, 2)

@@ -40,12 +40,20 @@ def column_weights(
     mesh.check(logits, layout, "logits", channels_last=False)
     keys = layout.valid(layout.col_span())
     logits = masked(logits, mask)[..., :keys]
-    lse = logits.logsumexp(-1) if keys else logits.sum(-1) - torch.inf
-    if layout.mesh_cols > 1:
-        source = lse.unsqueeze(0)
-        (parts,) = fetch(mesh, row_plan(layout), (source,), ((0, 3),), "pair_weighted_averaging")
-        lse = parts.logsumexp(0)
-    return (logits - lse[..., None]).exp()
+    if layout.mesh_cols == 1:
+        return logits.softmax(-1)
+    # Largest logit and sum of weights apart: beside logits of 1e9 one number would lose the count.
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    least = logits.new_full(logits.shape[:-1], torch.finfo(logits.dtype).min)
+    top = logits.detach().amax(-1) if keys else least
+    weights = (logits - top[..., None]).exp()
+    total = weights.sum(-1)
+    source = torch.stack((top, total), -1).unsqueeze(0)
+    (parts,) = fetch(mesh, row_plan(layout), (source,), ((0, 3),), "pair_weighted_averaging")
+    tops, totals = parts[..., 0].detach(), parts[..., 1]
+    most = tops.amax(0)
+    total = (totals * (tops - most).exp()).sum(0)
+    return weights * ((top - most).exp() / total)[..., None]
 
 
 def pair_weighted_averaging(v: Tensor, weights: Tensor, layout: PairLayout, mesh: Mesh) -> Tensor:

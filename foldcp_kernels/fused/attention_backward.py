@@ -1,8 +1,10 @@
 """Gradients of attention with an additive bias: three kernels, no atomics, so that they repeat.
 
-    p = exp(s - lse);  ds = p * (dout v^T - delta);  dv = p^T dout;  dq = scale ds k
-    dk = scale ds^T q
+    p = exp(s - r - m), r + m = lse;  ds = p * (dout v^T - delta);  dv = p^T dout
+    dq = scale ds k;  dk = scale ds^T q
     dbias = sum over the batch rows that share it of ds;  delta = sum_d dout o - dlse
+
+The logits are those of the forward, to the rounding of q: bias less r first, see there.
 
 Source: FlashAttention-2 (Dao 2023), Algorithm 2.
 """
@@ -17,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from foldcp_kernels.fused.attention import LOG2E, attention_fwd
+from foldcp_kernels.fused.attention import LN2, LOG2E, attention_fwd, takes_dots
 from foldcp_kernels.fused.configs import pick
 from foldcp_kernels.fused.launch import capability, launch
 from foldcp_kernels.fused.norm_linear import exactness
@@ -37,23 +39,45 @@ def _at(p_x, s_x, i_b, i_r, i_h):
 
 
 @triton.jit
-def _logits(b_q, b_k, p_bias, p_keep, s_bias, o_i, o_k, m_i, m_k, scale, EXACT: tl.constexpr):
-    """Logits in log2 units [BI, BK]; -inf where there is no such key."""
-    b_s = tl.dot(b_q, tl.trans(b_k), input_precision=EXACT) * scale  # [BI, BD] @ [BD, BK]
+def _scaled(b_q, scale, WIDE: tl.constexpr):
+    """(q, factor of its products in log2 units): scaled and rounded as in the forward, whose
+    weights must come out again; float32 is left as it is unless WIDE, whichever spills less.
+    """
+    if b_q.dtype == tl.float32 and not WIDE:
+        return b_q, scale * LOG2E
+    return (b_q.to(tl.float32) * (scale * LOG2E)).to(b_q.dtype), 1.0
+
+
+@triton.jit
+def _load_lse(p_r, p_m, o_l, m_i):
+    """(r, m in log2 units)."""
+    b_m = tl.load(p_m + o_l, mask=m_i, other=0.0) * LOG2E
+    return tl.load(p_r + o_l, mask=m_i, other=0.0), b_m
+
+
+@triton.jit
+def _weights(
+    b_q, b_k, p_bias, p_keep, s_bias, o_i, o_k, m_i, m_k, b_r, b_m, factor, EXACT: tl.constexpr
+):  # fmt: skip
+    """Weights [BI, BK]; 0 where there is no such key. b_q and factor come from `_scaled`."""
+    b_s = tl.dot(b_q, tl.trans(b_k), input_precision=EXACT)  # [BI, BD] @ [BD, BK] -> [BI, BK]
     m_s = m_i[:, None] & m_k[None, :]
     if p_bias is not None:
         p_tile = (
             p_bias + o_i.to(tl.int64)[:, None] * s_bias[2] + o_k.to(tl.int64)[None, :] * s_bias[3]
         )
-        b_s += tl.load(p_tile, mask=m_s, other=0.0).to(tl.float32)
+        b_b = tl.load(p_tile, mask=m_s, other=0.0).to(tl.float32)
+        b_s = b_s * (takes_dots(b_r) * factor)[:, None] + (b_b - b_r[:, None]) * LOG2E
+    else:
+        b_s *= factor
     if p_keep is not None:
         m_s = m_s & (tl.load(p_keep + o_k, mask=m_k, other=0) != 0)[None, :]
-    return tl.where(m_s, b_s * LOG2E, float("-inf"))
+    return tl.exp2(tl.where(m_s, b_s - b_m[:, None], float("-inf")))
 
 
 @triton.jit
 def _dq_kernel(
-    p_q, p_k, p_v, p_bias, p_keep, p_do, p_lse, p_delta, p_dq,
+    p_q, p_k, p_v, p_bias, p_keep, p_do, p_r, p_m, p_delta, p_dq,
     s_q, s_k, s_v, s_bias, s_do, s_dq, sizes, scale,
     D: tl.constexpr, BD: tl.constexpr, EXACT: tl.constexpr, GROUP: tl.constexpr, BI: tl.constexpr,
     BK: tl.constexpr,
@@ -65,9 +89,10 @@ def _dq_kernel(
     o_i = i_i * BI + tl.arange(0, BI)
     m_i, o_d = o_i < queries, tl.arange(0, BD)
     b_q = _load(_at(p_q, s_q, i_b, i_r, i_h), s_q, o_i, m_i, o_d, D)
+    b_q, factor = _scaled(b_q, scale, False)
     b_do = _load(_at(p_do, s_do, i_b, i_r, i_h), s_do, o_i, m_i, o_d, D)
     o_l = (i_g * heads + i_h) * queries + o_i
-    b_lse = tl.load(p_lse + o_l, mask=m_i, other=0.0) * LOG2E
+    b_r, b_m = _load_lse(p_r, p_m, o_l, m_i)
     b_delta = tl.load(p_delta + o_l, mask=m_i, other=0.0)
     p_k, p_v = _at(p_k, s_k, i_b, i_r, i_h), _at(p_v, s_v, i_b, i_r, i_h)
     if p_bias is not None:
@@ -79,8 +104,9 @@ def _dq_kernel(
         o_k = lo + tl.arange(0, BK)
         m_k = o_k < keys
         b_k, b_v = _load(p_k, s_k, o_k, m_k, o_d, D), _load(p_v, s_v, o_k, m_k, o_d, D)
-        b_s = _logits(b_q, b_k, p_bias, p_keep, s_bias, o_i, o_k, m_i, m_k, scale, EXACT)
-        b_p = tl.exp2(b_s - b_lse[:, None])
+        b_p = _weights(
+            b_q, b_k, p_bias, p_keep, s_bias, o_i, o_k, m_i, m_k, b_r, b_m, factor, EXACT
+        )  # fmt: skip
         b_dp = tl.dot(b_do, tl.trans(b_v), input_precision=EXACT)  # [BI, BD] @ [BD, BK] -> [BI, BK]
         b_ds = (b_p * (b_dp - b_delta[:, None])).to(b_k.dtype)
         b_dq = tl.dot(b_ds, b_k, b_dq, input_precision=EXACT)  # [BI, BK] @ [BK, BD] -> [BI, BD]
@@ -93,7 +119,7 @@ def _dq_kernel(
 
 @triton.jit
 def _dkv_kernel(
-    p_q, p_k, p_v, p_bias, p_keep, p_do, p_lse, p_delta, p_dk, p_dv,
+    p_q, p_k, p_v, p_bias, p_keep, p_do, p_r, p_m, p_delta, p_dk, p_dv,
     s_q, s_k, s_v, s_bias, s_do, s_dk, sizes, scale,
     D: tl.constexpr, BD: tl.constexpr, EXACT: tl.constexpr, GROUP: tl.constexpr, BI: tl.constexpr,
     BK: tl.constexpr,
@@ -115,12 +141,14 @@ def _dkv_kernel(
     for lo in tl.range(0, queries, BI):
         o_i = lo + tl.arange(0, BI)
         m_i = o_i < queries
-        b_q, b_do = _load(p_q, s_q, o_i, m_i, o_d, D), _load(p_do, s_do, o_i, m_i, o_d, D)
+        b_q, factor = _scaled(_load(p_q, s_q, o_i, m_i, o_d, D), scale, True)
+        b_do = _load(p_do, s_do, o_i, m_i, o_d, D)
         o_l = (i_g * heads + i_h) * queries + o_i
-        b_lse = tl.load(p_lse + o_l, mask=m_i, other=0.0) * LOG2E
+        b_r, b_m = _load_lse(p_r, p_m, o_l, m_i)
         b_delta = tl.load(p_delta + o_l, mask=m_i, other=0.0)
-        b_s = _logits(b_q, b_k, p_bias, p_keep, s_bias, o_i, o_k, m_i, m_k, scale, EXACT)
-        b_p = tl.exp2(b_s - b_lse[:, None])
+        b_p = _weights(
+            b_q, b_k, p_bias, p_keep, s_bias, o_i, o_k, m_i, m_k, b_r, b_m, factor, EXACT
+        )  # fmt: skip
         b_pt = tl.trans(b_p).to(b_do.dtype)
         b_dv = tl.dot(b_pt, b_do, b_dv, input_precision=EXACT)  # [BK, BI] @ [BI, BD] -> [BK, BD]
         b_dp = tl.dot(b_do, tl.trans(b_v), input_precision=EXACT)  # [BI, BD] @ [BD, BK] -> [BI, BK]
@@ -129,13 +157,13 @@ def _dkv_kernel(
     o_kd = o_k.to(tl.int64)[:, None] * s_dk[3] + o_d[None, :]
     m_kd = m_k[:, None] & (o_d < D)[None, :]
     p_dk, p_dv = _at(p_dk, s_dk, i_b, i_r, i_h), _at(p_dv, s_dk, i_b, i_r, i_h)
-    tl.store(p_dk + o_kd, (b_dk * scale).to(p_dk.dtype.element_ty), mask=m_kd)
+    tl.store(p_dk + o_kd, (b_dk * LN2).to(p_dk.dtype.element_ty), mask=m_kd)
     tl.store(p_dv + o_kd, b_dv.to(p_dv.dtype.element_ty), mask=m_kd)
 
 
 @triton.jit
 def _dbias_kernel(
-    p_q, p_k, p_v, p_bias, p_keep, p_do, p_lse, p_delta, p_db,
+    p_q, p_k, p_v, p_bias, p_keep, p_do, p_r, p_m, p_delta, p_db,
     s_q, s_k, s_v, s_bias, s_do, sizes, scale,
     D: tl.constexpr, BD: tl.constexpr, EXACT: tl.constexpr, GROUP: tl.constexpr, BI: tl.constexpr,
     BK: tl.constexpr,
@@ -153,30 +181,33 @@ def _dbias_kernel(
     for r in tl.range(0, rows):
         i_r = tl.cast(r, tl.int64)
         b_q = _load(_at(p_q, s_q, i_b, i_r, i_h), s_q, o_i, m_i, o_d, D)
+        b_q, factor = _scaled(b_q, scale, False)
         b_k = _load(_at(p_k, s_k, i_b, i_r, i_h), s_k, o_k, m_k, o_d, D)
         b_do = _load(_at(p_do, s_do, i_b, i_r, i_h), s_do, o_i, m_i, o_d, D)
         b_v = _load(_at(p_v, s_v, i_b, i_r, i_h), s_v, o_k, m_k, o_d, D)
         o_l = ((i_b * rows + i_r) * heads + i_h) * queries + o_i
-        b_lse = tl.load(p_lse + o_l, mask=m_i, other=0.0) * LOG2E
+        b_r, b_m = _load_lse(p_r, p_m, o_l, m_i)
         b_delta = tl.load(p_delta + o_l, mask=m_i, other=0.0)
         p_row = p_keep
         if p_keep is not None:
             p_row = p_keep + (i_b * rows + i_r) * keys
-        b_s = _logits(b_q, b_k, p_tile, p_row, s_bias, o_i, o_k, m_i, m_k, scale, EXACT)
+        b_p = _weights(
+            b_q, b_k, p_tile, p_row, s_bias, o_i, o_k, m_i, m_k, b_r, b_m, factor, EXACT
+        )  # fmt: skip
         b_dp = tl.dot(b_do, tl.trans(b_v), input_precision=EXACT)  # [BI, BD] @ [BD, BK] -> [BI, BK]
-        b_db += tl.exp2(b_s - b_lse[:, None]) * (b_dp - b_delta[:, None])
+        b_db += b_p * (b_dp - b_delta[:, None])
     o_db = (i_bh * queries + o_i.to(tl.int64)[:, None]) * keys + o_k[None, :]
     tl.store(p_db + o_db, b_db, mask=m_i[:, None] & m_k[None, :])
 
 
 def attention_bwd(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, keep: Tensor | None,
-    o: Tensor, lse: Tensor, dout: Tensor, dlse: Tensor | None,
+    o: Tensor, r: Tensor, m: Tensor, dout: Tensor, dlse: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:  # fmt: skip
     """Gradients of `attention_fwd` over all keys.
 
     Args:
-        q, k, v, bias, scale, keep: as in the forward. o, lse: its results.
+        q, k, v, bias, scale, keep: as in the forward. o, r, m: its results.
         dout: [G0, G1, H, I, D]. dlse: [G0, G1, H, I] or None.
 
     Returns:
@@ -193,7 +224,7 @@ def attention_bwd(
     dv = torch.empty_like(dk)
     keep = None if keep is None else keep.contiguous().view(torch.uint8)
     s_bias = None if bias is None else (bias.stride(0), *bias.stride()[2:])
-    inputs = (q, k, v, bias, keep, dout, lse, delta)
+    inputs = (q, k, v, bias, keep, dout, r, m, delta)
     strides = (*(x.stride()[:4] for x in (q, k, v)), s_bias, dout.stride()[:4])
     sizes = (g1, h, i, keys)
 
@@ -216,22 +247,23 @@ def attention_bwd(
 
 
 class Attention(torch.autograd.Function):
-    """(o, lse) of attention over all keys; both have gradients, so that panels can be merged."""
+    """(o, r, m) of attention over all keys; o and m have gradients, so that panels merge."""
 
     @staticmethod
     def forward(
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float,
         keep: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        o, lse, _ = attention_fwd(q, k, v, bias, scale, keep)
-        ctx.save_for_backward(q, k, v, bias, keep, o, lse)
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        o, r, m, _ = attention_fwd(q, k, v, bias, scale, keep)
+        ctx.save_for_backward(q, k, v, bias, keep, o, r, m)
         ctx.scale = scale
-        return o, lse
+        ctx.mark_non_differentiable(r)
+        return o, r, m
 
     @staticmethod
-    def backward(ctx: Any, dout: Tensor, dlse: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, bias, keep, o, lse = ctx.saved_tensors
-        dq, dk, dv, dbias = attention_bwd(q, k, v, bias, ctx.scale, keep, o, lse, dout, dlse)
+    def backward(ctx: Any, dout: Tensor, _: Tensor, dlse: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, bias, keep, o, r, m = ctx.saved_tensors
+        dq, dk, dv, dbias = attention_bwd(q, k, v, bias, ctx.scale, keep, o, r, m, dout, dlse)
         if bias is not None:
             dbias = dbias.sum_to_size(bias.shape).to(bias.dtype)
         return dq, dk, dv, dbias, None, None
