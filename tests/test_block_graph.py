@@ -28,7 +28,7 @@ from foldcp.modules.model import Settings
 from foldcp.modules.msa import MSALayer
 from foldcp.modules.pairformer import PairBlock, PairformerLayer, PairformerModule
 from foldcp.modules.weight_slots import WeightSlots, _named
-from foldcp_kernels.dispatch import set_impl
+from foldcp_kernels.dispatch import derived, set_impl
 
 TOKENS, TEMPLATE_BLOCKS = 20, 1
 
@@ -184,6 +184,26 @@ def test_so_has_what_the_kernels_keep_of_them() -> None:
             assert not torch.equal(stack(Tape(), **small), plain), "nothing was kept"
     finally:
         set_impl("auto")
+
+
+def test_weights_changed_in_place_are_read_again() -> None:
+    """Between two loads of one recording, what kernels keep of them included."""
+    linear, slots = torch.nn.Linear(3, 2), None
+
+    def run() -> Tensor:
+        return derived("double", (linear.weight,), lambda w: 2 * w) + linear.weight
+
+    for factor in (1, 3):
+        with torch.no_grad():
+            linear.weight.mul_(factor)
+            want = run()
+            slots = slots or WeightSlots(linear)
+            slots.load(linear)
+            with slots.standing_in():
+                run()  # at first it makes the slot
+            slots.load(linear)
+            with slots.standing_in(), slots.complete():
+                assert torch.equal(run(), want)
 
 
 @pytest.mark.parametrize(
