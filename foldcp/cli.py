@@ -157,6 +157,7 @@ def _kernels(gpus: int) -> str:
     """What the local ops run on, and whether their configurations were measured on this chip."""
     import torch
 
+    from foldcp_kernels import trial
     from foldcp_kernels.dispatch import triton_fault
 
     if not gpus:
@@ -171,7 +172,7 @@ def _kernels(gpus: int) -> str:
     found = [configs.pick(kernel, 2, chip).source for kernel, size in configs.TABLE if size == 2]
     untuned = sum(source in configs.UNMEASURED for source in found)
     return (
-        f"triton {metadata.version('triton')}, its trial kernel ran; {len(found) - untuned} of "
+        f"triton {trial.version()}, its trial kernel ran; {len(found) - untuned} of "
         f"{len(found)} kernels measured on {configs.family(chip)} (foldcp bench tune measures here)"
     )
 
