@@ -236,6 +236,30 @@ def test_a_wait_or_a_draw_in_a_block_is_seen_and_costs_nothing(
     assert not block_graph._active
 
 
+def test_where_memory_is_short_blocks_run_as_they_are(caplog: pytest.LogCaptureFixture) -> None:
+    """Though there seemed to be room; what the recording was to take is given back at once."""
+    held: list[int] = []
+
+    class Short(Tape):
+        def warm_up(self, call: Callable[[], Any]) -> Any:
+            call()
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB")
+
+    def done(blocks: int, total: int) -> None:
+        held.append(sum(len(kind.state) for kind in block_graph._active[-1]._kinds.values()))
+
+    plain, inner, tape = stack(None), block_graph.run_blocks, Short()
+    watched = lambda *args: inner(*args[:4], done)  # noqa: E731
+    with (
+        mock.patch("foldcp.modules.pairformer.run_blocks", watched),
+        caplog.at_level(logging.WARNING),
+    ):
+        assert torch.equal(stack(tape), plain)
+    assert tape.recorded == 0 and len(held) == 10 and not any(held)
+    (line,) = said(caplog)
+    assert "run without a CUDA graph: CUDA out of memory" in line
+
+
 def test_a_host_number_that_changes_is_seen() -> None:
     inner, calls = PairformerLayer.compute, []
 
