@@ -13,7 +13,6 @@ import os
 import re
 import shlex
 import shutil
-import site
 import subprocess
 import sys
 import sysconfig
@@ -107,13 +106,9 @@ def _ask(command: list[str]) -> str:
 
 def find_torch() -> tuple[Any, str]:
     """torch with its extension builder, or None and why; an isolated build looks past its walls."""
-    hidden = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
-    hidden += [site.getusersitepackages()] if sys.prefix == sys.base_prefix else []
-    for folder in (None, *hidden):
-        if folder is not None:
-            if folder in sys.path or not Path(folder, "torch").is_dir():
-                continue
-            sys.path.append(folder)
+    for outside in (False, True):
+        if outside:
+            sys.path.extend(p for p in _environment() if p not in sys.path)
         try:
             import torch
             import torch.utils.cpp_extension
@@ -126,6 +121,15 @@ def find_torch() -> tuple[Any, str]:
             reason = toolchain.first_error("", str(error))
             return None, f"torch does not import ({type(error).__name__}: {reason}): repair it"
     return None, "no torch at build time: install torch, then use pip install --no-build-isolation"
+
+
+def _environment() -> list[str]:
+    """Where this interpreter looks for packages when pip has put no walls around it."""
+    walls = ("PYTHONPATH", "PYTHONNOUSERSITE")
+    environ = {name: value for name, value in os.environ.items() if name not in walls}
+    command = [sys.executable, "-c", "import sys; print(*sys.path[1:], sep='\\n')"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environ)
+    return list(filter(os.path.isdir, done.stdout.splitlines()))
 
 
 def compiler_fault() -> str:

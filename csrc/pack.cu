@@ -15,6 +15,7 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kMostBlocks = 2048;
+constexpr size_t kMostPitch = INT32_MAX;  // bytes from line to line that copy engines take
 
 // A view in units of one copied word, with 32-bit sizes: a piece has fewer than 2^32 elements.
 struct Shape {
@@ -187,9 +188,12 @@ bool copied(const View& v, char* packed, bool gather, cudaStream_t stream) {
   size_t width = (v.ndim ? v.size[v.ndim - 1] : 1) * v.item;
   size_t height = v.ndim == 2 ? v.size[0] : 1;
   size_t pitch = v.ndim == 2 ? v.stride[0] * v.item : width;
-  cudaError_t result = cudaMemcpy2DAsync(
-      gather ? packed : v.data, gather ? width : pitch, gather ? v.data : packed,
-      gather ? pitch : width, width, height, cudaMemcpyDeviceToDevice, stream);
+  if (height > 1 && pitch > kMostPitch) return false;
+  char *to = gather ? packed : v.data, *from = gather ? v.data : packed;
+  cudaError_t result =
+      height == 1 ? cudaMemcpyAsync(to, from, width, cudaMemcpyDeviceToDevice, stream)
+                  : cudaMemcpy2DAsync(to, gather ? width : pitch, from, gather ? pitch : width, width,
+                                      height, cudaMemcpyDeviceToDevice, stream);
   if (result != cudaSuccess) {
     throw std::runtime_error(std::string("packing for an exchange: ") + cudaGetErrorString(result));
   }

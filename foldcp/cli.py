@@ -234,6 +234,7 @@ def _kernels(gpus: int) -> str:
     """What the local ops run on, and whether their configurations were measured on this chip."""
     import torch
 
+    from foldcp_kernels import trial
     from foldcp_kernels.dispatch import triton_fault
 
     if not gpus:
@@ -241,7 +242,6 @@ def _kernels(gpus: int) -> str:
     for index in range(gpus):
         if why := triton_fault(torch.device("cuda", index)):
             return f"torch (Triton does not run on GPU {index}: {why})"
-    from importlib import metadata
 
     from foldcp_kernels.fused import configs
     from foldcp_kernels.fused.launch import capability
@@ -250,7 +250,7 @@ def _kernels(gpus: int) -> str:
     found = [configs.pick(kernel, 2, chip).source for kernel, size in configs.TABLE if size == 2]
     untuned = sum(source in configs.UNMEASURED for source in found)
     return (
-        f"triton {metadata.version('triton')}, its trial kernel ran; {len(found) - untuned} of "
+        f"triton {trial.version()}, its trial kernel ran; {len(found) - untuned} of "
         f"{len(found)} kernels measured on {configs.family(chip)} (foldcp bench tune measures here)"
     )
 

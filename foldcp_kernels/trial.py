@@ -22,12 +22,23 @@ OLDEST_TRITON = (3, 6)  # the kernels were compiled with 3.6 and 3.7
 _SIZE = 32
 
 
+def version() -> str:
+    """Ask the installed Triton for its release; some builds of torch bring it by another name."""
+    try:
+        return metadata.version("triton")
+    except metadata.PackageNotFoundError:
+        return import_module("triton").__version__
+
+
 @lru_cache
 def package_fault() -> str | None:
     """Say why Triton cannot be used on any device, None where it can."""
     if util.find_spec("triton") is None:
         return "the package triton is not installed: pip install triton"
-    found = metadata.version("triton")
+    try:
+        found = version()
+    except Exception as error:
+        return f"triton does not import ({error}): install the triton that your torch names"
     if tuple(int(x) for x in found.split(".")[:2]) < OLDEST_TRITON:
         oldest = ".".join(map(str, OLDEST_TRITON))
         return f"triton is {found}; expected {oldest} or newer: install a newer torch"

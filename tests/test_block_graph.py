@@ -28,7 +28,7 @@ from foldcp.modules.model import Settings
 from foldcp.modules.msa import MSALayer
 from foldcp.modules.pairformer import PairBlock, PairformerLayer, PairformerModule
 from foldcp.modules.weight_slots import WeightSlots, _named
-from foldcp_kernels.dispatch import set_impl
+from foldcp_kernels.dispatch import derived, set_impl
 
 TOKENS, TEMPLATE_BLOCKS = 20, 1
 
@@ -186,6 +186,26 @@ def test_so_has_what_the_kernels_keep_of_them() -> None:
         set_impl("auto")
 
 
+def test_weights_changed_in_place_are_read_again() -> None:
+    """Between two loads of one recording, what kernels keep of them included."""
+    linear, slots = torch.nn.Linear(3, 2), None
+
+    def run() -> Tensor:
+        return derived("double", (linear.weight,), lambda w: 2 * w) + linear.weight
+
+    for factor in (1, 3):
+        with torch.no_grad():
+            linear.weight.mul_(factor)
+            want = run()
+            slots = slots or WeightSlots(linear)
+            slots.load(linear)
+            with slots.standing_in():
+                run()  # at first it makes the slot
+            slots.load(linear)
+            with slots.standing_in(), slots.complete():
+                assert torch.equal(run(), want)
+
+
 @pytest.mark.parametrize(
     ("plant", "why"),
     [
@@ -214,6 +234,30 @@ def test_a_wait_or_a_draw_in_a_block_is_seen_and_costs_nothing(
         with pytest.raises(RuntimeError, match=why):
             stack(tape)
     assert not block_graph._active
+
+
+def test_where_memory_is_short_blocks_run_as_they_are(caplog: pytest.LogCaptureFixture) -> None:
+    """Though there seemed to be room; what the recording was to take is given back at once."""
+    held: list[int] = []
+
+    class Short(Tape):
+        def warm_up(self, call: Callable[[], Any]) -> Any:
+            call()
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB")
+
+    def done(blocks: int, total: int) -> None:
+        held.append(sum(len(kind.state) for kind in block_graph._active[-1]._kinds.values()))
+
+    plain, inner, tape = stack(None), block_graph.run_blocks, Short()
+    watched = lambda *args: inner(*args[:4], done)  # noqa: E731
+    with (
+        mock.patch("foldcp.modules.pairformer.run_blocks", watched),
+        caplog.at_level(logging.WARNING),
+    ):
+        assert torch.equal(stack(tape), plain)
+    assert tape.recorded == 0 and len(held) == 10 and not any(held)
+    (line,) = said(caplog)
+    assert "run without a CUDA graph: CUDA out of memory" in line
 
 
 def test_a_host_number_that_changes_is_seen() -> None:

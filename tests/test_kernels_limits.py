@@ -9,6 +9,8 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -20,7 +22,7 @@ from torch import Tensor
 from bench import aot, sass, tune
 from bench.timing import Times
 from foldcp_kernels.attention import attend
-from foldcp_kernels.fused import configs
+from foldcp_kernels.fused import configs, outer_product_mean
 from foldcp_kernels.fused.adaptive_norm import adaptive_norm_fwd
 from foldcp_kernels.fused.gated_output import attention_output_fwd, multiplication_output_fwd
 from foldcp_kernels.fused.heads import expected_values_fwd
@@ -96,6 +98,26 @@ def test_offsets_beyond_int32(far: Tensor) -> None:
     want = adaptive_norm_fwd(a, x[:, 0], x[:, 1], torch.float16, True, 1e-5)
     apart = spread(far, a, 0)
     assert torch.equal(adaptive_norm_fwd(apart, x[:, 0], x[:, 1], torch.float16, True, 1e-5), want)
+
+
+def test_outer_product_offsets_beyond_int32(far: Tensor) -> None:
+    """16,384 sequences of 5,000 tokens: slices of channels far apart."""
+    g, inner = torch.Generator().manual_seed(0), outer_product_mean._operands
+
+    def rand(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=g).half().to(DEVICE)
+
+    def apart(*args: Any) -> tuple[Tensor, Tensor]:
+        left, right = inner(*args)
+        strides = left.stride(0), FAR // 2, *left.stride()[2:]
+        assert (left.shape[1] - 1) * strides[1] > 1 << 31
+        return far.as_strided(left.shape, strides, 2 * FAR).copy_(left), right
+
+    inputs = rand(1, 3, 5, 32), rand(1, 2, 3, 32), rand(1, 2, 5, 32)
+    inputs += torch.ones(1, 3, 5, device=DEVICE), rand(32, 1024), rand(32)
+    want = outer_product_mean.outer_product_mean_fwd(*inputs, False)
+    with mock.patch.object(outer_product_mean, "_operands", apart):
+        assert torch.equal(outer_product_mean.outer_product_mean_fwd(*inputs, False), want)
 
 
 @pytest.mark.parametrize("dim", [1, 2, 3])

@@ -7,6 +7,7 @@ too). Tolerances: see kernel_checks.
 from __future__ import annotations
 
 import math
+from unittest import mock
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from foldcp_kernels import reference
 from foldcp_kernels.attention import attend, attend_panel
+from foldcp_kernels.fused import gated_output
 from foldcp_kernels.norm_linear import norm_linear_planes, padded_planes
 from foldcp_kernels.pair_weighted_averaging import (
     PairWeightedAveragingWeights,
@@ -202,6 +204,25 @@ def test_biases_of_many_layers_in_one_pass(dtype) -> None:
         out = padded_planes(x.new_empty(2, 2 * n, n + 4, 1), outs, dtype)
         norm_linear_planes(x, None, None, w, b, out=out[:, :, n:], impl="triton")
         assert torch.equal(out[:, :, n:], want)
+        # Columns of wider planes: their neighbours stay as they are.
+        wide = x.new_full((2, 3, n, n + 40), 7)
+        inside = wide[..., 9 : n + 13]
+        norm_linear_planes(x, None, None, w[:3], b[:3], out=inside, impl="triton")
+        assert torch.equal(inside, want[:, :3])
+        inside.fill_(7)
+        assert (wide == 7).all()
+
+
+@pytest.mark.parametrize(("start", "bound"), [(0, 32), (12, 20)])
+def test_planes_are_read_within_their_memory(start: int, bound: int) -> None:
+    """Wide loads pass the last position only where memory goes on behind the last row."""
+    x, w, seen = rand(1, 1, 2, 20, 32), rand(3, 32), []
+    y = rand(2, 1, 3, 2, 32)[..., start : start + 20]
+    with mock.patch.object(gated_output, "launch", lambda *args, **_: seen.append(args[14])):
+        gated_output.multiplication_output_fwd(
+            x, w, w, rand(4, 32, 32), y, w[:3], w[:3], rand(5, 32, 3)
+        )
+    assert seen == [(2, 20, bound)]
 
 
 @by_dtype

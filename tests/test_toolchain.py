@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import venv
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -274,25 +275,26 @@ def test_compilers_that_cannot(build: Setup, script: str | None, said: str) -> N
 
 
 WALLS = """
-import sys, sysconfig
+import sys
 sys.path[:] = [p for p in sys.path if not p.endswith("site-packages")]
-ask = sysconfig.get_path
-sysconfig.get_path = lambda name, *a: {where!r} if name.endswith("lib") else ask(name, *a)
 """
 
 
 @pytest.mark.parametrize("there", [True, False])
 def test_an_isolated_build_finds_the_torch_of_its_environment(build: Setup, there: bool) -> None:
-    """pip takes site-packages off the path of an isolated build, and only those."""
-    walls = build.folder / "walls"
+    """pip takes site-packages off the path of an isolated build, and what they add to it."""
+    walls, env = build.folder / "walls", build.folder / "env"
     walls.mkdir()
-    where = Path(torch.__file__).parent.parent if there else walls
-    (walls / "sitecustomize.py").write_text(WALLS.format(where=str(where)))
+    (walls / "sitecustomize.py").write_text(WALLS)
     (walls / "setuptools").symlink_to(Path(setuptools.__file__).parent)
     (walls / "_distutils_hack").symlink_to(Path(setuptools.__file__).parents[1] / "_distutils_hack")
+    venv.create(env, symlinks=True)
+    if there:  # in a folder that the environment shares with others
+        (packages,) = env.glob("lib/python*/site-packages")
+        (packages / "shared.pth").write_text(f"{Path(torch.__file__).parents[1]}\n")
     done = subprocess.run(
-        [sys.executable, "setup.py", "--version"], cwd=build.folder, capture_output=True, text=True,
-        env={**os.environ, "PYTHONPATH": str(walls), "FOLDCP_BUILD_CUDA": "0"},
+        [env / "bin/python", "setup.py", "--version"], cwd=build.folder, capture_output=True,
+        text=True, env={**os.environ, "PYTHONPATH": str(walls), "FOLDCP_BUILD_CUDA": "0"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     none = "none: no torch at build time: install torch, then use pip install --no-build-isolation"

@@ -83,6 +83,28 @@ def test_a_launch_decides_once_per_gpu(gpus: Gpus, caplog: pytest.LogCaptureFixt
     assert gpus.launched == [0, 1]
 
 
+def test_triton_by_another_name(gpus: Gpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As pytorch-triton, or so broken that it does not import."""
+
+    def unknown(name: str) -> str:
+        raise trial.metadata.PackageNotFoundError(name)
+
+    def broken(name: str) -> Any:
+        raise ImportError("libtriton.so: undefined symbol")
+
+    monkeypatch.setattr(trial.metadata, "version", unknown)
+    try:
+        trial.package_fault.cache_clear()
+        assert trial.package_fault() is None and dispatch.choose("a", None, _on(0)) == "triton"
+        assert cli._kernels(1).startswith("triton 3.")
+        trial.package_fault.cache_clear()
+        monkeypatch.setattr(trial, "import_module", broken)
+        with pytest.raises(ValueError, match="triton does not import .libtriton.so: .*: install"):
+            dispatch.choose("a", "triton", _on(1))
+    finally:
+        trial.package_fault.cache_clear()
+
+
 def test_nothing_is_launched_inside_a_capture(gpus: Gpus, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     assert dispatch.choose("a", "triton", _on(0)) == "triton" and gpus.launched == []

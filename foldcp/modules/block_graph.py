@@ -36,6 +36,7 @@ Fixed = tuple[Tensor | None, ...]
 MOST_OPERATIONS = 2.9e12
 # What a block takes besides its state, in parts of it (tests/test_block_graph.py measures it).
 TRANSIENT = 3
+_WHAT = "blocks of the trunk and of the confidence module"
 
 _active: list[Recordings] = []
 
@@ -155,7 +156,9 @@ class _Kind:
         """One block."""
         self._done += 1
         if self._wanted and self._done == 2:
-            self._wanted = self._hold(layer, state, fixed, layout)
+            self._wanted = self._warm_up(layer, state, fixed, layout)
+            if self._wanted:
+                return self.state
         if not self._wanted or self._done == 1:
             out = layer.compute(*state, *fixed, layout)
             # The first block of a stack may widen its state; it stays on its own.
@@ -163,9 +166,7 @@ class _Kind:
             self._wanted &= all(x.shape == y.shape and x.dtype == y.dtype for x, y in same)
             return out
         self._load(layer, state, fixed)
-        if self._done == 2:
-            self._recorder.warm_up(self._body)
-        elif self._record():
+        if self._record():
             self._replay()
         else:
             self._body()
@@ -179,6 +180,19 @@ class _Kind:
         self._slots: WeightSlots | None = None
         self._replay: Callable[[], None] | None = None
         self._body: Callable[[], None] = lambda: None
+
+    def _warm_up(self, layer: Block, state: State, fixed: Fixed, layout: PairLayout) -> bool:
+        """One block on the recording's tensors; False, and nothing done, where memory is short."""
+        try:
+            if not self._hold(layer, state, fixed, layout):
+                return False
+            self._load(layer, state, fixed)
+            self._recorder.warm_up(self._body)
+        except torch.OutOfMemoryError as error:
+            self.release()
+            goes_without(_WHAT, error)
+            return False
+        return True
 
     def _hold(self, layer: Block, state: State, fixed: Fixed, layout: PairLayout) -> bool:
         """Make the tensors that the recording works on; False where there is no room for them."""
@@ -223,6 +237,6 @@ class _Kind:
                 with self._slots.complete():
                     self._replay, _ = self._recorder.record(self._body)
             except RuntimeError as error:
-                goes_without("blocks of the trunk and of the confidence module", error)
+                goes_without(_WHAT, error)
                 self._wanted = False
         return self._replay is not None

@@ -64,19 +64,21 @@ class WeightSlots:
         # is the first of the weights itself)
         self._made: dict[Any, tuple[Callable[..., Any], Tensor | None]] = {}
         self._loaded: nn.Module = module
-        self._sources: dict[int, tuple[int, list[Tensor]]] = {}
+        # id of a module -> (slots and state of its weights when it was looked up, what fills them)
+        self._sources: dict[int, tuple[Any, list[Tensor]]] = {}
         self._complete = False
 
     def load(self, module: nn.Module) -> None:
         """Put the weights of a module into the slots."""
         self._loaded = module
         made = [(at, *found) for at, found in self._made.items() if found[1] is not None]
-        count, sources = self._sources.get(id(module), (-1, []))
-        if count != len(made):
+        known, sources = self._sources.get(id(module), (None, []))
+        # A weight that was changed in place: what is derived of it is another tensor.
+        if not sources or known != (len(made), _versions(sources[: len(self._own)])):
             named = _named(module)
-            sources = [named[name] for name in self._own]
-            sources += [self._derive(at, build, named) for at, build, _ in made]
-            self._sources[id(module)] = len(made), sources
+            own = [named[name] for name in self._own]
+            sources = own + [self._derive(at, build, named) for at, build, _ in made]
+            self._sources[id(module)] = (len(made), _versions(own)), sources
         torch._foreach_copy_([*self._own.values(), *(slot for _, _, slot in made)], sources)
 
     @contextmanager
@@ -133,3 +135,8 @@ class WeightSlots:
 
 def _named(module: nn.Module) -> dict[str, Tensor]:
     return dict(module.named_parameters()) | dict(module.named_buffers())
+
+
+def _versions(weights: list[Tensor]) -> int:
+    """A number that grows when one of them is changed in place."""
+    return sum(0 if x.is_inference() else x._version for x in weights)

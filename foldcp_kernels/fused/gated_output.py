@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from foldcp_kernels.fused.attention import load_bound
 from foldcp_kernels.fused.configs import pick
 from foldcp_kernels.fused.launch import capability, launch, packed
 from foldcp_kernels.fused.norm_linear import exactness, load_normed
@@ -160,14 +161,11 @@ def multiplication_output_fwd(
     d = y.shape[1]
     out = x.new_empty(x.shape) if out is None else out
     config = pick("multiplication_output", w.element_size(), capability(x.device))
-    padded = -(-j // 16) * 16
-    if y.stride(2) < padded:
-        padded = j
     launch(
         _multiplication_output_kernel,
         (triton.cdiv(j, config.blocks["BP"]) * b * i,),
         x, gain, shift, gate, y, y_gain, y_shift, w, out,
-        x.stride(), y.stride()[:3], out.stride(), (i, j, padded), eps,
+        x.stride(), y.stride()[:3], out.stride(), (i, j, load_bound(y)), eps,
         C=c, BC=max(16, triton.next_power_of_2(c)), D=d, BD=max(16, triton.next_power_of_2(d)),
         RESIDUAL=residual, EXACT=exactness(w.dtype), **config.options(),
     )  # fmt: skip

@@ -136,9 +136,9 @@ def norm_linear_fwd(
     outs = w.shape[0]
     padded, cut, s_rest = -(-j // 16) * 16, outs, None
     if planes:
-        out = padded_planes(x, outs, w.dtype) if out is None else out
+        # What lies behind the rows of a given `out` is not ours to write to.
+        out, padded = (padded_planes(x, outs, w.dtype), padded) if out is None else (out, j)
         s_out = (out.stride(0), out.stride(2), out.stride(1))
-        padded = padded if out.stride(2) >= padded else j
     else:
         out = x.new_empty((b, i, j, outs), dtype=w.dtype) if out is None else out
         s_out = out.stride()[:3]

@@ -46,7 +46,7 @@ def _outer_product_mean_kernel(
     b_mean = 1.0 / tl.maximum(b_n.to(tl.float32), 1.0)  # [BI, BJ]
     b_y = tl.zeros([BI * BJ, BC], tl.float32)
     for i_d in tl.range(0, D // BD, num_stages=1):
-        p_left = p_a + i_b * s_a[0] + i_d * s_a[1] + o_m[None, :]
+        p_left = p_a + i_b * s_a[0] + tl.cast(i_d, tl.int64) * s_a[1] + o_m[None, :]
         p_right = p_b + i_b * s_b[0] + o_n[None, :]
         b_o = tl.zeros([BI * BD, BJ * D], tl.float32)
         for lo in tl.range(0, sequences, BS):
