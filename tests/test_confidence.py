@@ -308,5 +308,5 @@ def test_expectations_survive_extreme_logits(dtype: torch.dtype) -> None:
     values = torch.tensor([[1.0, 2.0, 4.0], [0.0, 1.0, 0.0]])
     want = (logits.double().softmax(-1) @ values.double().T).T
     torch.testing.assert_close(expectations(logits, values).double(), want, rtol=1e-6, atol=1e-7)
-    with pytest.raises(ValueError, match="`values` has 2 bins; expected 3"):
+    with pytest.raises(ValueError, match=r"`values` is \[2, 2\]; expected \[V, 3\]"):
         expectations(logits, values[:, :2])
