@@ -84,10 +84,16 @@ def block(n: int, mesh: FakeMesh) -> Callable[[], Any]:
     layer, layout = pairformer.PairformerLayer(stock, mesh), _layout(n, mesh)
     z = torch.empty(1, layout.tile_rows, layout.tile_cols, PAIR, device="meta")
     s = torch.empty(1, layout.shard, SINGLE, device="meta")
-    # Earlier revisions want the mask of the padding.
-    padding = getattr(pairformer, "pair_mask", None)
-    masks = () if padding is None else (padding(layout, z.device),)
-    return lambda: layer(s, z, layout, *masks)
+    if hasattr(pairformer, "stack_masks"):  # made once for all blocks of a stack
+        masks = pairformer.stack_masks(layout, mesh)
+
+        def one() -> Any:
+            layer.draw(s, z, layout)
+            return layer.compute(s, z, *masks, layout)
+
+        return one
+    mask = pairformer.pair_mask(layout, z.device)
+    return lambda: layer(s, z, layout, mask)
 
 
 def _prepared(value: Any, mesh: Any) -> Any:
