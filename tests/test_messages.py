@@ -36,8 +36,10 @@ def test_a_stranger_reaches_no_unpickler(tmp_path: Path) -> None:
         if case in ("pickle beat", "unsealed peer") and ended == went_on:
             continue  # a rank wrote its own over the stranger's before another one looked
         assert ended["codes"] == [1, 1], (case, ended)
-        (line,) = ended["said"]
-        assert "was not written by a rank of this run" in line and "FOLDCP_SECRET" in line
+        # Where none of two ranks can read the other, each says so.
+        assert 1 <= len(ended["said"]) <= 1 + (case == "other secret"), ended
+        for line in ended["said"]:
+            assert "was not written by a rank of this run" in line and "FOLDCP_SECRET" in line
 
 
 def test_a_secret_is_long_and_never_shown() -> None:

@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from foldcp_kernels.fused.configs import pick
-from foldcp_kernels.fused.launch import capability, launch
+from foldcp_kernels.fused.launch import capability, cdiv, launch, next_power_of_2
 
 
 @triton.jit
@@ -99,12 +99,12 @@ def _run(
     # A dimension of size 1 is read for every sample.
     scale = scale.expand(m, n, c)
     shift = None if shift is None else shift.expand(m, n, c)
-    bc = triton.next_power_of_2(c)
+    bc = next_power_of_2(c)
     config = pick("adaptive_norm", 2, capability(a.device))
     bn = max(1, config.blocks["BE"] // bc)
     strides = (None if t is None else t.stride() for t in (a, scale, shift, x, out))
     launch(
-        _adaptive_norm_kernel, (m * triton.cdiv(n, bn),),
+        _adaptive_norm_kernel, (m * cdiv(n, bn),),
         a, scale, shift, x, out, *strides, m, n, eps,
         C=c, BC=bc, BN=bn, SIGMOID=sigmoid,
         num_warps=config.warps, num_stages=config.stages,

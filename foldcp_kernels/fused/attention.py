@@ -31,7 +31,7 @@ from torch import Tensor
 
 from foldcp_kernels.carry import ABSORBED, Carry
 from foldcp_kernels.fused.configs import Config, pick
-from foldcp_kernels.fused.launch import capability, launch
+from foldcp_kernels.fused.launch import capability, cdiv, launch, next_power_of_2
 from foldcp_kernels.fused.norm_linear import exactness
 from foldcp_kernels.fused.order import place_program
 
@@ -366,11 +366,11 @@ def attention_fwd(
         s_bias = (bias.stride(0), *bias.stride()[2:])
     launch(
         _attention_kernel,
-        (triton.cdiv(i, config.blocks["BI"]) * h * triton.cdiv(g1, rows) * g0,),
+        (cdiv(i, config.blocks["BI"]) * h * cdiv(g1, rows) * g0,),
         q, k, v, bias, keep, live, count, o, r, m, length, out if last else None,
         q.stride()[:4], k.stride()[:4], v.stride()[:4], s_bias,
         out.stride()[:4] if last else None, (g1, h, i, keys, bound), float(scale),
-        D=d, BD=max(16, triton.next_power_of_2(d)), FIRST=carry is None,
+        D=d, BD=max(16, next_power_of_2(d)), FIRST=carry is None,
         PRESCALED=math.isclose(scale, math.log(2), rel_tol=1e-12),
         EVEN=keys % block == 0, EXACT=exactness(q.dtype), LIMIT=_LIMIT[q.dtype],
         **config.options(),

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from foldcp_kernels.fused.attention import LN2, LOG2E, attention_fwd, takes_dots
 from foldcp_kernels.fused.configs import pick
-from foldcp_kernels.fused.launch import capability, launch
+from foldcp_kernels.fused.launch import capability, cdiv, launch, next_power_of_2
 from foldcp_kernels.fused.norm_linear import exactness
 from foldcp_kernels.fused.order import place_program
 
@@ -231,10 +231,10 @@ def attention_bwd(
     def run(name: str, kernel: Any, grid: Callable[[int, int], int], *rest: Any) -> None:
         width = 32 if d <= 32 else 64
         config = pick(f"attention_{name}_{width}", q.element_size(), capability(q.device))
-        programs = grid(triton.cdiv(i, config.blocks["BI"]), triton.cdiv(keys, config.blocks["BK"]))
+        programs = grid(cdiv(i, config.blocks["BI"]), cdiv(keys, config.blocks["BK"]))
         launch(
             kernel, (programs,), *inputs, *rest, sizes, float(scale), D=d,
-            BD=max(16, triton.next_power_of_2(d)), EXACT=exactness(q.dtype), **config.options(),
+            BD=max(16, next_power_of_2(d)), EXACT=exactness(q.dtype), **config.options(),
         )  # fmt: skip
 
     run("dq", _dq_kernel, lambda bi, _: g0 * g1 * h * bi, dq, *strides, dq.stride()[:4])

@@ -75,7 +75,7 @@ TABLE: dict[tuple[str, int], dict[str, Config | tuple[Config, ...]]] = {
     ("attention_32_masked", 2): {
         "any": _c(4, 2, ROWS=2, GROUP=12, BI=64, BK=32, LAZY=1),
         "sm_89": _c(4, 2, ROWS=1, GROUP=12, BI=64, BK=32, LAZY=1),
-        "sm_100": _c(4, 1, ROWS=2, GROUP=12, BI=64, BK=32, LAZY=0),
+        "sm_100": _c(4, 1, ROWS=1, GROUP=12, BI=64, BK=32, LAZY=0),
     },
     ("attention_32_single", 2): {
         "any": _c(4, 2, ROWS=1, GROUP=12, BI=64, BK=32, LAZY=1),
@@ -87,7 +87,10 @@ TABLE: dict[tuple[str, int], dict[str, Config | tuple[Config, ...]]] = {
         "sm_90": _c(4, 2, ROWS=2, GROUP=12, BI=64, BK=32, LAZY=1),
         "sm_100": _c(4, 2, ROWS=2, GROUP=12, BI=64, BK=32, LAZY=1),
     },
-    ("attention_64_masked", 2): {"any": _c(4, 2, ROWS=1, GROUP=12, BI=64, BK=32, LAZY=1)},
+    ("attention_64_masked", 2): {
+        "any": _c(4, 2, ROWS=1, GROUP=12, BI=64, BK=32, LAZY=1),
+        "sm_100": _c(4, 1, ROWS=1, GROUP=12, BI=64, BK=32, LAZY=0),
+    },
     ("attention_64_single", 2): {"any": _c(4, 2, ROWS=1, GROUP=12, BI=64, BK=32, LAZY=1)},
     # 32 queries of a window to 128 keys.
     ("attention_32_window", 2): {"any": _c(4, 1, ROWS=2, GROUP=12, BI=32, BK=32, LAZY=0)},
@@ -108,7 +111,10 @@ TABLE: dict[tuple[str, int], dict[str, Config | tuple[Config, ...]]] = {
     },
     ("attention_32_window", 4): {"any": _c(4, 1, ROWS=1, GROUP=12, BI=32, BK=32, LAZY=0)},
     ("attention_64_window", 4): {"any": _c(4, 1, ROWS=1, GROUP=12, BI=32, BK=32, LAZY=0)},
-    ("attention_dq_32", 2): {"any": _c(4, 2, GROUP=32, BI=64, BK=32)},
+    ("attention_dq_32", 2): {
+        "any": _c(4, 2, GROUP=32, BI=64, BK=32),
+        "sm_89": _c(4, 1, GROUP=32, BI=64, BK=32),
+    },
     ("attention_dq_64", 2): {
         "any": _c(4, 1, GROUP=32, BI=64, BK=64),
         "sm_80": _c(4, 2, GROUP=32, BI=64, BK=32),
@@ -129,10 +135,7 @@ TABLE: dict[tuple[str, int], dict[str, Config | tuple[Config, ...]]] = {
     ("attention_dkv_32", 4): {"any": _c(4, 1, GROUP=32, BI=32, BK=16)},
     ("attention_dkv_64", 4): {"any": _c(4, 1, GROUP=32, BI=32, BK=16)},
     ("attention_dbias_32", 4): {"any": _c(4, 1, GROUP=16, BI=16, BK=16)},
-    ("attention_dbias_64", 4): {
-        "any": _c(4, 1, GROUP=16, BI=16, BK=16),
-        "sm_80": _c(4, 1, GROUP=16, BI=32, BK=16),
-    },
+    ("attention_dbias_64", 4): {"any": _c(4, 1, GROUP=16, BI=16, BK=16)},
     # Chosen by bench.occupancy: memory bounds both epilogues, so that two or three programs of four
     # warps beat one of eight, whose reads and writes nothing hides.
     ("attention_output", 2): {

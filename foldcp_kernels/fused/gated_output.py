@@ -16,7 +16,7 @@ from torch import Tensor
 
 from foldcp_kernels.fused.attention import load_bound
 from foldcp_kernels.fused.configs import pick
-from foldcp_kernels.fused.launch import capability, launch, packed
+from foldcp_kernels.fused.launch import capability, cdiv, launch, next_power_of_2, packed
 from foldcp_kernels.fused.norm_linear import exactness, load_normed
 
 
@@ -130,9 +130,9 @@ def attention_output_fwd(
     config = pick("attention_output", w.element_size(), capability(x.device))
     launch(
         _attention_output_kernel,
-        (triton.cdiv(j, config.blocks["BP"]) * b * i,),
+        (cdiv(j, config.blocks["BP"]) * b * i,),
         x, gain, shift, gate, o, w, out, x.stride(), o.stride()[:3], out.stride(), (i, j), eps,
-        C=c, BC=max(16, triton.next_power_of_2(c)), W=w.shape[1], EXACT=exactness(w.dtype),
+        C=c, BC=max(16, next_power_of_2(c)), W=w.shape[1], EXACT=exactness(w.dtype),
         **config.options(),
     )  # fmt: skip
     return out
@@ -163,10 +163,10 @@ def multiplication_output_fwd(
     config = pick("multiplication_output", w.element_size(), capability(x.device))
     launch(
         _multiplication_output_kernel,
-        (triton.cdiv(j, config.blocks["BP"]) * b * i,),
+        (cdiv(j, config.blocks["BP"]) * b * i,),
         x, gain, shift, gate, y, y_gain, y_shift, w, out,
         x.stride(), y.stride()[:3], out.stride(), (i, j, load_bound(y)), eps,
-        C=c, BC=max(16, triton.next_power_of_2(c)), D=d, BD=max(16, triton.next_power_of_2(d)),
+        C=c, BC=max(16, next_power_of_2(c)), D=d, BD=max(16, next_power_of_2(d)),
         RESIDUAL=residual, EXACT=exactness(w.dtype), **config.options(),
     )  # fmt: skip
     return out

@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from foldcp_kernels.fused.configs import pick
-from foldcp_kernels.fused.launch import capability, launch, packed
+from foldcp_kernels.fused.launch import capability, cdiv, launch, next_power_of_2, packed
 from foldcp_kernels.fused.norm_linear import exactness
 
 
@@ -103,10 +103,10 @@ def expected_values_fwd(
     config = pick(name, weight.element_size(), capability(x.device))
     strides = (None if s is None else s.stride() for s in (x, other, same))
     launch(
-        _expected_values_kernel, (triton.cdiv(t, config.blocks["BP"]) * r * b,),
+        _expected_values_kernel, (cdiv(t, config.blocks["BP"]) * r * b,),
         x, other, weight, weight_other, bias, same, values, out,
         *strides, out.stride(), (r, t),
-        C=c, K=k, BINS=bins, BB=max(16, triton.next_power_of_2(bins)),
+        C=c, K=k, BINS=bins, BB=max(16, next_power_of_2(bins)),
         EXACT=exactness(weight.dtype), **config.options(),
     )  # fmt: skip
     return out

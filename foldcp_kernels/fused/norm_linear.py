@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from foldcp_kernels.fused.configs import pick
-from foldcp_kernels.fused.launch import capability, launch, packed
+from foldcp_kernels.fused.launch import capability, cdiv, launch, next_power_of_2, packed
 from foldcp_kernels.norm_linear import padded_planes
 
 
@@ -154,10 +154,10 @@ def norm_linear_fwd(
     s_mask = None if mask is None else mask.stride()
     launch(
         _norm_linear_kernel,
-        (triton.cdiv(j, config.blocks["BP"]) * b * i,),
+        (cdiv(j, config.blocks["BP"]) * b * i,),
         x, gain, shift, w, gate, bias, mask, out, rest,
         x.stride(), s_mask, s_out, s_rest, (i, j, padded, outs, cut), eps,
-        C=c, BC=max(16, triton.next_power_of_2(c)), PLANES=planes, EXACT=exactness(w.dtype),
+        C=c, BC=max(16, next_power_of_2(c)), PLANES=planes, EXACT=exactness(w.dtype),
         **config.options(),
     )  # fmt: skip
     return out

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from foldcp_kernels.dispatch import derived
 from foldcp_kernels.fused.configs import Config, pick
-from foldcp_kernels.fused.launch import capability, launch, packed
+from foldcp_kernels.fused.launch import capability, cdiv, launch, next_power_of_2, packed
 from foldcp_kernels.fused.norm_linear import exactness
 
 
@@ -90,17 +90,17 @@ def outer_product_mean_fwd(
     (bias,) = packed(bias)
     s, d = a.shape[1], a.shape[3]
     config = pick("outer_product_mean", a.element_size(), capability(z.device))
-    width = max(16, triton.next_power_of_2(d))
+    width = max(16, next_power_of_2(d))
     bi, bj, bd = blocks(config, width)
     left, right = _operands(a, b, width, bi, bj, bd, config.blocks["BS"])
     w = weight
     if width != d or w.dtype != a.dtype or not w.is_contiguous():
         w = derived("outer_product_mean", (w,), lambda w: _padded(w, d, width, a.dtype), a.dtype)
     out = z if in_place else torch.empty_like(z)
-    bc = min(128, max(16, triton.next_power_of_2(c)))
+    bc = min(128, max(16, next_power_of_2(c)))
     launch(
         _outer_product_mean_kernel,
-        (triton.cdiv(rows, bi) * triton.cdiv(cols, bj), batch, triton.cdiv(c, bc)),
+        (cdiv(rows, bi) * cdiv(cols, bj), batch, cdiv(c, bc)),
         z, left, right, count, w, bias, out,
         z.stride(), left.stride()[:3], right.stride()[:2], count.stride(), out.stride(),
         (rows, cols, s),

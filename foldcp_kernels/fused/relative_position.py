@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from foldcp_kernels.fused.configs import pick
-from foldcp_kernels.fused.launch import capability, launch
+from foldcp_kernels.fused.launch import capability, cdiv, launch, next_power_of_2
 
 
 @triton.jit
@@ -106,12 +106,12 @@ def relative_position_fwd(
     Source: AlphaFold 3 supplement, Algorithm 3.
     """
     b, r, t, c = out.shape
-    bc = triton.next_power_of_2(c)
+    bc = next_power_of_2(c)
     config = pick("relative_position", 2, capability(out.device))
     bp = max(1, config.blocks["BE"] // bc)
     s_in = None if x is None else x.stride()
     launch(
-        _relative_position_kernel, (triton.cdiv(t, bp) * r * b,),
+        _relative_position_kernel, (cdiv(t, bp) * r * b,),
         x, table, out, rows, cols, period, classes, s_in, out.stride(), (r, t),
         R_MAX=r_max, S_MAX=s_max, FIX=fix_sym_check, C=c, BC=bc, BP=bp,
         num_warps=config.warps, num_stages=config.stages, enable_fp_fusion=False,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from foldcp_kernels.fused.configs import pick
 from foldcp_kernels.fused.gated_output import load_weight, place
-from foldcp_kernels.fused.launch import capability, launch, packed
+from foldcp_kernels.fused.launch import capability, cdiv, launch, next_power_of_2, packed
 from foldcp_kernels.fused.norm_linear import exactness, load_normed
 
 
@@ -71,9 +71,9 @@ def transition_fwd(
     config = pick("transition", w1.element_size(), capability(x.device))
     launch(
         _transition_kernel,
-        (triton.cdiv(j, config.blocks["BP"]) * b * i,),
+        (cdiv(j, config.blocks["BP"]) * b * i,),
         x, gain, shift, w1, w2, w3, out, x.stride(), out.stride(), (i, j), eps,
-        C=c, BC=max(16, triton.next_power_of_2(c)), HIDDEN=w1.shape[0], RESIDUAL=residual,
+        C=c, BC=max(16, next_power_of_2(c)), HIDDEN=w1.shape[0], RESIDUAL=residual,
         EXACT=exactness(w1.dtype), **config.options(),
     )  # fmt: skip
     return out
