@@ -132,10 +132,10 @@ def test_doctor_repeats_what_does_not_run(gpus: Gpus, monkeypatch: pytest.Monkey
     monkeypatch.setattr(torch.cuda.nccl, "version", lambda: (2, 28, 9))
     monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: True)
     plain = Extension(object(), line="for CPU; CUDA left out: nvcc was not found")
-    monkeypatch.setattr(cli, "load", lambda: plain)
+    monkeypatch.setattr("foldcp_kernels.extension.load", lambda: plain)
     assert cli._transport(2) == "torch-nccl (torch.distributed; NCCL 2.28.9)"
     other = Extension(object(), "12.8", "12.0", "", "for CPU and CUDA 12.8 (12.0)")
-    monkeypatch.setattr(cli, "load", lambda: other)
+    monkeypatch.setattr("foldcp_kernels.extension.load", lambda: other)
     unused = "the extension cannot be used, it is for 12.0, the GPU is sm_90: "
     assert cli._transport(2).startswith(f"torch-nccl (torch.distributed; NCCL 2.28.9): {unused}")
 
