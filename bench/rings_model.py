@@ -20,7 +20,7 @@ from typing import Any
 
 from bench.bytes_moved import CHANNELS, bound_tiles
 from bench.machine import ROOT, write_csv
-from foldcp.cost import ATTENTION, MULTIPLICATION, Prediction, Sizes, cheapest, predict, received
+from foldcp.cost import ATTENTION, MULTIPLICATION, Prediction, Sizes
 from foldcp.layout import PairLayout
 from foldcp.mesh import STRATEGIES
 from foldcp.rates import (
@@ -38,6 +38,7 @@ from foldcp.rates import (
     Chip,
     Links,
 )
+from foldcp.strategy import cheapest, predict, received
 from foldcp.traffic import cannon_tiles
 
 OUT = ROOT / "bench" / "results"

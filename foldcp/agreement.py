@@ -8,10 +8,10 @@ from dataclasses import replace
 
 import torch
 
-from foldcp.cost import strategy
 from foldcp.layout import AtomLayout, PairLayout
 from foldcp.mesh import STRATEGIES, Mesh
 from foldcp.plans import token_plan
+from foldcp.strategy import strategy
 from foldcp.transport import TransportError
 from foldcp.triangle_plans import triangle_attention_plan, triangle_multiplication_plan
 from foldcp_kernels.chunking import chunk_bytes

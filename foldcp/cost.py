@@ -1,4 +1,4 @@
-"""What the strategies of the triangle ops cost, and which is the cheapest.
+"""What each strategy of the triangle ops costs on each rank.
 
 **Modelled, not measured**: bytes are exact, seconds follow from the rates of `foldcp.rates`.
 
@@ -12,9 +12,6 @@ both go on beside one another. Left out: how ranks wait for each other in betwee
 take from the math beside them, and the mask of keys. Packing is counted for the FP8 wire alone: the
 rest lies in memory as it travels.
 
-The same model says in how many chunks an op is cut: as many as memory asks for, and more where that
-takes less time.
-
 Source: foldcp design, sections 4 and 6.
 """
 
@@ -22,13 +19,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from math import gcd
-from typing import TYPE_CHECKING
 
 from foldcp.layout import PairLayout
 from foldcp.plans import chunks
-from foldcp.rates import CPU, H100, HOPPER, ONE_MACHINE, Chip, Links
+from foldcp.rates import Chip, Links
 from foldcp.traffic import (
     Loads,
     bias_loads,
@@ -40,16 +35,9 @@ from foldcp.traffic import (
 )
 from foldcp.triangle_plans import blocks_of_lines, products_of_panel
 
-if TYPE_CHECKING:
-    from foldcp.mesh import Mesh
-
 MULTIPLICATION, ATTENTION = "triangle_multiplication", "triangle_attention"
 # How the rings cut panels of triangle multiplication: groups of channels and pieces of a group.
 GROUPS, PIECES = 4, 8
-# Chunks of channels and of lines, at most. Each chunk of lines fetches its part of the bias again,
-# of `rows` the whole bias, H N^2 elements: P / 32 tiles at 4 heads and 128 channels.
-_MOST_CHUNKS, _MOST_LINE_CHUNKS = 16, 8
-_AS_GOOD = 1.03  # more chunks must save more than the model is good for
 
 
 @dataclass(frozen=True)
@@ -97,7 +85,7 @@ class Prediction:
 
 
 @dataclass(frozen=True)
-class _Job:
+class Job:
     """One op on one mesh; `chunks` is the number of chunks, of lines or of channels."""
 
     layout: PairLayout
@@ -193,7 +181,7 @@ def _streamed(math: float, transfers: Sequence[float]) -> float:
     return transfers[0] + sum(max(math, t) for t in transfers[1:]) + math
 
 
-def _panel_multiplication(job: _Job, route: str) -> list[Prediction]:
+def _panel_multiplication(job: Job, route: str) -> list[Prediction]:
     lay, s, c = job.layout, job.sizes, job.sizes.channels
     least = job.chip.piece_bytes
     groups = GROUPS if c * s.itemsize * job.tile >= GROUPS * least else 1
@@ -220,7 +208,7 @@ def _panel_multiplication(job: _Job, route: str) -> list[Prediction]:
     return out
 
 
-def _panel_attention(job: _Job, route: str) -> list[Prediction]:
+def _panel_attention(job: Job, route: str) -> list[Prediction]:
     lay, s, n = job.layout, job.sizes, job.line_chunks()
     bias, project, core, output = job.attention(n, lay.tile_cols if job.first else lay.tile_rows)
     loads = panel_loads(lay.mesh_rows, lay.mesh_cols, job.first, route, job.links.node)
@@ -237,7 +225,7 @@ def _panel_attention(job: _Job, route: str) -> list[Prediction]:
     return out
 
 
-def _rows(job: _Job) -> list[Prediction]:
+def _rows(job: Job) -> list[Prediction]:
     lay, s, n = job.layout, job.sizes, job.line_chunks()
     bias, project, core, output = job.attention(n, lay.padded)
     x = s.channels * lay.shard**2
@@ -264,7 +252,7 @@ def _rows(job: _Job) -> list[Prediction]:
     return out
 
 
-def _channel(job: _Job) -> list[Prediction]:
+def _channel(job: Job) -> list[Prediction]:
     lay, s, size = job.layout, job.sizes, job.layout.size
     widths = channel_widths(lay, s.channels, job.chunks)
     last, each = len(widths) - 1, -(-len(widths) // GROUPS)
@@ -297,160 +285,18 @@ def _channel(job: _Job) -> list[Prediction]:
     return out
 
 
-def _ranks(op: str, name: str, job: _Job) -> list[Prediction]:
-    """The prediction for each rank."""
+def of_ranks(op: str, name: str, job: Job) -> list[Prediction]:
+    """Model an op on every rank of its mesh.
+
+    Args:
+        op: "triangle_multiplication" or "triangle_attention".
+        name: a strategy of it.
+        job: what it runs with.
+
+    Returns:
+        A prediction for each rank, in their order.
+    """
     route = name.removeprefix("panel-")
     if op == MULTIPLICATION:
         return _channel(job) if name == "channel" else _panel_multiplication(job, route)
     return _rows(job) if name == "rows" else _panel_attention(job, route)
-
-
-def predict(
-    op: str,
-    name: str,
-    layout: PairLayout,
-    sizes: Sizes = Sizes(),  # noqa: B008
-    chip: Chip = H100,
-    links: Links = HOPPER,
-    first: bool = True,
-    count: int = 0,
-) -> Prediction:
-    """The modelled cost of one triangle op.
-
-    Args:
-        op: "triangle_multiplication" or "triangle_attention". name: a strategy of it.
-        layout: the tiling, of any rank. sizes, chip, links: what it runs with.
-        first: outgoing or starting; False is incoming or ending.
-        count: of chunks of lines or channels; 0 is what the rings take.
-
-    Source: foldcp design, section 6.
-    """
-    shape = layout.mesh_rows, layout.mesh_cols
-    count = count or chunk_count(op, name, layout.padded, shape, sizes, chip, links)
-    ranks = _ranks(op, name, _Job(layout, sizes, chip, links, first, count))
-    slowest = max(ranks, key=lambda r: r.total_s)
-    return replace(slowest, received_bytes=sum(r.received_bytes for r in ranks) / len(ranks))
-
-
-def received(
-    op: str, name: str, layout: PairLayout, sizes: Sizes, first: bool = True, count: int = 0
-) -> tuple[int, ...]:
-    """Bytes that each rank receives on the wire.
-
-    Args:
-        op, name, layout, sizes, first: as of `predict`.
-        count: chunks of lines or channels; 0 is what GPUs take.
-    """
-    shape = layout.mesh_rows, layout.mesh_cols
-    count = count or chunk_count(op, name, layout.padded, shape, sizes)
-    job = _Job(layout, sizes, H100, HOPPER, first, count)
-    return tuple(round(r.received_bytes) for r in _ranks(op, name, job))
-
-
-@lru_cache(maxsize=4096)
-def chunk_count(
-    op: str,
-    name: str,
-    n: int,
-    shape: tuple[int, int],
-    sizes: Sizes,
-    chip: Chip = H100,
-    links: Links = HOPPER,
-    least: int = 0,
-) -> int:
-    """In how many chunks of lines or channels an op is cut: the fewest with about the least time.
-
-    There are as many at least as keep what a chunk takes within a quarter of z, or within `least`,
-    and four times as many at most.
-
-    Args:
-        op, name, sizes, chip, links: as of `predict`. n: tokens, padded. shape: of the mesh.
-        least: bytes below which no memory is saved; 0 is six pieces of the chip.
-    """
-    layout = PairLayout(n, *shape, 0)
-    if name not in ("channel", "rows") and op == MULTIPLICATION:
-        return 1
-    # a, b and product, which travel both ways at a time; or q, k, v and o.
-    operands = 6 if name == "channel" else 4
-    elements = layout.tile_rows * layout.tile_cols * sizes.channels
-    limit = max(least or 6 * chip.piece_bytes, sizes.z_itemsize * elements // 4)
-    most = _MOST_CHUNKS if name == "channel" else _MOST_LINE_CHUNKS
-    if name == "rows":
-        most = max(2, min(most, 64 // layout.size))
-    fewest = min(most, -(-operands * sizes.itemsize * elements // limit))
-
-    def seconds(count: int) -> float:
-        jobs = (_Job(layout, sizes, chip, links, first, count) for first in (True, False))
-        return sum(max(r.total_s for r in _ranks(op, name, job)) for job in jobs)
-
-    found = {count: seconds(count) for count in (min(most, fewest * i) for i in (1, 2, 4))}
-    return min(c for c, s in found.items() if s <= _AS_GOOD * min(found.values()))
-
-
-def chunks_taken(
-    op: str, name: str, layout: PairLayout, mesh: Mesh, sizes: Sizes, largest: int
-) -> int:
-    """`chunk_count` on a mesh, alike on all ranks.
-
-    Args:
-        op, name, sizes: as there. layout, mesh: as of `strategy`. largest: bytes of a chunk, as
-            `foldcp_kernels.chunking.chunk_bytes` has them.
-    """
-    chip, links = (CPU, ONE_MACHINE) if mesh.device.type == "cpu" else (H100, HOPPER)
-    shape = layout.mesh_rows, layout.mesh_cols
-    return chunk_count(op, name, layout.padded, shape, sizes, chip, links, 3 * largest // 4)
-
-
-def strategy(
-    op: str,
-    layout: PairLayout,
-    mesh: Mesh,
-    z_itemsize: int,
-    itemsize: int,
-    channels: int = 128,
-    heads: int = 4,
-) -> str:
-    """The strategy that a triangle op runs with, alike on all ranks.
-
-    Args:
-        op: "triangle_multiplication" or "triangle_attention". layout: the tiling. mesh: the mesh.
-        z_itemsize, itemsize: bytes of an element of z, and of what the op computes in.
-        channels, heads: of the op.
-
-    Returns:
-        What the mesh names, or for "auto" the cheapest over both directions of the op. On GPUs that
-        is by the figures of an H100 with NVLink 4: those of a rank's own might not be its peers'.
-
-    Raises:
-        ValueError: there is no such op.
-
-    Source: foldcp design, section 6.
-    """
-    if op not in (MULTIPLICATION, ATTENTION):
-        raise ValueError(f"`op` must be {MULTIPLICATION!r} or {ATTENTION!r}, got {op!r}")
-    asked = mesh.multiplication if op == MULTIPLICATION else mesh.attention
-    if layout.size == 1 or asked != "auto":
-        return "panel-direct" if layout.size == 1 else asked
-    sizes = Sizes(z_itemsize, itemsize, channels, heads, mesh.wire)
-    shape, on_cpu = (layout.mesh_rows, layout.mesh_cols), mesh.device.type == "cpu"
-    return cheapest(op, layout.padded, shape, mesh.route, sizes, on_cpu)
-
-
-@lru_cache
-def cheapest(
-    op: str, n: int, shape: tuple[int, int], route: str, sizes: Sizes, on_cpu: bool = False
-) -> str:
-    """The strategy with the least time for both directions of an op.
-
-    Args:
-        op: as of `strategy`. n: tokens, padded. shape: of the mesh. route: of panels.
-        sizes: of the op. on_cpu: by the figures of CPUs, else of H100 GPUs.
-    """
-    layout = PairLayout(n, *shape, 0)
-    chip, links = (CPU, ONE_MACHINE) if on_cpu else (H100, HOPPER)
-
-    def seconds(name: str) -> float:
-        both = (predict(op, name, layout, sizes, chip, links, first) for first in (True, False))
-        return sum(p.total_s for p in both)
-
-    return min((f"panel-{route}", "channel" if op == MULTIPLICATION else "rows"), key=seconds)

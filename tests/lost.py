@@ -14,7 +14,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -22,6 +21,8 @@ from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+
+from logged import fork
 
 SIZE = 4  # ranks
 LIMIT = 45.0  # seconds that a case may take
@@ -158,7 +159,7 @@ def _launch(case: Case, folder: Path, codes: Path) -> None:
         options = {"wait_for_workers": False, "master_listen_fd": listener.detach()}
         store = TCPStore("127.0.0.1", port, None, True, timedelta(seconds=30), **options)
     listener.close()
-    ranks = {_fork(folder / f"log{r}", _rank, case, r, port, folder): r for r in range(SIZE)}
+    ranks = {fork(folder / f"log{r}", _rank, case, r, port, folder): r for r in range(SIZE)}
     (folder / "pids.partial").write_text(json.dumps(list(ranks)))
     (folder / "pids.partial").rename(folder / "pids")
     found = [0] * SIZE
@@ -167,25 +168,6 @@ def _launch(case: Case, folder: Path, codes: Path) -> None:
         found[ranks[pid]] = os.waitstatus_to_exitcode(status)
     codes.write_text(json.dumps(found))
     del store
-
-
-def _fork(log: Path, work: Any, *arguments: Any) -> int:
-    pid = os.fork()
-    if pid:
-        return pid
-    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
-    code = 1
-    try:
-        work(*arguments)
-        code = 0
-    except SystemExit as end:
-        code = int(end.code or 0)
-    except BaseException:
-        traceback.print_exc()
-    sys.stderr.flush()
-    os._exit(code)
 
 
 def _strike(case: Case, pids: dict[str, int], later: list[subprocess.Popen[bytes]]) -> None:
@@ -208,7 +190,7 @@ def _one(case: Case) -> dict[str, Any]:
     later: list[subprocess.Popen[bytes]] = []
     with tempfile.TemporaryDirectory() as name:
         folder, codes = Path(name), Path(name, "codes")
-        launcher = _fork(folder / "launcher", _launch, case, folder, codes)
+        launcher = fork(folder / "launcher", _launch, case, folder, codes)
         marks = [folder / "pids", *(folder / f"at{rank}" for rank in range(SIZE))]
         assert _until(lambda: all(mark.exists() for mark in marks)), [
             (folder / f"log{rank}").read_text() for rank in range(SIZE)

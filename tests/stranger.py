@@ -15,9 +15,10 @@ import socket
 import subprocess
 import sys
 import time
-import traceback
 from pathlib import Path
 from typing import Any
+
+from logged import fork
 
 SECRET = "of this run, which is not told"
 OTHER_USER = 65534
@@ -115,34 +116,15 @@ def _strike(case: str, port: int, folder: Path, payload: Path) -> None:
         store.set(key, evil)
 
 
-def _fork(log: Path, work: Any, *arguments: Any) -> int:
-    pid = os.fork()
-    if pid:
-        return pid
-    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
-    code = 1
-    try:
-        work(*arguments)
-        code = 0
-    except SystemExit as end:
-        code = int(end.code or 0)
-    except BaseException:
-        traceback.print_exc()
-    sys.stderr.flush()
-    os._exit(code)
-
-
 def _one(case: str, folder: Path, payload: Path, secrets: tuple[str, str]) -> dict[str, Any]:
     folder.mkdir()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     log = folder / "log"
-    ranks = [_fork(log, _rank, rank, port, folder, secrets[rank]) for rank in (0, 1)]
+    ranks = [fork(log, _rank, rank, port, folder, secrets[rank]) for rank in (0, 1)]
     if case:
-        stranger = _fork(folder / "stranger", _strike, case, port, folder, payload)
+        stranger = fork(folder / "stranger", _strike, case, port, folder, payload)
         assert os.waitpid(stranger, 0)[1] == 0, (folder / "stranger").read_text()
     (folder / "struck").touch()
     codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in ranks]

@@ -13,21 +13,14 @@ from bench import roofline
 from bench.fake_mesh import fake_mesh
 from foldcp import rates
 from foldcp import triangle_plans as plans
-from foldcp.cost import (
-    ATTENTION,
-    MULTIPLICATION,
-    Sizes,
-    chunk_count,
-    predict,
-    received,
-    strategy,
-)
+from foldcp.cost import ATTENTION, MULTIPLICATION, Sizes
 from foldcp.layout import PairLayout
 from foldcp.mesh import STRATEGIES
 from foldcp.plans import chunks
 from foldcp.rates import BLACKWELL, CHIPS, H100, HOPPER, NDR, NVLINK4, PCIE4, Link, Links
 from foldcp.rings.channel_multiplication import channel_chunks
 from foldcp.schedule import Plan, volume
+from foldcp.strategy import chunk_count, predict, received, strategy
 from foldcp.traffic import (
     Load,
     bias_loads,

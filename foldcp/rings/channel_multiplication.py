@@ -24,10 +24,11 @@ import torch
 from torch import Tensor
 
 from foldcp import timeline
-from foldcp.cost import GROUPS, MULTIPLICATION, Sizes, chunks_taken
+from foldcp.cost import GROUPS, MULTIPLICATION, Sizes
 from foldcp.layout import PairLayout, Span
 from foldcp.mesh import Mesh
 from foldcp.rings.pipeline import Move, ahead, behind
+from foldcp.strategy import chunks_taken
 from foldcp.traffic import channel_widths
 from foldcp.triangle_plans import channel_back_plan, channel_plan, tile_blocks
 from foldcp_kernels.chunking import chunk_bytes
@@ -43,7 +44,7 @@ LABEL = "triangle_multiplication"
 
 
 def channel_chunks(z: Tensor, channels: int, layout: PairLayout, mesh: Mesh) -> list[list[Span]]:
-    """Chunks of channels (see `foldcp.cost.chunk_count`) by group.
+    """Chunks of channels (see `foldcp.strategy.chunk_count`) by group.
 
     The planes of a group are projected together. A projection reads all of z again, in float32 as
     many bytes as a and b of all channels have in bfloat16: one per chunk would do so more often,

@@ -27,10 +27,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from foldcp.cost import ATTENTION, Sizes, chunks_taken
+from foldcp.cost import ATTENTION, Sizes
 from foldcp.layout import PairLayout
 from foldcp.mesh import Mesh
 from foldcp.rings.pipeline import Move, Regions, ahead, behind, chained
+from foldcp.strategy import chunks_taken
 from foldcp.triangle_plans import (
     key_panels,
     line_chunks,

@@ -22,12 +22,13 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from foldcp.cost import ATTENTION, Sizes, chunks_taken, strategy
+from foldcp.cost import ATTENTION, Sizes
 from foldcp.exchange import Dims
 from foldcp.layout import PairLayout, Span
 from foldcp.mesh import Mesh
 from foldcp.rings.pipeline import Move, Regions, chained
 from foldcp.rings.row_attention import row_attention
+from foldcp.strategy import chunks_taken, strategy
 from foldcp.triangle_plans import key_panels, triangle_attention_plan
 from foldcp_kernels import chunking
 from foldcp_kernels.carry import Carry
