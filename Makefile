@@ -50,7 +50,7 @@ lint: setup
 
 bench: setup
 	@set -e; for name in roofline aot native rings_model bytes_moved live_memory tile_memory rings \
-		transports cpu_vs_stock; do \
+		transports loading cpu_vs_stock; do \
 		$(PY) -m bench.$$name; done
 
 clean:
