@@ -8,7 +8,7 @@ ranks of a machine share their pages, and the generators are left as stock leave
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -41,13 +41,11 @@ def load(stock: type, path: str | Path, *args: Any, **options: Any) -> nn.Module
     """
     if options.get("strict") is not True:
         return stock.load_from_checkpoint(path, *args, **options)
-    before = torch.get_rng_state(), np.random.get_state()  # noqa: NPY002
     with _counted() as draws, _mapped(stock):
         model = stock.load_from_checkpoint(path, *args, **options)
     if draws.others():
-        torch.set_rng_state(before[0])
-        np.random.set_state(before[1])  # noqa: NPY002
         del model
+        draws.undo()
         return stock.load_from_checkpoint(path, *args, **options)
     draws.take()
     return model
@@ -82,6 +80,11 @@ class _Draws(TorchDispatchMode):
         """Whether a generator moved, by draws that are not counted."""
         moved = not torch.equal(self._torch, torch.get_rng_state())
         return moved or not _alike(self._numpy, _numpy_state())
+
+    def undo(self) -> None:
+        """Leave the generators as they were before."""
+        torch.set_rng_state(self._torch)
+        np.random.set_state(self._numpy)  # noqa: NPY002
 
     def take(self) -> None:
         """Leave the generators as the draws would."""
@@ -120,16 +123,15 @@ def _counted() -> Iterator[_Draws]:
     from boltz.model.layers import initialize
 
     draws = _Draws()
-    patches = mock.patch.object(initialize, "trunc_normal_init_", draws.truncated_normal)
-    if not _a_double_each(initialize.trunc_normal_init_):
-        patches = mock.patch.object(draws, "of_numpy", 0)  # drawn, which is noticed
-    with patches, draws:
+    known = _a_double_each(initialize.trunc_normal_init_)
+    counted = mock.patch.object(initialize, "trunc_normal_init_", draws.truncated_normal)
+    with counted if known else nullcontext(), draws:  # what is drawn after all is noticed
         yield draws
 
 
 def _a_double_each(stock: Callable[[Tensor], None]) -> bool:
     """Whether the SciPy that is installed draws for n numbers as NumPy does for n uniform ones."""
-    before = np.random.get_state()  # noqa: NPY002
+    before = _numpy_state()
     stock(torch.empty(3, 3))
     drawn = _numpy_state()
     np.random.set_state(before)  # noqa: NPY002
