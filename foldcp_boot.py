@@ -128,10 +128,13 @@ class _Loader(importlib.abc.Loader):
         from foldcp.boltz import launch
 
         launch.check_version(ends_process=runs_boltz())
-        if runs_boltz():
-            if launch.predicts(sys.argv[1:]):
-                allocator.grow_segments(os.environ)
+        if runs_boltz() and launch.predicts(sys.argv[1:]):
+            from foldcp.boltz import early
+
+            early.refuse(sys.argv[1:], Path(str(module.__file__)), os.environ)
+            allocator.grow_segments(os.environ)
             launch.start_processes_if_asked(sys.argv[1:])
+            launch.announce(os.environ)
         from foldcp.boltz import caches
 
         caches.choose_numba_folder(os.environ, Path(str(module.__file__)).parent)

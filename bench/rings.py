@@ -31,7 +31,8 @@ import torch.multiprocessing as mp
 
 from bench.machine import results_folder, write_csv
 from foldcp import timeline
-from foldcp.mesh import STRATEGIES, Mesh, choose, local_gpu
+from foldcp.mesh import STRATEGIES, Mesh, local_gpu
+from foldcp.mesh_shape import choose
 from foldcp.rings.triangle_attention import triangle_attention
 from foldcp.rings.triangle_multiplication import triangle_multiplication
 from foldcp.timeline import Interval, hidden

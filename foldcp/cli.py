@@ -10,8 +10,8 @@ from importlib import import_module, util
 from pathlib import Path
 
 import foldcp_boot
-from foldcp import __version__
-from foldcp.boltz import launch
+from foldcp import __version__, mesh_shape
+from foldcp.boltz import early, launch
 from foldcp.boltz.place import Place
 from foldcp.config import VARIABLES, Config, order_nccl
 from foldcp.report import UserError
@@ -144,9 +144,10 @@ def _run(arguments: list[str]) -> int:
     nproc = _processes(config, arguments)
     os.environ["FOLDCP_NPROC"] = str(nproc)
     if nproc > 1:
-        from foldcp import mesh
-
-        mesh.choose(mesh.group_size(nproc, config.dp, config.mesh), config.mesh)
+        mesh_shape.choose(mesh_shape.group_size(nproc, config.dp, config.mesh), config.mesh)
+        source = launch.source_of_boltz()
+        if source is not None:
+            early.refuse(arguments, source, os.environ)
         return launch.run_ranks(nproc, arguments)
     return _boltz(arguments)
 
@@ -283,7 +284,7 @@ def _transport(gpus: int) -> str:
 
 
 def _meshes(count: int, what: str) -> str:
-    from foldcp.mesh import choose
+    from foldcp.mesh_shape import choose
 
     sizes = sorted({n for n in (1, 2, 4, 6, 8, 16) if n < count} | {count})
     shapes = ", ".join(f"{rows}x{cols}" for rows, cols in map(choose, sizes))

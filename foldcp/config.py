@@ -18,7 +18,7 @@ GRAPHS = ("auto", "0", "1")
 _NAMES = (
     "NPROC", "MESH", "TRANSPORT", "MULTIPLICATION", "ATTENTION", "ROUTE", "WIRE", "NCCL_LIB",
     "NCCL_CTAS", "PRECISION", "KERNELS", "GRAPHS", "CHUNK_MB", "TIMEOUT", "DP", "SECRET", "RESUME",
-    "REPORT", "BUILD_CUDA",
+    "REPORT", "VERBOSE", "BUILD_CUDA",
 )  # fmt: skip
 VARIABLES = ("FOLDCP", *(f"FOLDCP_{name}" for name in _NAMES))  # BUILD_CUDA is setup.py's
 
@@ -54,6 +54,7 @@ class Config:
         resume: FOLDCP_RESUME, folder where the trunk's result of an unfinished input is kept, or
             None.
         report: FOLDCP_REPORT, file for the run's costs (JSON, see foldcp.report.costs) or None.
+        verbose: FOLDCP_VERBOSE, show what otherwise foldcp.log alone gets, and details at start.
     """
 
     enabled: bool = False
@@ -74,6 +75,7 @@ class Config:
     dp: int = 1
     resume: str | None = None
     report: str | None = None
+    verbose: bool = False
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> Config:
@@ -112,6 +114,7 @@ class Config:
             dp=get.count("FOLDCP_DP", cls.dp),
             resume=environ.get("FOLDCP_RESUME") or None,
             report=environ.get("FOLDCP_REPORT") or None,
+            verbose=get.choice("FOLDCP_VERBOSE", ("0", "1"), "0") == "1",
         )
 
     def precision_on(self, device_type: str) -> str:
@@ -165,6 +168,11 @@ def secret(environ: Mapping[str, str]) -> str:
 def asks_for_ranks(environ: Mapping[str, str]) -> bool:
     """True when FOLDCP_NPROC asks for ranks on this machine, whatever its value is worth."""
     return bool(environ.get("FOLDCP_NPROC"))
+
+
+def resumes(environ: Mapping[str, str]) -> bool:
+    """True when FOLDCP_RESUME names a folder."""
+    return bool(environ.get("FOLDCP_RESUME"))
 
 
 class _Reader:

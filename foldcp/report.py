@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import re
 import resource
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from foldcp import __version__
+from foldcp.config import resumes
 
 if TYPE_CHECKING:
     from foldcp.mesh import Mesh
 
 
-KEPT = "finished predictions are kept and skipped by the next run of the same command"
-
+_LARGE = 512  # tokens from which on ranks on CPUs may pay
 
 _MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "alloc_failed")
 # torch: "Tried to allocate 2.00 GiB" on a GPU, "you tried to allocate 123 bytes" on a CPU.
@@ -29,6 +32,14 @@ class UserError(RuntimeError):
 
 class InputLost(ValueError):
     """Why one input is dropped and the run goes on; raised alike on all ranks of its mesh."""
+
+
+def kept() -> str:
+    """What the user has of a run that ends early."""
+    text = "finished predictions are kept and skipped by the next run of the same command"
+    if resumes(os.environ):
+        return text
+    return f"{text} (with FOLDCP_RESUME=DIR also the trunk of an unfinished one)"
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -82,30 +93,62 @@ def host_memory() -> tuple[int, int]:
 
 
 def start_line(
-    mesh: Mesh, precision: str, swapped: str, kernels: str = "torch", launcher: str = ""
+    mesh: Mesh,
+    precision: str,
+    launcher: str = "none",
+    groups: int = 1,
+    sizes: Sequence[int] = (),
 ) -> str:
-    """The line that rank 0 prints when the model is ready.
+    """The line that rank 0 prints when the model is ready, of at most 100 characters.
 
     Args:
-        mesh: the mesh of ranks.
-        precision: "fp32" or "bf16".
-        swapped: which parts of the model run on tiles and which are left to stock Boltz.
-        kernels: implementation of the local operations.
-        launcher: what started the ranks.
-
-    Returns:
-        One line without a line break.
+        mesh: the mesh of ranks. precision: "fp32" or "bf16". launcher: what started the ranks.
+        groups: data-parallel groups, each with such a mesh. sizes: tokens of the inputs.
     """
-    ranks = f"{mesh.size} rank{'s' if mesh.size > 1 else ''} on {mesh.device.type}"
+    ranks = groups * mesh.size
+    kind = "GPU" if mesh.device.type == "cuda" else "CPU"
+    shape = f"{mesh.rows}x{mesh.cols} mesh"
+    many = f"{ranks} {kind} rank{'s' * (ranks > 1)}"
     parts = [
-        f"mesh {mesh.rows}x{mesh.cols} ({ranks})",
-        _transport(mesh),
-        f"kernels {kernels}",
-        f"precision {precision}",
-        " ".join(swapped.split()),
-        *([f"ranks started by {launcher}"] if mesh.size > 1 else ()),
+        shape if groups == 1 else f"{groups} groups of {shape}",
+        many if ranks == 1 else f"{many} ({launcher})",
+        precision,
+        *([f"{mesh.transport} transport"] if mesh.size > 1 else ()),
+        _sizes(sizes),
     ]
-    return "foldcp: " + ", ".join(parts)
+    return f"foldcp {__version__}: " + ", ".join(part for part in parts if part)
+
+
+def _sizes(sizes: Sequence[int]) -> str:
+    if len(sizes) <= 1:
+        return f"{sizes[0]:,} tokens" if sizes else ""
+    low, high = min(sizes), max(sizes)
+    span = f"{high:,}" if low == high else f"{low:,} to {high:,}"
+    return f"{len(sizes):,} inputs of {span} tokens"
+
+
+def details(mesh: Mesh, kernels: str, swapped: str) -> str:
+    """The line after it, with FOLDCP_VERBOSE.
+
+    Args:
+        mesh: the mesh of ranks. kernels: implementation of the local operations.
+        swapped: which parts of the model run on tiles and which are left to stock Boltz.
+    """
+    return f"foldcp: {_transport(mesh)}, kernels {kernels}, {' '.join(swapped.split())}"
+
+
+def hint(mesh: Mesh, sizes: Sequence[int]) -> str:
+    """Advice where fewer ranks would be faster, or "".
+
+    Args:
+        mesh: the mesh of ranks. sizes: tokens of the inputs.
+    """
+    if mesh.size == 1 or mesh.device.type != "cpu" or max(sizes, default=_LARGE) >= _LARGE:
+        return ""
+    return (
+        "foldcp: ranks on the CPUs of one machine save memory, not time: "
+        f"for {max(sizes):,} tokens one process is faster"
+    )
 
 
 def _transport(mesh: Mesh) -> str:

@@ -175,10 +175,10 @@ def test_finished_predictions_stay(folder: Path, ends: dict[str, Ended]) -> None
 
 def test_srun_prints_one_start_line(ends: dict[str, Ended]) -> None:
     root, other = ends["srun"].stdout
-    lines = [line for line in root.splitlines() if line.startswith("foldcp: ")]
+    lines = [line for line in root.splitlines() if line.startswith("foldcp 0.1.0: ")]
     assert len(lines) == 1 and other == ""
-    assert "mesh 1x2 (2 ranks on cpu), transport host (direct, raw)" in lines[0]
-    assert "precision fp32" in lines[0]
+    assert "1x2 mesh, 2 CPU ranks (srun), fp32, host transport, 7 tokens" in lines[0]
+    assert "1 folded in " in root and "memory, not time: for 7 tokens one process is" in root
 
 
 @pytest.mark.parametrize(

@@ -180,4 +180,4 @@ def test_the_same_command_completes_what_is_missing(
 ) -> None:
     end = ends[f"{transport} again"]
     assert end.codes == [0, 0, 0, 0], end
-    assert "Running structure prediction for 1 input." in end.stdout[0]
+    assert "foldcp: 1 folded, 1 skipped as done in " in end.stdout[0]

@@ -10,8 +10,8 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 FABRIC = set(
     """agreement allocator broadcast config connect cost exchange executor layout machine memory
-    mesh message names native plans pool program progress rates report resume schedule spool
-    strategy timeline traffic transport triangle_plans under_way wire""".split()  # noqa: SIM905
+    mesh mesh_shape message names native plans pool program progress rates report resume schedule
+    spool strategy timeline traffic transport triangle_plans under_way wire""".split()  # noqa: SIM905
 )
 RANK = {"foldcp_kernels": 0, "fabric": 1, "rings": 2, "modules": 3, "compat": 4, "boltz": 5}
 TOP = 6  # cli, __init__, __main__

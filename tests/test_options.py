@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from foldcp.boltz import caches, launch, preflight
+from foldcp.boltz import caches, early, launch, preflight
 from foldcp.boltz.options import check_numbers
 from foldcp.boltz.place import Place
 from foldcp.config import Config
@@ -66,7 +66,7 @@ def test_places_are_tried_before_folding(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.touch()
     good = replace(Config(), resume=str(tmp_path / "new" / "kept"), report=str(tmp_path / "r.json"))
-    preflight.check_kept(good, True)
+    early.check_kept(good, True)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "new"]
     bad = {"report": [tmp_path, tmp_path / "no" / "r.json", file / "r.json"], "resume": [file]}
     for name, paths in bad.items():
@@ -74,9 +74,9 @@ def test_places_are_tried_before_folding(tmp_path: Path) -> None:
             config = replace(Config(), **{name: str(path)})
             said = f"FOLDCP_{name.upper()}={path} cannot be written .*: name a "
             with pytest.raises(UserError, match=said):
-                preflight.check_kept(config, True)
+                early.check_kept(config, True)
             if name == "report":
-                preflight.check_kept(config, False)  # only the root rank writes it
+                early.check_kept(config, False)  # only the root rank writes it
 
 
 def test_a_report_that_cannot_be_written_warns(

@@ -162,7 +162,7 @@ def test_same_files_as_stock(name: str, side: str, runs: Runs) -> None:
     for which in ("stock", side):
         end = runs.ends[f"{name} {which}"]
         assert set(end.codes) == {0}, (which, end.codes, end.output[-4000:])
-    assert f"foldcp: mesh {side} " in runs.ends[f"{name} {side}"].output
+    assert f"foldcp 0.1.0: {side} mesh, " in runs.ends[f"{name} {side}"].output
     results = runs.results(name, side)
     models = [*results.glob("predictions/*/*_model_*.cif"), *results.glob("*/*/*_model_*.pdb")]
     assert len(models) == runs.cases[name].models
@@ -180,11 +180,11 @@ def test_only_one_rank_asks_the_server(runs: Runs) -> None:
 def test_what_is_finished_is_left_alone(runs: Runs) -> None:
     for side in ("1x1", "2x2"):
         said = [runs.ends[f"{name} {side}"].output for name in ("again", "affinity")]
-        assert said[0].count("Found some existing predictions") == 2
-        assert said[0].count("Found 2 existing predictions, will override") == 1
+        assert said[0].count("skipped as done in ") == 1
         # The last command finds nothing to do: no model is loaded, no start line printed.
-        assert [text.count("foldcp: mesh") for text in said] == [3, 2]
-        assert "Found existing affinity predictions for all inputs" in said[1]
+        assert [text.count("foldcp 0.1.0: ") for text in said] == [3, 2]
+        assert said[0].count("nothing to do, all 2 predictions are there") == 1
+        assert "nothing to do, all " in said[1]
 
 
 B_FACTORS = {"steps": 2, "samples": 1, "recycling": 0, "extra": ["pbfactor"]}

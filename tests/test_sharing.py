@@ -15,7 +15,8 @@ from forked import Case, Ended, run_cases
 
 from foldcp.boltz import sharing
 from foldcp.boltz.swap import apply, settings_of
-from foldcp.mesh import Mesh, group_size
+from foldcp.mesh import Mesh
+from foldcp.mesh_shape import group_size
 from foldcp.modules.draws import replay
 
 FAST = "--accelerator cpu --sampling_steps 4 --recycling_steps 1 --seed 1 --diffusion_samples 2"

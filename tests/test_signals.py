@@ -15,7 +15,8 @@ import pytest
 PROTEIN = "version: 1\nsequences:\n  - protein: {id: A, sequence: MQIFVKTLTG, msa: empty}\n"
 # More steps than the test lasts, and workers that must not be left behind.
 ENDLESS = "--accelerator cpu --num_workers 2 --sampling_steps 20000 --recycling_steps 0 --seed 1"
-KEPT = "finished predictions are kept and skipped by the next run of the same command"
+KEPT = "finished predictions are kept and skipped by the next run of the same command (with "
+KEPT += "FOLDCP_RESUME=DIR also the trunk of an unfinished one)"
 LOOPBACK = "0100007F"
 CASES = {  # what gets which signal -> exit code and what is said
     "Ctrl-C": ("group", signal.SIGINT, 130, f"interrupted; {KEPT}"),

@@ -44,19 +44,19 @@ seen = []
 sys.addaudithook(hear)
 """
 WAYS = {  # name -> (command in front of `predict`, variables, mesh of the start line)
-    "console script": ([str(BOLTZ)], {"FOLDCP": "1"}, "mesh 1x1 (1 rank on cpu)"),
+    "console script": ([str(BOLTZ)], {"FOLDCP": "1"}, "1x1 mesh, 1 CPU rank"),
     "torchrun": ([*TORCHRUN, "-m", "boltz.main"],
                  {"FOLDCP": "1", "PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:512"},
-                 "mesh 1x2 (2 ranks on cpu)"),
+                 "1x2 mesh, 2 CPU ranks (torchrun)"),
     # Replaces itself by `foldcp run --nproc 2 predict ...`, whose ranks are `foldcp boltz ...`;
     # whatever one-rank variables and torchrun's defaults of another run leak into it.
     "re-exec": ([str(BOLTZ)],
                 {"FOLDCP": "1", "FOLDCP_NPROC": "2", "FOLDCP_MESH": "2x1", "RANK": "0",
                  "WORLD_SIZE": "1", "PET_MASTER_ADDR": "job-master-0", "PET_NNODES": "2",
                  "PET_MASTER_PORT": "23456", "PET_RDZV_BACKEND": "c10d", "PET_STANDALONE": "1"},
-                "mesh 2x1 (2 ranks on cpu)"),
+                "2x1 mesh, 2 CPU ranks (foldcp)"),
     "python -m boltz.main": ([sys.executable, "-m", "boltz.main"],
-                             {"FOLDCP": "1", "FOLDCP_NPROC": "auto"}, "mesh 1x1 (1 rank on cpu)"),
+                             {"FOLDCP": "1", "FOLDCP_NPROC": "auto"}, "1x1 mesh, 1 CPU rank"),
 }  # fmt: skip
 
 
@@ -99,7 +99,7 @@ def test_predicts(way: str, tmp_path: Path, tiny_cache: Path) -> None:
     (tmp_path / "one.yaml").write_text(PROTEIN)
     (tmp_path / "sitecustomize.py").write_text(PROBE)
     places = ["--out_dir", str(tmp_path), "--cache", str(tiny_cache)]
-    folder = tmp_path / "work"
+    folder, many = tmp_path / "work", "2 CPU ranks" in mesh
     folder.mkdir()
     for name in ("boltz", "yaml", "gemmi", "foldcp"):  # must not run, also where Python looks first
         (folder / f"{name}.py").write_text("raise SystemExit('code of the working folder ran')")
@@ -117,14 +117,22 @@ def test_predicts(way: str, tmp_path: Path, tiny_cache: Path) -> None:
     assert ended.returncode == 0, ended.stderr[-4000:]
     chosen = variables.get("PYTORCH_CUDA_ALLOC_CONF")
     conf = f"-,{chosen}" if chosen else "expandable_segments:True,-"
-    ranks = ("0", "1") if "2 ranks" in mesh else ("alone",)
+    ranks = ("0", "1") if many else ("alone",)
     probed = (tmp_path / "probed").read_text().splitlines()
     assert {f"{rank} {conf}" for rank in ranks} <= set(probed), probed
-    lines = [line for line in ended.stdout.splitlines() if line.startswith("foldcp: ")]
-    assert len(lines) == 1 and lines[0].startswith(f"foldcp: {mesh}, transport "), lines
-    assert "kernels torch, precision fp32, swapped " in lines[0]
-    by = "foldcp" if way == "re-exec" else "torchrun"
-    assert lines[0].endswith(f", ranks started by {by}") == ("(2 ranks" in mesh)
+    lines = ended.stdout.splitlines()
+    start_line = next(line for line in lines if line.startswith("foldcp 0.1.0: "))
+    assert start_line.startswith(f"foldcp 0.1.0: {mesh}, fp32, ") and len(start_line) <= 100
+    assert start_line.endswith(", 7 tokens") and (", host transport, " in start_line) == many
+    begun = {"torchrun": "starting, 2 ranks (torchrun)", "re-exec": "starting 2 ranks"}
+    assert (lines[0] == f"foldcp: {begun.get(way)}") == many
+    # All that is said is ours, in plain lines; what others said is in the log.
+    own = ("foldcp: ", "foldcp 0.1.0: ")
+    assert all(line.startswith(own) for line in lines + ended.stderr.splitlines()), ended
+    assert not set("\r\x1b") & set(ended.stdout + ended.stderr)
+    assert "foldcp: 1 folded in 0:" in ended.stdout and "one  confidence 0." in ended.stdout
+    log = (tmp_path / "boltz_results_one" / "foldcp.log").read_text()
+    assert "Number of failed examples: 0" in log and "TPU" in log and start_line in log
     folder = tmp_path / "boltz_results_one" / "predictions" / "one"
     assert {path.name for path in folder.iterdir()} == {
         "one_model_0.cif",

@@ -18,7 +18,7 @@ from foldcp.boltz.place import Place
 from foldcp.boltz.recovery import is_broken
 from foldcp.boltz.signals import interrupted
 from foldcp.config import Config
-from foldcp.report import KEPT, UserError
+from foldcp.report import UserError, kept
 from foldcp.transport import EXCHANGE, TransportError
 
 
@@ -65,7 +65,7 @@ def _meeting_time() -> float:
 def _end(error: BaseException) -> NoReturn:
     """End every rank after `error`."""
     if interrupted.is_set():  # whatever Lightning makes of Ctrl-C
-        session.end(f"interrupted; {KEPT}", 130)
+        session.end(f"interrupted; {kept()}", 130)
     if isinstance(error, SystemExit) and error.code in (0, None):
         session.leave()
     if isinstance(error, click.exceptions.Exit):
@@ -73,7 +73,7 @@ def _end(error: BaseException) -> NoReturn:
     if isinstance(error, click.ClickException):
         session.end(f"{error.format_message()} (see `boltz predict --help`)", error.exit_code)
     if isinstance(error, (KeyboardInterrupt, click.Abort)):
-        session.end(f"interrupted; {KEPT}", 130)
+        session.end(f"interrupted; {kept()}", 130)
     if isinstance(error, SystemExit):
         code = error.code if isinstance(error.code, int) else 1
         session.end(f"the prediction ended early ({error.code})", code)
@@ -82,7 +82,7 @@ def _end(error: BaseException) -> NoReturn:
     if isinstance(error, (RuntimeError, ValueError)) and _is_ours(error):
         session.end(str(error))
     refused = disk.refused(error)
-    session.end(f"{refused}; {KEPT}" if refused else _account(error))
+    session.end(f"{refused}; {kept()}" if refused else _account(error))
 
 
 def _is_ours(error: BaseException) -> bool:
@@ -105,11 +105,11 @@ def _account(error: BaseException) -> str:
         except RuntimeError:
             return peers.lost_store()
         if missing:
-            return f"{'; '.join(missing)}; all ranks end; {KEPT}"
+            return f"{'; '.join(missing)}; all ranks end; {kept()}"
     if isinstance(error, UserError):
         return f"{error} (rank {rank}{where})"
     details = "".join(traceback.format_exception(error)).rstrip()
     return (
-        f"rank {rank} failed{where} ({type(error).__name__}: {error}), all ranks end; {KEPT}\n"
+        f"rank {rank} failed{where} ({type(error).__name__}: {error}), all ranks end; {kept()}\n"
         f"{details}"
     )

@@ -71,6 +71,8 @@ class RootData:
         """
         run = current()
         move = super().transfer_batch_to_device
+        if run is not None and run.alone:
+            run.at(f"affinity of {batch['record'][0].id}")
         if run is None or run.alone:
             return move(batch, device, dataloader_idx)
         return share(run, batch, lambda x: move(x, device, dataloader_idx))
@@ -92,6 +94,8 @@ def owners(run: Run, records: Sequence[Any], structures: Path) -> list[int]:
         run: the prediction. records: of the inputs. structures: folder of processed structures.
     """
     session, groups = run.session, run.session.groups
+    if run.watching is not None:
+        run.watching.expect(len(records))
     found = None
     if session.is_root:
         several = groups > 1

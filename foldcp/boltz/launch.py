@@ -7,11 +7,13 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from importlib import util
 from pathlib import Path
 from typing import NoReturn
 
-from foldcp.boltz.place import ROLE, starts
+from foldcp.boltz.place import ROLE, Place, starts
 from foldcp.config import Config
 from foldcp.report import UserError
 
@@ -70,6 +72,18 @@ def start_processes_if_asked(arguments: Sequence[str]) -> None:
         os.execv(sys.executable, command)
 
 
+def announce(environ: Mapping[str, str]) -> None:
+    """Say on rank 0 that ranks of another launcher are at work: importing Boltz takes a while.
+
+    Args:
+        environ: usually `os.environ`.
+    """
+    with suppress(UserError):  # told once the ranks have met
+        place = Place.find(environ)
+        if place.rank == 0 and place.world > 1 and place.launcher != "foldcp":
+            print(f"foldcp: starting, {place.world} ranks ({place.launcher})", flush=True)
+
+
 def predicts(arguments: Sequence[str]) -> bool:
     """True when these arguments of `boltz` make a prediction."""
     return arguments[:1] == ["predict"] and not {"--help"} & set(arguments)
@@ -85,6 +99,7 @@ def run_ranks(nproc: int, arguments: Sequence[str]) -> int:
     Returns:
         Exit code: 0 when every rank succeeded, else that of the first that did not.
     """
+    print(f"foldcp: starting {nproc} ranks", flush=True)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // nproc)))
     for name in [n for n in os.environ if n.startswith("PET_")]:
         del os.environ[name]  # defaults of torchrun's options, of a run over several machines
@@ -97,6 +112,7 @@ def run_ranks(nproc: int, arguments: Sequence[str]) -> int:
         from foldcp.boltz.loopback import stay_on_this_machine
     # The rank that failed has already said why; the agent's account of it would bury that.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    logging.getLogger("torch.distributed.run").setLevel(logging.ERROR)  # advice on its options
     worker = [str(STARTER), "boltz", *arguments]
     own = ["--nnodes", "1", "--nproc-per-node", str(nproc), "--max-restarts", "0"]
     own += stay_on_this_machine(os.environ)
@@ -158,6 +174,13 @@ def _installed() -> tuple[str, str]:
         for name in metadata.packages_distributions().get("boltz", ()):
             return name, metadata.version(name)
     return "the module boltz, which belongs to no installed package,", ""
+
+
+def source_of_boltz() -> Path | None:
+    """The file of `boltz.main`, without importing it; None where it is not found."""
+    spec = util.find_spec("boltz")
+    folders = (spec and spec.submodule_search_locations) or ()
+    return next((path for path in (Path(f) / "main.py" for f in folders) if path.is_file()), None)
 
 
 def report_missing_boltz() -> NoReturn:

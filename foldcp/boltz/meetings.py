@@ -129,15 +129,20 @@ class Meetings:
         _until(lambda: self.store.check([key]))
         return self.store.take(key)
 
-    def gather(self, value: Any) -> list[Any]:
-        """The values of all ranks on every rank, in rank order."""
+    def gather(self, value: Any, idle: Callable[[], None] | None = None) -> list[Any]:
+        """The values of all ranks on every rank, in rank order.
+
+        Args:
+            value: of this rank. idle: is called now and then while others are waited for.
+        """
         if self.place.world == 1:
             return [value]
         key = self._key("all")
         self.store.put(f"{key}/{self.place.rank}", value)
         keys = [f"{key}/{rank}" for rank in range(self.place.world)]
         first = self._held == 1
-        _until(lambda: self.store.check(keys), lambda: self._say_who(keys) if first else None)
+        late = (lambda: self._say_who(keys)) if first else None
+        _until(lambda: self.store.check(keys), late, idle)
         return [self.store.take(k) for k in keys]
 
     def _say_who(self, keys: list[str]) -> None:
@@ -173,9 +178,15 @@ class Meetings:
         return f"{kind}/{self._held}"
 
 
-def _until(happened: Callable[[], bool], late: Callable[[], None] | None = None) -> None:
+def _until(
+    happened: Callable[[], bool],
+    late: Callable[[], None] | None = None,
+    idle: Callable[[], None] | None = None,
+) -> None:
     pause, begun = _FIRST, time.monotonic()
     while not happened():
+        if idle is not None:
+            idle()
         if late is not None and time.monotonic() - begun > _PATIENT:
             late()
             late = None

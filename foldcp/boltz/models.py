@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from pytorch_lightning.plugins.environments import LightningEnvironment
 from pytorch_lightning.strategies import SingleDeviceStrategy
 
+from foldcp import report
 from foldcp.boltz import loading, swap, weights
 from foldcp.boltz.data import FAILED, random_state, set_random_state
 from foldcp.boltz.kept import TrunkKeeper
 from foldcp.boltz.preflight import versions
 from foldcp.boltz.recovery import together
 from foldcp.boltz.run import Run, current
+from foldcp.boltz.sharing import tokens
 from foldcp.modules.draws import replay
-from foldcp.names import regular
-from foldcp.report import UserError, start_line
+from foldcp.names import Unsafe, regular
+from foldcp.report import UserError
 from foldcp_kernels.dispatch import described
 
 _LIGHTNING_PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed"}
@@ -47,7 +50,8 @@ def trainer_class(stock: type) -> type:
                 run.session.wait_for_root()
             elif run is not None and run.session.groups > 1:
                 run.session.at("waiting for the other groups")
-                run.session.gather(None)  # the affinity pass reads what they have written
+                # The affinity pass reads what they have written.
+                run.session.gather(None, None if run.watching is None else run.watching.wait)
             return result
 
     return MeshTrainer
@@ -66,8 +70,8 @@ def _trainer(options: dict[str, Any], run: Run) -> dict[str, Any]:
         "plugins": [LightningEnvironment()],
         "use_distributed_sampler": False,
         "logger": False,
-        "enable_progress_bar": run.session.is_root,
-        "enable_model_summary": run.session.is_root,
+        "enable_progress_bar": False,  # `foldcp.boltz.watching` has one
+        "enable_model_summary": run.config.verbose and run.session.is_root,
     }
 
 
@@ -103,7 +107,7 @@ class Loader:
         run.alone = is_affinity
         if run.alone and not run.session.is_root:
             return _Waiting()
-        run.session.at("loading the model")
+        run.at("loading the model")
         try:
             model = loading.load(self._stock, regular(path), *args, **options)
         except Exception as error:
@@ -122,11 +126,23 @@ class Loader:
         if run.session.is_root and not run.announced:
             run.announced = True
             precision = _precision(model, run)
-            kernels, launcher = described(run.mesh.device), run.session.place.launcher
-            print(start_line(run.mesh, precision, swapped, kernels, launcher), flush=True)
+            _announce(run, precision, swapped)
         if run.alone and not run.session.is_root:
             return _Waiting()
         return model
+
+
+def _announce(run: Run, precision: str, swapped: str) -> None:
+    """Say what runs where, now that the inputs are known."""
+    sizes: list[int] = []
+    with suppress(OSError, Unsafe, ValueError, KeyError):  # told when it is folded
+        sizes = [tokens(run.structures / f"{name}.npz") for name in run.asked]
+    launcher = run.session.place.launcher
+    said = [report.start_line(run.mesh, precision, launcher, run.session.groups, sizes)]
+    if run.config.verbose:
+        said.append(report.details(run.mesh, described(run.mesh.device), swapped))
+    said.append(report.hint(run.mesh, sizes))
+    print("\n".join(line for line in said if line), flush=True)
 
 
 def _precision(model: Any, run: Run) -> str:
@@ -144,7 +160,7 @@ def _swap(model: Any, run: Run, fingerprint: str) -> str:
     model.eval()  # Boltz does so too, but after loading
     state = random_state()
     precision = _precision(model, run)
-    report = swap.apply(model, run.mesh, precision=precision)
+    swapped = swap.apply(model, run.mesh, precision=precision)
     set_random_state(state)  # the draws that follow are those of stock
     model.foldcp_write_embeddings = run.write_embeddings
     swapped_step = model.predict_step
@@ -163,7 +179,7 @@ def _swap(model: Any, run: Run, fingerprint: str) -> str:
         run.keeper = TrunkKeeper(Path(run.config.resume).expanduser(), parts, run.mesh)
         model.foldcp.keeper = run.keeper
     affinity = "; the affinity pass runs stock on rank 0" if run.with_affinity else ""
-    return report.summary() + affinity
+    return swapped.summary() + affinity
 
 
 class _Waiting:

@@ -1,8 +1,9 @@
-"""Refuse numbers among Boltz's options that no prediction can be made with, before loading."""
+"""What follows from the options of `boltz predict` alone: refusals, and where results go."""
 
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 from foldcp.report import UserError
@@ -17,6 +18,16 @@ _LEAST = {
     "max_parallel_samples": (1, "no sample would ever be computed"),
     "num_workers": (0, "0 reads inputs in the process itself"),
 }
+
+
+def results_folder(options: dict[str, Any]) -> Path:
+    """Where a prediction's results go, as Boltz names it.
+
+    Args:
+        options: the arguments of Boltz's `predict`.
+    """
+    name = f"boltz_results_{Path(options['data']).expanduser().stem}"
+    return Path(options["out_dir"]).expanduser() / name
 
 
 def check_numbers(options: dict[str, Any]) -> None:
@@ -45,3 +56,31 @@ def check_numbers(options: dict[str, Any]) -> None:
         )
     if wrong:
         raise UserError("; ".join(wrong))
+
+
+def check_devices(options: dict[str, Any]) -> None:
+    """Refuse devices that cannot be combined with ranks.
+
+    Args:
+        options: the arguments of Boltz's `predict`.
+
+    Raises:
+        UserError: says how to start ranks instead.
+    """
+    devices, accelerator = options.get("devices", 1), options.get("accelerator", "gpu")
+    if devices < 1:
+        raise UserError(
+            f"--devices {devices} is no number of devices, and with FOLDCP=1 every process drives "
+            "one: drop --devices, and start one process per GPU (FOLDCP_NPROC=auto boltz predict "
+            "...)"
+        )
+    if devices != 1:
+        raise UserError(
+            f"--devices {devices} cannot be combined with FOLDCP=1, where every process drives one "
+            f"device: drop --devices and start {devices} processes instead (FOLDCP_NPROC={devices} "
+            f"boltz predict ..., or torchrun --nproc-per-node {devices} -m boltz.main predict ...)"
+        )
+    if accelerator not in ("cpu", "gpu"):
+        raise UserError(
+            f"--accelerator {accelerator} is not supported with FOLDCP=1: use gpu or cpu"
+        )

@@ -21,7 +21,7 @@ from foldcp import under_way
 from foldcp.boltz.place import Place
 from foldcp.machine import machine
 from foldcp.message import Forged
-from foldcp.report import KEPT
+from foldcp.report import kept
 
 _BEAT = 1.0  # seconds between two beats
 _SILENT = 2.5  # seconds without a beat after which a rank is called silent
@@ -117,7 +117,7 @@ class Peers:
         states = [(name, process.state()) for name, process in known]
         lost = "; ".join(f"{name} {how[state]}" for name, state in states if state in how)
         told = f"rank {self._place.rank} (in {self._stage()}) {what}"
-        return f"{told}{lost and ': '}{lost}, all ranks end; {KEPT}"
+        return f"{told}{lost and ': '}{lost}, all ranks end; {kept()}"
 
     def lost_store(self) -> str:
         """What this rank says when it cannot reach the store any more."""

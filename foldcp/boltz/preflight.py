@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import platform
 import socket
 import sys
-import tempfile
 from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
@@ -17,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from foldcp import __version__
+from foldcp.boltz.early import not_writable
 from foldcp.boltz.lock import Held, Lock
+from foldcp.boltz.options import check_devices, results_folder
 from foldcp.boltz.place import Place
 from foldcp.config import Config
 from foldcp.mesh import local_gpu
@@ -121,25 +121,9 @@ def choose_device(options: dict[str, Any], place: Place) -> torch.device:
     Raises:
         UserError: the options cannot be combined with a mesh or do not fit this machine.
     """
-    devices, accelerator = options.get("devices", 1), options.get("accelerator", "gpu")
-    if devices < 1:
-        raise UserError(
-            f"--devices {devices} is no number of devices, and with FOLDCP=1 every process drives "
-            "one: drop --devices, and start one process per GPU (FOLDCP_NPROC=auto boltz predict "
-            "...)"
-        )
-    if devices != 1:
-        raise UserError(
-            f"--devices {devices} cannot be combined with FOLDCP=1, where every process drives one "
-            f"device: drop --devices and start {devices} processes instead (FOLDCP_NPROC={devices} "
-            f"boltz predict ..., or torchrun --nproc-per-node {devices} -m boltz.main predict ...)"
-        )
-    if accelerator == "cpu":
+    check_devices(options)
+    if options.get("accelerator", "gpu") == "cpu":
         return torch.device("cpu")
-    if accelerator != "gpu":
-        raise UserError(
-            f"--accelerator {accelerator} is not supported with FOLDCP=1: use gpu or cpu"
-        )
     count = torch.cuda.device_count()
     if count == 0:
         raise UserError("--accelerator gpu, but no GPU is visible here: pass --accelerator cpu")
@@ -162,8 +146,7 @@ def claim_folder(options: dict[str, Any], on_loss: Callable[[str], None]) -> Loc
     Raises:
         UserError: a folder cannot be made or written, or another run is at work in it.
     """
-    name = f"boltz_results_{Path(options['data']).stem}"
-    folder = Path(options["out_dir"]).expanduser() / name
+    folder = results_folder(options)
     option, wanted = "--cache", Path(options["cache"]).expanduser()
     try:
         wanted.mkdir(parents=True, exist_ok=True)
@@ -178,37 +161,7 @@ def claim_folder(options: dict[str, Any], on_loss: Callable[[str], None]) -> Loc
             "another --out_dir"
         ) from error
     except OSError as error:
-        raise UserError(
-            f"{option} folder {wanted} cannot be written ({error.strerror}): "
-            f"pass {option} with a folder that you may write to"
-        ) from error
-
-
-def check_kept(config: Config, is_root: bool) -> None:
-    """Try FOLDCP_RESUME on every rank and FOLDCP_REPORT on the root rank.
-
-    Raises:
-        UserError: nothing can be written there.
-    """
-    name, path = "FOLDCP_RESUME", config.resume
-    try:
-        if path is not None:
-            folder = Path(path).expanduser()
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder):
-                pass
-        name, path = "FOLDCP_REPORT", config.report if is_root else None
-        if path is not None:
-            if Path(path).is_dir():
-                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-            with tempfile.TemporaryFile(dir=Path(path).parent):
-                pass
-    except OSError as error:
-        what = {"FOLDCP_RESUME": "a folder", "FOLDCP_REPORT": "a file in a folder that exists and"}
-        raise UserError(
-            f"{name}={path} cannot be written ({error.strerror}): "
-            f"name {what[name]} that you may write to"
-        ) from error
+        raise not_writable(option, wanted, error.strerror or str(error)) from error
 
 
 def check_interfaces(environ: Mapping[str, str], ranks: int) -> None:

@@ -15,14 +15,14 @@ import tempfile
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from boltz.data import types
+from boltz.data.msa import mmseqs2
 from boltz.data.parse import schema as stock_schema
-from tqdm import tqdm
 
 from foldcp.boltz import alignments, answers, leftovers, queries, trust
 from foldcp.boltz.document import codes, schema
@@ -31,6 +31,7 @@ from foldcp.boltz.document.faults import at
 from foldcp.boltz.document.setting import Setting
 from foldcp.boltz.run import Run, current
 from foldcp.boltz.seal import Lost
+from foldcp.boltz.watching import Bar, Watching
 from foldcp.names import LONGEST, Unsafe, check, inside, regular
 from foldcp.report import UserError
 from foldcp.spool import sync, sync_path
@@ -62,6 +63,8 @@ def install(main: ModuleType) -> None:
     """
     main.process_input = whole_or_nothing(main.process_input)
     main.process_inputs = on_root(main.process_inputs)
+    main.tqdm = _watched(main.tqdm, lambda watching: watching.each)
+    mmseqs2.tqdm = _watched(mmseqs2.tqdm, lambda watching: partial(Bar, watching))
     main.run_mmseqs2 = answers.kept(main.run_mmseqs2)
     main.parse_a3m = alignments.checked(main.parse_a3m)
     main.parse_csv = alignments.checked(main.parse_csv)
@@ -74,6 +77,18 @@ def install(main: ModuleType) -> None:
     types.JSONSerializable.dump = dump_json
     answers.install()
     trust.install()
+
+
+def _watched(stock: Any, ours: Callable[[Watching], Callable[..., Any]]) -> Callable[..., Any]:
+    """In place of `tqdm`: what it shows is shown as all else is while a run works."""
+
+    def bar(*items: Any, **options: Any) -> Any:
+        run = current()
+        if run is None or run.watching is None:
+            return stock(*items, **options)
+        return ours(run.watching)(*items, **options)
+
+    return bar
 
 
 def on_root(stock: Callable[..., None]) -> Callable[..., None]:
@@ -200,7 +215,7 @@ def whole_or_nothing(stock: Callable[..., None]) -> Callable[..., None]:
         finally:
             shutil.rmtree(partial, ignore_errors=True)
         if failure:
-            print(f"Failed to process {path}. Skipping. Error: {failure}.", flush=True)
+            print(f"foldcp: {path.name} is left out: {failure}", flush=True)
             _keep_reason(run, path, failure)
 
     return process_input
@@ -222,7 +237,7 @@ def _wrong(path: Path, options: dict[str, Any], run: Run) -> str:
     server, form = bool(options["use_msa_server"]), run.output_format
     faults = schema.check(path, Setting(options["boltz2"], server, form, has_residue))
     for line, text in [] if faults.found else faults.notes:
-        tqdm.write(f"foldcp: {path.name}: {at(line, text)}", file=sys.stderr)
+        print(f"foldcp: {path.name}: {at(line, text)}", file=sys.stderr)
     return faults.message()
 
 
@@ -243,7 +258,12 @@ def _read(
     sys.stdout = tee = _Tee(sys.stdout)
     met: list[BaseException | None] = []
     print_exc = traceback.print_exc
-    traceback.print_exc = lambda *_, **__: met.append(sys.exc_info()[1])  # Boltz's own account
+
+    def account(*_: Any, **__: Any) -> None:
+        met.append(sys.exc_info()[1])
+        print_exc()  # to the log of the run
+
+    traceback.print_exc = account
     answers.folder.append(options["msa_dir"])
     try:
         stock(path, *args, **{**options, **places})

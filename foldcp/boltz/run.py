@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from foldcp.boltz.kept import TrunkKeeper
     from foldcp.boltz.seal import Seal
     from foldcp.boltz.session import Session
+    from foldcp.boltz.watching import Watching
     from foldcp.mesh import Mesh
 
 
@@ -34,6 +35,10 @@ class Run:
         replay: draws the random numbers of an input that another group folds.
         output_format: `--output_format`.
         seal: of the lock of the results folder; None where nothing locks it, as in tests of parts.
+        watching: shows how far the run is; None in tests of parts.
+        known: inputs that could be read. asked: of these are folded now, and
+        scored: get an affinity now, as the root rank knows.
+        structures: folder of what was read of them.
     """
 
     config: Config
@@ -50,6 +55,18 @@ class Run:
     keeper: TrunkKeeper | None = None
     output_format: str = "mmcif"
     seal: Seal | None = None
+    watching: Watching | None = None
+    known: tuple[str, ...] = ()
+    asked: tuple[str, ...] = ()
+    scored: tuple[str, ...] = ()
+    structures: Path = field(default_factory=Path)
+
+    def at(self, stage: str) -> None:
+        """Say and show what this rank is doing, where no share of it is known."""
+        if self.watching is None:
+            self.session.at(stage)
+        else:
+            self.watching.stage(stage)
 
     @property
     def shared(self) -> bool:

@@ -14,7 +14,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from foldcp.report import KEPT
+from foldcp.report import kept
 
 if TYPE_CHECKING:
     from foldcp.boltz.session import Session
@@ -75,13 +75,13 @@ def _wait(session: Session, reader: socket.socket) -> None:
     while True:
         number = _receive(reader)
         if number in _ENDING:
-            why = f"ended by {signal.Signals(number).name}; {KEPT}"
+            why = f"ended by {signal.Signals(number).name}; {kept()}"
             session.guard.decide(why, 128 + number)  # looking for a lost rank may be held up
             session.fail(_lost(session) or why, 128 + number)
         if number == signal.SIGINT:
             interrupted.set()
             time.sleep(_GRACE)
-            session.fail(f"interrupted; {KEPT}", 128 + signal.SIGINT)
+            session.fail(f"interrupted; {kept()}", 128 + signal.SIGINT)
 
 
 def _lost(session: Session) -> str | None:
@@ -90,4 +90,4 @@ def _lost(session: Session) -> str | None:
         lost = session.peers.gone() if session.peers is not None else None
     except RuntimeError:
         return None
-    return None if lost is None else f"{lost}, all ranks end; {KEPT}"
+    return None if lost is None else f"{lost}, all ranks end; {kept()}"

@@ -131,7 +131,10 @@ class PredictStep:
         opened, sink = self._open_sink(name, batch, settings)
         if not opened:
             return {"exception": True}
-        with Progress(name, enabled=self.mesh.is_root) as progress:
+        samples, tokens = settings.diffusion_samples, batch["token_index"].shape[1]
+        rated = samples if model.confidence_prediction else 0
+        passes, steps = settings.recycling_steps + 1, settings.sampling_steps
+        with Progress(name, tokens, passes, steps, samples, rated) as progress:
             out = model.foldcp(batch, settings, progress.update, self._sink(sink))
         if not self.mesh.is_root:
             return {"exception": False}

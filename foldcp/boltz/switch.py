@@ -3,27 +3,37 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import sys
 import time
-import warnings
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import wraps
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from foldcp import allocator, progress, report
-from foldcp import mesh as meshes
-from foldcp.boltz import disk, download, lock, models, preflight, processing, session
+from foldcp import allocator, mesh_shape, progress, report
+from foldcp.boltz import (
+    disk,
+    download,
+    early,
+    lock,
+    models,
+    preflight,
+    processing,
+    session,
+    summary,
+)
 from foldcp.boltz.boltz1_data import RootBoltz1DataModule
 from foldcp.boltz.command import guarded
 from foldcp.boltz.data import RootDataModule
-from foldcp.boltz.options import check_numbers
+from foldcp.boltz.options import check_numbers, results_folder
 from foldcp.boltz.place import Place
+from foldcp.boltz.quiet import one_voice, silent
 from foldcp.boltz.run import Run, current, set_current
 from foldcp.boltz.seal import Seal
+from foldcp.boltz.watching import Watching
 from foldcp.boltz.writers import RootAffinityWriter, RootWriter
 from foldcp.config import Config
 from foldcp.modules.step_graph import set_graphs
@@ -55,30 +65,20 @@ def patch(main: ModuleType) -> None:
 
 
 def _predict(stock: Callable[..., None]) -> Callable[..., None]:
-    """The command itself, between the checks at the start and the list of failures at the end."""
+    """The command itself, between the checks at the start and the summary at the end."""
 
     @wraps(stock)
     def predict(**options: Any) -> None:
         start = time.perf_counter()
-        try:
-            run = begin(options)
+        with ExitStack() as until_end:
+            until_end.callback(_forget)
+            run = begin(options, until_end)
             set_current(run)
             try:
                 stock(**options)
             except OSError as error:
                 raise _not_written(error, run.failed) from error
-            run.session.at("the end")
-            known = run.session.gather(run.failed if run.mesh.is_root else {})
-            failed = {name: why for of_group in known for name, why in of_group.items()}
-            if run.config.report:
-                seconds = time.perf_counter() - start
-                numbers = report.costs(run.mesh, seconds, run.session.gather)
-                if run.session.is_root:
-                    _write_report(numbers, run.config.report)
-        finally:
-            set_current(None)
-            progress.listen(None)
-            lock.release_all()
+            failed = _sum_up(run, results_folder(options), start)
         if failed:
             listed = "; ".join(f"{name} ({reason})" for name, reason in failed.items())
             raise UserError(
@@ -90,13 +90,37 @@ def _predict(stock: Callable[..., None]) -> Callable[..., None]:
     return predict
 
 
+def _forget() -> None:
+    set_current(None)
+    progress.listen(None)
+    lock.release_all()
+
+
+def _sum_up(run: Run, folder: Path, start: float) -> dict[str, str]:
+    """Say what the run did; returns what failed and why. All ranks call it."""
+    run.session.at("the end")
+    told = run.session.gather(run.failed if run.mesh.is_root else {})
+    failed = {name: why for of_group in told for name, why in of_group.items()}
+    numbers = report.costs(run.mesh, time.perf_counter() - start, run.session.gather)
+    if not run.session.is_root:
+        return failed
+    if run.config.report:
+        _write_report(numbers, run.config.report)
+    folded, scored = (
+        [name for name in names if name not in failed] for names in (run.asked, run.scored)
+    )
+    skipped = len({*run.known} - {*run.asked, *run.scored})
+    run.watching.conclude(summary.lines(folder, folded, scored, skipped, len(failed), numbers))
+    return failed
+
+
 def _not_written(error: OSError, failed: dict[str, str]) -> Exception:
     """The error of a disk that is full or cannot be written, in words; any other one as it is."""
     said = disk.refused(error)
     if said is None:
         return error
     lost = f"; not folded: {', '.join(sorted(failed))}" if failed else ""
-    return UserError(f"{said}{lost}; {report.KEPT}")
+    return UserError(f"{said}{lost}; {report.kept()}")
 
 
 def _write_report(numbers: dict[str, Any], path: str) -> None:
@@ -108,11 +132,11 @@ def _write_report(numbers: dict[str, Any], path: str) -> None:
         print(f"foldcp: FOLDCP_REPORT={path} is not written: {error.strerror}", file=sys.stderr)
 
 
-def begin(options: dict[str, Any]) -> Run:
+def begin(options: dict[str, Any], until_end: ExitStack) -> Run:
     """Check a prediction and bring its ranks together.
 
     Args:
-        options: the arguments of Boltz's `predict`.
+        options: the arguments of Boltz's `predict`. until_end: gets what holds as long as the run.
 
     Raises:
         ValueError: a FOLDCP_* variable is wrong, or the mesh does not fit the number of ranks.
@@ -124,8 +148,8 @@ def begin(options: dict[str, Any]) -> Run:
     ranks.patience = float(config.timeout)
     preflight.check_launch(config, place)
     check_numbers(options)
-    size = meshes.group_size(place.world, config.dp, config.mesh)
-    rows, cols = meshes.choose(size, config.mesh)
+    size = mesh_shape.group_size(place.world, config.dp, config.mesh)
+    rows, cols = mesh_shape.choose(size, config.mesh)
     ranks.group, ranks.groups = place.rank // size, config.dp
     device = preflight.choose_device(options, place)
     allocator.check_growth(device)
@@ -135,26 +159,25 @@ def begin(options: dict[str, Any]) -> Run:
     preflight.choose_kernels(options, config, device)
     preflight.check_same_everywhere(options, config, ranks)
     preflight.check_interfaces(os.environ, place.world)
-    preflight.check_kept(config, ranks.is_root)
+    early.check_kept(config, ranks.is_root)
     preflight.agree_on_kernels(config, device, ranks)
     ranks.at("joining the ranks")
     mesh = ranks.form(rows, cols, device, config)
-    progress.listen(ranks.at)
-    seal = None
+    seal, console = None, None
     if ranks.is_root:
         seal = preflight.claim_folder(options, ranks.fail).seal
+        console = until_end.enter_context(one_voice(results_folder(options), config.verbose))
     else:
-        progress.show(False)
-        # What Boltz prints would appear once per rank; errors still reach stderr.
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-        warnings.simplefilter("ignore")
-        logging.disable(logging.WARNING)
+        until_end.enter_context(silent())
     seal = Seal(*ranks.from_root((seal.path, seal.key) if seal else None))
-    ranks.at("reading inputs")
     asked = {name: options.get(name) for name in ("seed", "write_embeddings")}
     run = Run(config, ranks, mesh, asked["seed"], bool(asked["write_embeddings"]))
     run.seal = seal
     run.output_format = options.get("output_format") or "mmcif"
+    run.structures = results_folder(options) / "processed" / "structures"
+    run.watching = Watching(ranks, console)
+    progress.listen(run.watching.hear)
+    run.at("reading inputs")
     return run
 
 
@@ -178,6 +201,7 @@ class _RootManifest:
         manifest = self._stock.load(path) if run.session.is_root else None
         manifest = run.session.from_root(manifest)
         run.with_affinity = any(record.affinity for record in manifest.records)
+        run.known = tuple(record.id for record in manifest.records)
         return manifest
 
 
@@ -200,6 +224,9 @@ def _decided_by_root(stock: Callable[..., Any], affinity: bool = False) -> Calla
             asked = [r for r in left.records if r.affinity]
             ready = [r for r in asked if (done / r.id / f"pre_affinity_{r.id}.npz").exists()]
             left = type(left)(ready)
+            run.scored = tuple(record.id for record in ready)
+        elif left is not None:
+            run.asked = tuple(record.id for record in left.records)
         return run.session.from_root(left)
 
     return filter_inputs

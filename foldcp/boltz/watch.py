@@ -12,7 +12,7 @@ from foldcp.boltz.meetings import Meetings, spoken, unheard
 from foldcp.boltz.place import Place
 from foldcp.config import Config
 from foldcp.message import Forged
-from foldcp.report import KEPT
+from foldcp.report import kept
 
 if TYPE_CHECKING:
     from foldcp.boltz.peers import Peers
@@ -61,7 +61,7 @@ class Watch(Meetings):
             message = (
                 f"rank {self.place.rank} was stopped for {self.guard.stopped:.0f} s; {message}"
             )
-        self.guard.claim(message or f"{untold}; {KEPT}", code)
+        self.guard.claim(message or f"{untold}; {kept()}", code)
         self._over.set()
         try:
             if store.add("failed", 1) == 1 or unheard(store):
@@ -87,7 +87,7 @@ class Watch(Meetings):
             try:
                 message = self._noticed(self._watched)
             except Forged as error:
-                message = f"{error}, all ranks end; {KEPT}"
+                message = f"{error}, all ranks end; {kept()}"
             except RuntimeError:
                 if not self._over.wait(2 * _POLL):
                     message = self.peers.lost_store()
@@ -105,7 +105,7 @@ class Watch(Meetings):
         lost = self.peers.lost(after, self.patience)
         if lost is None or store.check([f"departed/{after}"]):
             return None
-        return f"{lost}, all ranks end; {KEPT}"
+        return f"{lost}, all ranks end; {kept()}"
 
     def _overdue(self, what: str, seconds: float) -> str:
         text = f"waited {seconds:.0f} s (FOLDCP_TIMEOUT) for {what}"

@@ -68,6 +68,8 @@ class _RootWriter:
         run.session.at(f"writing of {record_id}")
         tokens = batch["token_index"].shape[1] if "token_index" in batch else 0
         together(run, record_id, tokens, work)
+        if run.watching is not None and not run.alone:
+            run.watching.finished(run.writes)
 
     def _fail(self, run: Run, record_id: str, reason: str) -> None:
         run.failed[record_id] = reason
