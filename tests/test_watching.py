@@ -82,7 +82,7 @@ def test_a_terminal_has_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
         fold(watching, [0.0])
     told = screen.getvalue()
     assert "\n" not in told and all(len(s) < 80 for s in told.split("\r\x1b[K"))
-    assert "input 2 of 2, b: trunk 2/2 [" in told and "] 100 %" in told and ":0" in told
+    assert "input 2 of 2, b: trunk 2/2 [" in told and "] 100 %" in told and ", 0:0" in told
     watching._console.say("stays")
     assert screen.getvalue().endswith("\r\x1b[Kstays\n")
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 _EVERY = 0.2, 30.0  # seconds between two states of one stage: on a terminal, in a file
-_BAR = 20  # characters
+_BAR, _LEAST = 20, 5  # characters of a bar, at most and at least
 _CLEAR = "\r\x1b[K"
 
 # What Boltz says, and foldcp says better or not at all.
@@ -96,12 +96,10 @@ class Console:
         if not self.is_terminal:
             self.say(f"foldcp: {plain}")
             return
-        bar = ""
-        if fraction is not None:
-            full = round(_BAR * min(1.0, max(0.0, fraction)))
-            bar = f" [{'#' * full}{'.' * (_BAR - full)}] "
-            plain = f"{what}{bar}{', '.join(part for part in (percent, left) if part)}"
         width = shutil.get_terminal_size().columns - 1
+        bar = "" if fraction is None else _bar(fraction, width - len(f"foldcp: {plain}") - 3)
+        if bar:
+            plain = f"{what} {bar} {', '.join(part for part in (percent, left) if part)}"
         self._drawn = f"foldcp: {plain}"[:width]
         self._stream.write(_CLEAR + self._drawn)
         self._stream.flush()
@@ -115,6 +113,13 @@ class Console:
     def again(self) -> None:
         """The next `show` counts as fresh."""
         self._at = float("-inf")
+
+
+def _bar(fraction: float, room: int) -> str:
+    """A bar of at most `room` characters; "" where that is too few."""
+    length = min(_BAR, room)
+    full = round(length * min(1.0, max(0.0, fraction)))
+    return f"[{'#' * full}{'.' * (length - full)}]" if length >= _LEAST else ""
 
 
 class Screened:
