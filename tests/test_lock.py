@@ -165,7 +165,7 @@ def test_one_of_many_takes_over_from_a_dead_one(links: bool, tmp_path: Path) -> 
         told = [path.read_text() for path in folder.glob("*.told")]
         assert len(told) == list(codes.values()).count(1)
         assert all(any(f"process {p} on " in text for p in [*winners, *dead]) for text in told)
-    assert won >= 6
+    assert won >= 2  # of the others a winner was killed
 
 
 @pytest.fixture
@@ -338,6 +338,7 @@ def test_every_signal_gives_the_lock_back(
     number: int, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     def work() -> None:
+        signal.signal(number, signal.SIG_DFL) if number != signal.SIGKILL else None  # after nohup
         signals._GRACE = 0.1
         signal.signal(signal.SIGINT, lambda *_: None)  # the main thread does not come back
         session._current = None

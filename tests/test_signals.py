@@ -65,6 +65,12 @@ def _listening(pids: list[int]) -> set[str]:
     return {r[1].partition(":")[0] for r in rows if r[3] == "0A" and f"socket:[{r[9]}]" in own}
 
 
+def _hear() -> None:
+    """Take signals that who started the tests ignores, as a shell does in the background."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_everything_ends(case: str, tmp_path: Path, tiny_cache: Path) -> None:
     who, number, code, said = CASES[case]
@@ -75,17 +81,19 @@ def test_everything_ends(case: str, tmp_path: Path, tiny_cache: Path) -> None:
     places = ["--out_dir", str(tmp_path), "--cache", str(tiny_cache)]
     command = [sys.executable, "-m", "foldcp", "run", "--nproc", "2", "predict"]
     log = tmp_path / "log"
-    with log.open("w") as stderr:
+    shown = tmp_path / "shown"
+    with log.open("w") as stderr, shown.open("w") as stdout:
         launcher = subprocess.Popen(
             [*command, str(tmp_path / "one.yaml"), *ENDLESS.split(), *places],
             env={**os.environ, "FOLDCP": "1", "OMP_NUM_THREADS": "1", name: value},
-            stdout=subprocess.DEVNULL,
+            stdout=stdout,
             stderr=stderr,
             start_new_session=True,
+            preexec_fn=_hear,
         )
     try:
         until = time.monotonic() + 120
-        while "one diffusion" not in log.read_text() and time.monotonic() < until:
+        while "one: sampling" not in shown.read_text() and time.monotonic() < until:
             time.sleep(0.1)
         assert _listening(_running(mark)) == {LOOPBACK}, "other machines can reach a port"
         time.sleep(0.5)
