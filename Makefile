@@ -1,5 +1,5 @@
 # make demo   fold ubiquitin with stock Boltz and on a 2x2 mesh, and compare (under 4 minutes)
-# make test   all tests (about 25 minutes on 2 cores)
+# make test   all tests (about 25 minutes on 2 cores, two at a time)
 # make lint   ruff
 # make bench  what the README's figures come from (about 30 minutes); writes bench/results
 # make setup  only the environment, .venv; the other targets call it
@@ -35,7 +35,7 @@ $(PY):
 	@echo "installing torch, Boltz and foldcp into .venv, and compiling its extension"
 	@$(PIP) $(TORCH) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 	@$(PIP) -c constraints.txt setuptools wheel
-	@$(PIP) -c constraints.txt boltz==2.2.1 pytest ruff triton matplotlib
+	@$(PIP) -c constraints.txt boltz==2.2.1 pytest pytest-xdist ruff triton matplotlib
 	@$(PIP) -c constraints.txt -e . --no-build-isolation
 	@touch $@
 
@@ -43,7 +43,7 @@ demo: setup
 	@$(PY) -m bench.demo $(DEMO)
 
 test: setup
-	@$(PY) -m pytest tests -x
+	@$(PY) -m pytest tests -x -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: setup
 	@$(PY) -m ruff check .

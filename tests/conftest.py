@@ -17,24 +17,12 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 import pytest  # noqa: E402
-from compiled import TEST, compilation  # noqa: E402
 from strict import strict  # noqa: E402
 
 if TYPE_CHECKING:
     from parity import Prepared
 
 strict()
-
-
-def pytest_collection_finish(session: pytest.Session) -> None:
-    """Compile the kernels beside the other tests."""
-    if any(item.name == TEST for item in session.items) and not session.config.option.collectonly:
-        compilation.start()
-
-
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Leave no process behind, whatever ended the session."""
-    compilation.stop()
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,6 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from compiled import compilation
 from kernel_checks import DEVICE, error
 from torch import Tensor
 
@@ -248,34 +247,6 @@ def test_the_gate_sees_what_is_wrong() -> None:
     assert aot.problems(good | {"tensor_core": "HMMA", "operands": "f32"}, False, False) == []
     plain = {"kernel": "adaptive_norm_kernel", "tensor_core": "none", "operands": "none"}
     assert aot.problems(good | plain, False, False) == []
-
-
-def test_kernels_compile_for_every_chip() -> None:
-    """No spills, shared memory within the chip, tensor cores; the published table is current."""
-    code, said = compilation.wait()
-    assert code == 0, said[-4000:]
-    import triton
-
-    def rows(path: Path) -> set[tuple[str, ...]]:
-        columns = ("kernel", "operands", "chip", "constants", "registers", "shared_kib")
-        with path.open() as file:
-            return {tuple(r[c] for c in columns) for r in csv.DictReader(file)}
-
-    found = rows(compilation.table)
-    assert len(found) > 100
-    if triton.__version__ != "3.7.1":  # the version of the published table
-        return
-    with compilation.table.open() as file:
-        core = [
-            float(r["issue_ratio"])
-            for r in csv.DictReader(file)
-            if r["chip"] == "sm_90" and r["operands"] == "bf16" and "D=32, " in r["constants"]
-            and "BI=128" in r["constants"] and r["kernel"] == "attention_kernel"
-        ]  # fmt: skip
-    # Exponentials bound the core on Hopper as long as everything else hides beside them.
-    assert core and max(core) < 1.1, core
-    other = sorted(found - rows(aot.RESULT))[:5]
-    assert not other, f"bench/results/aot.csv is old, run python -m bench.aot: {other}"
 
 
 def test_issue_slots_are_those_of_the_loop() -> None:
