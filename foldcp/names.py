@@ -76,7 +76,7 @@ def regular(path: Place) -> Place:
     except OSError:
         return path  # opening it says why
     if not stat.S_ISREG(mode):
-        raise Unsafe(f"{path} is not used: it is {_kind(mode)}, not a regular file")
+        raise Unsafe(f"{path} is not used: it is {kind(mode)}, not a regular file")
     return path
 
 
@@ -90,10 +90,11 @@ def open_regular(path: Path) -> BinaryIO:
     mode = os.fstat(number).st_mode
     if not stat.S_ISREG(mode):
         os.close(number)
-        raise Unsafe(f"{path} is not used: it is {_kind(mode)}, not a regular file")
+        raise Unsafe(f"{path} is not used: it is {kind(mode)}, not a regular file")
     return os.fdopen(number, "rb")
 
 
-def _kind(mode: int) -> str:
+def kind(mode: int) -> str:
+    """What a file is that is not regular, by its mode."""
     kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
     return kinds.get(stat.S_IFMT(mode), "a device")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import random
 import re
 from collections.abc import Iterator
@@ -30,6 +31,11 @@ CONTACT = AB + "constraints:\n- contact: {token1: %s, token2: [B, C8]}\n"
 BOND = AB + "constraints:\n- bond: {atom1: %s, atom2: [B, 1, C8]}\n"
 AFFINITY = "properties:\n- affinity: {binder: %s}\n"
 
+LAUGH = "a: &a [x]\n" + "".join(
+    f"{after}: &{after} [{9 * f'*{before},'}]\n"
+    for before, after in zip("abcdefg", "bcdefgh", strict=True)
+)
+
 # Document -> parts of what is said. Lines count from 1.
 FAULTY: list[tuple[str | bytes, str]] = [
     ("", "it is empty"),
@@ -38,12 +44,20 @@ FAULTY: list[tuple[str | bytes, str]] = [
     (b"sequences:\n\xff\xfe", "line 2: it is not text in UTF-8"),
     ("a: \x01b", "line 1: it holds a control character"),
     ("sequences:\n-\tprotein: 1\n", "line 2: a tab stands where YAML expects text"),
-    ("sequences:\n- protein: [oops\n", "line 3: it is no valid YAML"),
+    ("sequences:\n- protein: [oops\n", "line 2: it is no valid YAML: .*is not closed"),
+    ("sequences:\n- protein: {id: 'A}\n\n\n", "line 2: .* a quotation mark is not closed"),
     ("a: b: c\n", "line 1: it is no valid YAML: `:`"),
     (AB + "---\na: 1\n", "it holds several documents"),
-    (HEAD + "- ligand: {id: B, smiles: C[C@H](N)O}\n", "line 2: .*put a SMILES in quotes"),
+    (HEAD + "- ligand: {id: B, smiles: C[C@H](N)O}\n", "line 2: .*put a SMILES in single quotes"),
     ("a: " + "[" * 1500, "it is nested too deeply"),
-    ("a: 2024-13-45", "a value cannot be read"),
+    ("a: 1\nb: 2024-13-45", "line 2: 2024-13-45 cannot be read as a date"),
+    ("a: 1\nb: " + 5000 * "9", "line 2: 9{40}... cannot be read as a number"),
+    ("a: !!bool A", "line 1: A cannot be read as true or false"),
+    ("a: !!map A", "line 1: a value of this tag .* cannot be read"),
+    ("? [a]\n: 1\n", "line 1: .* a key must be text"),
+    ("a: &a 1\nb: &a 1", "line 2: .* an anchor .* is given twice"),
+    (LAUGH + HEAD + "- ligand: {id: A, ccd: *h}\n", "aliases .* stand for more than 1,000,000"),
+    (">A|protein|empty\nMKT\n", "it looks like FASTA: let its name end in .fasta"),
     ("version: 1\n", "it has no `sequences`"),
     ("sequence:\n" + A, "line 1: the input has no field `sequence`: did you mean `sequences`"),
     (HEAD, "line 1: `sequences:` is empty"),
@@ -52,6 +66,10 @@ FAULTY: list[tuple[str | bytes, str]] = [
     (AB + "version: 2\n", "line 4: `version` must be 1, got the number 2"),
     (AB + "version: '1'\n", "line 4: `version` must be 1, got '1'"),
     (AB + "version: 1\nversion: 1\n", "line 5: `version` of the input is given twice"),
+    (HEAD + "-protein: {id: A}\n", "line 2: `-protein` begins no entry: it takes `-` and a sp"),
+    (HEAD + "-\u00a0protein: {id: A}\n", "line 2: .* begins no entry"),
+    (HEAD + "- protein:\n    id:A\n", "line 2: .*put a space after each colon"),
+    (HEAD + "- yes: {id: A}\n", "line 2: `true` cannot begin"),
     (HEAD + "- A\n", "line 2: an entry of `sequences` must be protein, dna, rna or ligand"),
     (HEAD + "- protien: {id: A}\n", "line 2: `protien` .*did you mean `protein`"),
     (HEAD + "- Protein: {id: A}\n", "line 2: `Protein` .*did you mean `protein`"),
@@ -69,6 +87,11 @@ FAULTY: list[tuple[str | bytes, str]] = [
     (AB.replace("id: A", "id: ''"), "line 2: `id` of protein is empty"),
     (AB.replace("id: A", "id:"), "line 2: `id` of protein must be text, got nothing"),
     (AB.replace("id: A", "id: {A: 1}"), "line 2: `id` of protein must be text, got a mapping"),
+    (AB.replace("id: A", "id: !!omap [A: 1]"), "must be text, got a value with the tag !!omap"),
+    (AB.replace("id: A", "id: !!set {A}"), "must be text, got a value with the tag !!set"),
+    (AB.replace("id: A", "id: &a [*a]"), "line 2: `id` of protein must be text, got a list"),
+    (AB.replace("id: A", r'id: "A\ud800"'), r"line 2: chain id A\\ud800 holds a character that"),
+    (AB.replace("id: A", r'id: "A\0"'), r"line 2: chain id A\\u0000 holds a character that"),
     (AB.replace("id: A", "id: ABCDEF"), "line 2: chain id ABCDEF is longer than 5 letters"),
     (AB.replace("id: B", "id: A"), "line 3: chain id A is given twice, first on line 2"),
     (AB.replace("MKTAYIAKQR", "123"), "`sequence` of protein A must be text, got the number 123"),
@@ -76,13 +99,17 @@ FAULTY: list[tuple[str | bytes, str]] = [
     (AB.replace("MKTAYIAKQR", "mkt"), "'m' at position 1 .*write it in capitals"),
     (AB.replace("MKTAYIAKQR", "MK-T"), "'-' at position 3 of the sequence of protein A"),
     (HEAD + "- protein:\n    id: A\n    msa: empty\n    sequence: >-\n      MKT\n      AAA\n",
-     "line 5: a space at position 4"),
+     "line 5: a space at position 4 .*write the sequence without spaces"),
+    (AB.replace("MKTAYIAKQR", "\u041cKT"), r"'\u041c' \(U\+041C\) at position 1"),
     (HEAD + "- rna: {id: R, sequence: GAT}\n", "'T' at position 3 .*write U, or make it `dna`"),
     (HEAD + "- dna: {id: R, sequence: GAU}\n", "'U' at position 3 .*write T, or make it `rna`"),
     (HEAD + "- dna: {id: R, sequence: MKLE}\n", "'L' at position 3 .* stands for no nucleotide"),
     (AB.replace("empty", "[a.a3m]"), "line 2: `msa` of protein A must be a path or `empty`"),
     (AB.replace("empty", "5"), "line 2: `msa` of protein A must be a path or `empty`, got the n"),
     (AB.replace("empty", "Empty"), "line 2: MSA file Empty of protein A not found: write `empty`"),
+    (AB.replace("empty", r'"\ud83d.a3m"'), r"MSA file \\ud83d.a3m of protein A not found"),
+    (AB.replace("empty", 300 * "a"), "line 2: MSA file a{200}... of protein A not found .File na"),
+    (AB.replace("empty", "folder/pipe"), "it is a pipe, not a regular file"),
     (AB.replace("empty", "no.a3m"), "MSA file no.a3m of protein A not found: correct its path"),
     (AB.replace(", msa: empty", ""), "line 2: a protein has no `msa`: .*--use_msa_server"),
     (AB.replace("empty", "folder/x.sto"), "reformat.pl sto a3m x.sto x.a3m"),
@@ -91,10 +118,14 @@ FAULTY: list[tuple[str | bytes, str]] = [
     (AB.replace("}", ", modifications: [{position: 11, ccd: ALA}]}", 1), "1 to 10"),
     (AB.replace("}", ", modifications: [{position: 0, ccd: ALA}]}", 1), "`position` 0 of"),
     (AB.replace("}", ", modifications: [{position: 1.0, ccd: ALA}]}", 1), "a whole number, got"),
+    (AB.replace("}", ", modifications: [{position: 010, ccd: ALA}]}", 1), "010 is 8 to YAML"),
+    (AB.replace("}", ", modifications: [" + 2 * "{position: 1, ccd: ALA}, " + "]}", 1),
+     "changes position 1 again: keep one"),
     (AB.replace("}", ", modifications: [{position: 1, ccd: sep}]}", 1), "no sep in Boltz's dict"),
     (AB.replace("}", ", modifications: [ALA]}", 1), "must be `{position: 2, ccd: SEP}`, got"),
     (AB.replace("}", ", modifications: [{positon: 1, ccd: ALA}]}", 1), "did you mean `position`"),
     (AB.replace("}", ", cyclic: 'no'}", 1), "`cyclic` of protein A must be true or false"),
+    (AB.replace("}", ", cyclic: [1]}", 1), "must be true or false, got a list"),
     (HEAD + "- ligand: {id: B}\n", "line 2: ligand B has neither `ccd` nor `smiles`"),
     (HEAD + "- ligand: {id: B, ccd: MG, smiles: C}\n", "line 2: ligand B has both"),
     (HEAD + "- ligand: {id: B, ccd: OFF}\n", "there is no OFF in Boltz's dictionary"),
@@ -130,6 +161,9 @@ FAULTY: list[tuple[str | bytes, str]] = [
     ((POCKET % "[[A, 1]]").replace("binder: B", "binder: C"), "chain C, which the input does not"),
     ((POCKET % "[[A, 1]]").replace("binder: B", "binder: [B]"), "must be a chain's id, got a l"),
     (POCKET % "[[A, 1]], max_distance: far", "a number of angstroms above 0, got 'far'"),
+    (POCKET % "[[A, 1]], max_distance: '6'", "above 0, got '6' in quotes"),
+    (POCKET % ("[[A, 1]], max_distance: 1" + 400 * "0"), "above 0, got the number 10{39}"),
+    (POCKET % "[[A, 1:30]]", "1:30 is 90 to YAML: write it without `:`"),
     (CONTACT % "[A]", r"`token1` of the contact must be \[chain, residue number\]"),
     (AB + "templates:\n", "line 4: `templates:` is empty"),
     (AB + "templates:\n- {chain_id: A}\n", "line 5: a template has neither `cif` nor `pdb`"),
@@ -141,6 +175,8 @@ FAULTY: list[tuple[str | bytes, str]] = [
     (AB + "templates:\n- {cif: folder/empty.cif}\n", "it has no model"),
     (AB + "templates:\n- {cif: folder/bare.cif}\n", "it lacks the categories entity"),
     (AB + "templates:\n- {cif: folder/x.txt}\n", "it is no mmCIF file"),
+    (AB + "templates:\n- {cif: t.pdb}\n", "it is a PDB file: write `pdb:` before its path"),
+    (AB + "templates:\n- {cif: folder/pipe}\n", "line 5: template folder/pipe is a pipe"),
     (AB + "templates:\n- {pdb: folder/x.txt}\n", "it is no PDB file"),
     (AB + "templates:\n- {pdb: t.pdb, template_id: Q}\n", "template t has no protein chain Q"),
     (AB + "properties:\n", "line 4: `properties:` is empty"),
@@ -156,7 +192,11 @@ FAULTY: list[tuple[str | bytes, str]] = [
 ]  # fmt: skip
 FASTA = [
     ("", "it holds no chain"),
+    ("\ufeff>A|rna\nGG\n", "line 1: it begins with a byte order mark"),
+    (">A|protein|empty\nMK\u2028T\n", r"line 2: '\\u2028' at position 3 .*without spaces"),
+    (">A|protein\nMKT\n", "line 1: a protein has no MSA: .*`>A|protein|empty`"),
     (">A protein\nMKT\n", "line 1: header `>A protein` has no `|`"),
+    (">A|protien|empty\nMKT\n", "line 1: .*did you mean protein"),
     (">A|prot|empty\nMKT\n", "line 1: `prot` in header .* is no kind of chain"),
     (">A|rna|x.a3m\nGG\n", "line 1: header .* names an MSA, which only proteins have"),
     (">|rna\nGG\n", "line 1: `id` of rna is empty"),
@@ -212,6 +252,7 @@ def process(tiny_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 def _write_files(folder: Path) -> None:
     write_template(folder / "t.pdb", PROTEIN[:10])
     (folder / "folder").mkdir()
+    os.mkfifo(folder / "folder" / "pipe")
     text = (folder / "t.pdb").read_text()
     (folder / "folder" / "noseq.pdb").write_text(text[text.index("ATOM") :])
     parts = gemmi.MmcifOutputGroups(False)
@@ -261,6 +302,7 @@ def test_codes_are_read_as_they_are_written(process: Any, tiny_cache: Path, tmp_
     residues = np.load("out/structures/x.npz")["residues"]["name"].tolist()
     assert sorted(residues) == sorted(["1", "ALA", *codes, *codes, "143", "143"])
     assert process(text.replace("0x1", "0x2"), mols=mols).count("there is no 0x2 in Boltz's") == 2
+    assert process("> A|protein|empty x\nMK\n", ".fasta") == ""  # as Boltz's docstring has it
     assert process(">A|ccd\n143\n>B|ccd\n017\n", ".fasta", mols=mols) == ""
 
 

@@ -83,8 +83,10 @@ def _plain(name: str) -> str:
         try:
             with (gzip.open if packed else open)(path, "rb") as source, known.open("wb") as made:
                 shutil.copyfileobj(source, made)
-        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise unreadable(path, f"it cannot be unpacked: {error}") from error
+        except gzip.BadGzipFile as error:
+            raise unreadable(path, "it cannot be unpacked: gzip did not make it") from error
+        except (EOFError, zlib.error) as error:
+            raise unreadable(path, "it cannot be unpacked: it is damaged or cut short") from error
     return str(known)
 
 
@@ -110,7 +112,10 @@ def checked(stock: Callable[..., MSA]) -> Callable[..., MSA]:
         except OSError as error:
             raise unreadable(path, error.strerror or str(error)) from error
         except UnicodeDecodeError as error:
-            raise unreadable(path, "it is not text") from error
+            with path.open("rb") as file:
+                packed = file.read(2) == b"\x1f\x8b"
+            what = "it is packed by gzip: let its name end in .gz" if packed else "it is not text"
+            raise unreadable(path, what) from error
         except KeyError as error:
             what = "is a byte order mark" if error.args == ("\ufeff",) else "stands for no residue"
             raise unreadable(path, f"the letter {error} {what}") from error

@@ -27,7 +27,7 @@ from boltz.data.parse import schema as stock_schema
 from foldcp.boltz import alignments, answers, leftovers, queries, trust
 from foldcp.boltz.document import codes, schema
 from foldcp.boltz.document.explain import explain, readable
-from foldcp.boltz.document.faults import at
+from foldcp.boltz.document.faults import at, visible
 from foldcp.boltz.document.setting import Setting
 from foldcp.boltz.run import Run, current
 from foldcp.boltz.seal import Lost
@@ -215,7 +215,8 @@ def whole_or_nothing(stock: Callable[..., None]) -> Callable[..., None]:
         finally:
             shutil.rmtree(partial, ignore_errors=True)
         if failure:
-            print(f"foldcp: {path.name} is left out: {failure}", flush=True)
+            failure, name = visible(" ".join(failure.split())), visible(path.name)
+            print(f"foldcp: {name} is left out: {failure}", flush=True)
             _keep_reason(run, path, failure)
 
     return process_input

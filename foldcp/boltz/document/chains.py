@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from foldcp.boltz.document import contents
-from foldcp.boltz.document.faults import Faults, nearest, told
+from foldcp.boltz.document.faults import Faults, nearest, shortened, spelt, told
 from foldcp.boltz.document.reading import Fields, Mark
 from foldcp.boltz.document.setting import LONGEST, Chain, Setting
 
@@ -82,13 +83,13 @@ def open_entry(
         faults.add(mark.line, f"{what} must be {named} and a colon, got {told(item, mark)}")
         return None
     for key, line, _ in item.twice:
-        faults.add(line, f"`{key}` is given twice in {what}: begin the second with a dash")
+        faults.add(line, f"`{spelt(key)}` is given twice in {what}: begin the second with a dash")
     kind = next(iter(item))
     line = item.mark(kind).line
     if kind not in kinds:
-        near = nearest(str(kind), kinds)
+        near = nearest(spelt(kind), kinds)
         hint = f"did you mean `{near}`?" if near else f"it must be {named}"
-        faults.add(line, f"`{kind}` cannot begin {what}: {hint}")
+        faults.add(line, f"`{spelt(kind)}` cannot begin {what}: {hint}")
         return None
     value = item[kind]
     others = [key for key in item if key != kind]
@@ -98,6 +99,8 @@ def open_entry(
             if others
             else f"write its fields below `{kind}:`"
         )
+        if isinstance(value, str) and re.match(r"\w+:\S", value):
+            hint = "put a space after each colon"
         faults.add(line, f"`{kind}` must have fields, got {told(value, item.mark(kind))}: {hint}")
         return None
     for key in others:
@@ -108,7 +111,8 @@ def open_entry(
             )
         else:
             faults.note(
-                item.mark(key).line, f"`{key}` beside `{kind}` is no field of Boltz and is ignored"
+                item.mark(key).line,
+                f"`{spelt(key)}` beside `{kind}` is no field of Boltz and is ignored",
             )
     return kind, value
 
@@ -131,11 +135,16 @@ def _ids(
             faults.add(place.line, f"`id` of {kind} must be text, got {told(name, place)}")
         elif not name:
             faults.add(place.line, f"`id` of {kind} is empty")
+        elif not name.isprintable():
+            faults.add(
+                place.line,
+                f"chain id {name[:LONGEST]} holds a character that cannot be shown: remove it",
+            )
         elif len(name) > LONGEST:
             faults.add(
                 place.line,
-                f"chain id {name} is longer than {LONGEST} letters, of which Boltz keeps "
-                f"{LONGEST}: shorten it",
+                f"chain id {shortened(name)} is longer than {LONGEST} letters, of which Boltz "
+                f"keeps {LONGEST}: shorten it",
             )
         elif len(name) > widest:
             faults.add(

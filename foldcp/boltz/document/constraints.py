@@ -7,7 +7,15 @@ from typing import Any
 from boltz.data import const
 
 from foldcp.boltz.document.chains import open_entry
-from foldcp.boltz.document.faults import Faults, or_nearest, told, whole
+from foldcp.boltz.document.faults import (
+    Faults,
+    disguised,
+    or_nearest,
+    shortened,
+    spelt,
+    told,
+    whole,
+)
 from foldcp.boltz.document.reading import Fields, Items, Mark
 from foldcp.boltz.document.setting import Chain, Setting
 
@@ -83,9 +91,12 @@ def _pocket(fields: Fields, chains: dict[str, Chain], faults: Faults) -> None:
     elif len(contacts) == 2 and not any(isinstance(x, list) for x in contacts):
         faults.add(
             mark.line,
-            f"`contacts` of the pocket must be {form}: write [[{contacts[0]}, {contacts[1]}]]",
+            f"`contacts` of the pocket must be {form}: write "
+            f"[[{spelt(contacts[0])}, {spelt(contacts[1])}]]",
         )
     else:
+        if not contacts:
+            faults.note(mark.line, "`contacts` of the pocket is an empty list, so it has no effect")
         for item, place in zip(contacts, contacts.marks, strict=True):
             _token(item, place, "a contact of the pocket", chains, faults)
 
@@ -98,7 +109,7 @@ def known_chain(
     elif value not in chains:
         faults.add(
             mark.line,
-            f"{what} is chain {value}, which the input does not have: "
+            f"{what} is chain {shortened(value)}, which the input does not have: "
             f"{or_nearest(value, chains, 'chains')}",
         )
     else:
@@ -128,8 +139,10 @@ def _token(value: Any, mark: Mark, what: str, chains: dict[str, Chain], faults: 
         faults.add(
             line,
             f"{what} with {chain.kind} {chain.id} is by residue number, got "
-            f"{told(place, value.marks[1])}",
+            f"{told(place, value.marks[1], numeric=True)}",
         )
+    elif odd := disguised(place, value.marks[1]):
+        faults.add(line, f"{what}: {odd}")
     elif length and not 1 <= number <= length:
         faults.add(line, f"{what} is residue {number} of chain {chain.id}, which has 1 to {length}")
 
@@ -149,8 +162,11 @@ def _atom(fields: Fields, key: str, chains: dict[str, Chain], faults: Faults) ->
     if number is None:
         faults.add(
             mark.line,
-            f"the second of {what} must be a residue number, got {told(value[1], value.marks[1])}",
+            f"the second of {what} must be a residue number, got "
+            f"{told(value[1], value.marks[1], numeric=True)}",
         )
+    elif odd := disguised(value[1], value.marks[1]):
+        faults.add(mark.line, f"the second of {what}: {odd}")
     if not isinstance(name, str):
         faults.add(
             mark.line,

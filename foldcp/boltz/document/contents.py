@@ -6,7 +6,7 @@ from typing import Any
 
 from boltz.data import const
 
-from foldcp.boltz.document.faults import Faults, told
+from foldcp.boltz.document.faults import Faults, disguised, shortened, told
 from foldcp.boltz.document.reading import Fields, Mark
 from foldcp.boltz.document.setting import LONGEST, Setting
 
@@ -46,9 +46,13 @@ def polymer(fields: Fields, kind: str, where: str, faults: Faults) -> tuple[Any,
 def _wrong_letters(wrong: list[tuple[int, str]], text: str, kind: str, where: str) -> str:
     index, letter = wrong[0]
     name = {" ": "a space", "\t": "a tab", "\n": "a line break"}.get(letter, f"'{letter}'")
+    if not letter.isascii() and letter.isprintable():  # it may look like another
+        name = f"'{letter}' (U+{ord(letter):04X})"
     more = "" if len(wrong) == 1 else f" and {len(wrong) - 1} more"
     if letter == ">":
-        hint = "a YAML input holds the sequence only, without a FASTA header"
+        hint = "give the sequence only, and each chain an entry or header of its own"
+    elif letter.isspace():
+        hint = "write the sequence without spaces or line breaks"
     elif all(c.islower() for _, c in wrong):
         hint = "write it in capitals"
     elif letter == "T" and kind == "rna":
@@ -82,18 +86,25 @@ def modified(
             if key not in item:
                 faults.add(item.line, f"{what} has no `{key}`: it needs `position` and `ccd`")
         position, place = item.get("position"), item.mark("position")
-        if "position" in item and (isinstance(position, bool) or not isinstance(position, int)):
+        if "position" not in item:
+            pass
+        elif isinstance(position, bool) or not isinstance(position, int):
             faults.add(
                 place.line,
-                f"`position` of {what} must be a whole number, got {told(position, place)}",
+                f"`position` of {what} must be a whole number, got "
+                f"{told(position, place, numeric=True)}",
             )
-        elif "position" in item and not 1 <= position <= len(residues):
+        elif odd := disguised(position, place):
+            faults.add(place.line, f"`position` of {what}: {odd}")
+        elif not 1 <= position <= len(residues):
             faults.add(
                 place.line,
-                f"`position` {position} of {what} is not in its sequence, which has 1 to "
-                f"{len(residues)}",
+                f"`position` {shortened(place.text or str(position))} of {what} is not in its "
+                f"sequence, which has 1 to {len(residues)}",
             )
-        elif "position" in item:
+        elif found[position - 1] is None:
+            faults.add(place.line, f"{what} changes position {position} again: keep one")
+        else:
             found[position - 1] = None
         if "ccd" in item:
             codes = _codes([(item["ccd"], item.mark("ccd"))], what, faults)
@@ -122,7 +133,7 @@ def ligand(fields: Fields, where: str, faults: Faults) -> tuple[Any, list[str | 
         text = faults.text(fields, "smiles", where, "CCO")
         why = None if text is None else smiles_fault(text)
         if why:
-            faults.add(mark.line, f"`smiles` of {where}, {_short(text)}, {why}")
+            faults.add(mark.line, f"`smiles` of {where}, {shortened(text or '')}, {why}")
         return (value, [None]) if text is not None and why is None else None
     many = isinstance(value, list)
     if many and not value:
@@ -164,7 +175,7 @@ def known(codes: list[str | None], line: int, where: str, faults: Faults, settin
         return
     for code in codes:
         if code is not None and not setting.has_residue(code):
-            upper = code.upper()
+            upper = code.strip().upper()
             hint = "look it up at rcsb.org/ligand, or give a `smiles`"
             if upper != code and setting.has_residue(upper):
                 hint = f"did you mean {upper}?"
@@ -191,7 +202,3 @@ def smiles_fault(text: str) -> str | None:
     finally:
         del blocker
     return "is no possible molecule"
-
-
-def _short(text: str | None) -> str:
-    return f"{(text or '')[:40]}{'...' if len(text or '') > 40 else ''}"

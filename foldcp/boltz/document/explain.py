@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from functools import wraps
 from pathlib import Path
 from types import TracebackType
@@ -140,6 +141,11 @@ def _template(path: str | Path, error: Exception, kind: str) -> str:
         return error.strerror or str(error)
     import gemmi
 
+    other = gemmi.CoorFormat.Pdb if kind == "mmCIF" else gemmi.CoorFormat.Mmcif
+    with suppress(Exception):
+        if gemmi.read_structure(str(path), format=other)[0].count_atom_sites():
+            field, name = ("pdb", "PDB") if kind == "mmCIF" else ("cif", "mmCIF")
+            return f"it is a {name} file: write `{field}:` before its path"
     text = " ".join(str(error).split())
     try:
         structure = gemmi.read_structure(str(path))

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import difflib
+import re
+import stat
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from foldcp.boltz.document.reading import Fields, Items, Mark
+from foldcp.boltz.document.reading import Fields, Items, Mark, Odd
+from foldcp.names import kind
 
 MOST = 6  # mistakes that one message tells
+_DASHES = ("-", "\u2010", "\u2011", "\u2012", "\u2013", "\u2014", "\u2022", "\u2212")
 
 
 @dataclass
@@ -26,11 +31,11 @@ class Faults:
 
     def note(self, line: int, text: str) -> None:
         """Note what the user may not have meant."""
-        self.notes.append((line, text))
+        self.notes.append((line, visible(text)))
 
     def message(self) -> str:
         """All mistakes in the order of their lines."""
-        told = [at(line, text) for line, text in sorted(self.found)[:MOST]]
+        told = [at(line, visible(text)) for line, text in sorted(self.found)[:MOST]]
         more = len(self.found) - len(told)
         return "; ".join([*told, *([f"and {more} more"] if more > 0 else [])])
 
@@ -65,9 +70,9 @@ class Faults:
         return Items()
 
     def truth(self, fields: Fields, key: str, where: str) -> bool:
-        """A field that is true or false. Boltz takes any text for true, "false" too."""
+        """A field that is true or false. Boltz takes any text or list for true, "false" too."""
         value, mark = fields.get(key, False), fields.mark(key)
-        if isinstance(value, str) and value:
+        if not isinstance(value, (bool, type(None))) and value not in (0, 1, ""):
             self.add(
                 mark.line, f"`{key}` of {where} must be true or false, got {told(value, mark)}"
             )
@@ -78,11 +83,12 @@ class Faults:
         if key not in fields:
             return None
         value, mark = fields[key], fields.mark(key)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not number or not 0 < value <= 1e30 and value != float("inf"):
             self.add(
                 mark.line,
                 f"`{key}` of {where} must be a number of angstroms above 0, got "
-                f"{told(value, mark)}",
+                f"{told(value, mark, numeric=True)}",
             )
             return None
         return float(value)
@@ -95,11 +101,14 @@ class Faults:
             if key in allowed:
                 continue
             line = fields.mark(key).line
-            near = nearest(str(key), [name for name in allowed if name not in fields])
+            name = spelt(key)
+            near = nearest(name, [name for name in allowed if name not in fields])
             if near:
-                self.add(line, f"{where} has no field `{key}`: did you mean `{near}`?")
+                self.add(line, f"{where} has no field `{name}`: did you mean `{near}`?")
+            elif isinstance(key, str) and key.startswith(_DASHES):
+                self.add(line, f"`{name}` begins no entry: it takes `-` and a space")
             else:
-                self.note(line, f"`{key}` of {where} is no field of Boltz and is ignored")
+                self.note(line, f"`{name}` of {where} is no field of Boltz and is ignored")
 
 
 def at(line: int, text: str) -> str:
@@ -124,24 +133,57 @@ def or_nearest(word: Any, known: Iterable[str], what: str) -> str:
     return f"{what}: {some}" if known else f"there are no {what}"
 
 
-def told(value: Any, mark: Mark) -> str:
-    """A value in the user's words, with what YAML made of it."""
+def told(value: Any, mark: Mark, numeric: bool = False) -> str:
+    """A value in the user's words, with what YAML made of it; `numeric` where it is no name."""
     if value is None:
         return "nothing"
     if isinstance(value, bool):
-        word = "true" if value else "false"
+        word = spelt(value)
         if mark.text is None or mark.text.lower() == word:
             return word
         return f"{mark.text}, which YAML reads as {word} (put it in quotes)"
     if isinstance(value, (int, float)):
-        return f"the number {mark.text or value} (put it in quotes if it is a name)"
+        written = shortened(mark.text or str(value))
+        return f"the number {written}{'' if numeric else ' (put it in quotes if it is a name)'}"
     if isinstance(value, str):
-        return f"'{value[:40]}'"
+        return f"'{shortened(value)}'{' in quotes' * (numeric and value.isdigit())}"
     if isinstance(value, list):
+        if len(value) > 8 or not all(isinstance(x, str) or whole(x) is not None for x in value):
+            return "a list"
         return f"a list {value!r}" if len(repr(value)) < 40 else "a list"
     if isinstance(value, dict):
         return "a mapping"
+    if isinstance(value, Odd):
+        return f"a value with the tag {value.tag}"
     return f"{mark.text or value}, which YAML reads as a date (put it in quotes)"
+
+
+def spelt(key: Any) -> str:
+    """The name of a field, or what YAML made of it, as YAML spells it."""
+    if key is None or isinstance(key, bool):
+        return {None: "null", True: "true", False: "false"}[key]
+    return "a number" if isinstance(key, int) and abs(key) > 1e40 else shortened(str(key))
+
+
+def shortened(text: str, most: int = 40) -> str:
+    """The start of a long text."""
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
+def visible(text: str) -> str:
+    """A text whose characters can all be shown, those that cannot as their numbers."""
+    return "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in text)
+
+
+def unusable(path: Path) -> str | None:
+    """Why there is no file to read at a path, None if there is one."""
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return "not found"
+    except OSError as error:
+        return f"not found ({error.strerror})"
+    return None if stat.S_ISREG(mode) else f"is {kind(mode)}, not a regular file"
 
 
 def whole(value: Any) -> int | None:
@@ -149,3 +191,11 @@ def whole(value: Any) -> int | None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     return int(value) if value == value and abs(value) < 1e9 and value == int(value) else None
+
+
+def disguised(value: Any, mark: Mark) -> str:
+    """How YAML reads a number that people would read as another, such as 010; "" for others."""
+    if not isinstance(value, int) or not re.match(r"[-+]?0\d|.*:", mark.text or ""):
+        return ""
+    sign = "`:`" if ":" in (mark.text or "") else "a leading 0"
+    return f"{mark.text} is {value} to YAML: write it without {sign}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from foldcp.boltz.document.faults import Faults, told
+from foldcp.boltz.document.faults import Faults, shortened, told, unusable
 from foldcp.boltz.document.reading import Fields, Items, Mark
 from foldcp.boltz.document.setting import Chain, Setting
 
@@ -59,9 +59,10 @@ def check(document: Fields, chains: dict[str, Chain], faults: Faults, setting: S
             "Boltz cannot mix them; give each a file or `msa: empty`",
         )
     elif auto and not setting.server:
-        faults.add(
-            auto, "a protein has no `msa`: add its path, or `msa: empty`, or pass --use_msa_server"
-        )
+        hint = "a protein has no `msa`: add its path, or `msa: empty`"
+        if setting.fasta:
+            hint = "a protein has no MSA: end its header in its path, or as `>A|protein|empty`"
+        faults.add(auto, f"{hint}, or pass --use_msa_server")
 
 
 def _alignment(value: Any, mark: Mark, where: str, faults: Faults) -> None:
@@ -71,16 +72,15 @@ def _alignment(value: Any, mark: Mark, where: str, faults: Faults) -> None:
         )
         return
     path = Path(value)
-    if not path.exists():
+    why = unusable(path)
+    if why and why.startswith("not found"):
         hint = "correct its path in the input, which starts from the folder you are in"
         if value.lower() in ("empty", "none", "null", "no", "false", "single"):
             hint = "write `empty` for none"
-        faults.add(mark.line, f"MSA file {value} of {where} not found: {hint}")
-    elif path.is_dir():
+        faults.add(mark.line, f"MSA file {shortened(value, 200)} of {where} {why}: {hint}")
+    elif why:
         faults.add(
-            mark.line,
-            f"the MSA {value} of {where} cannot be used: it is a folder, not a regular file; "
-            "correct its path",
+            mark.line, f"the MSA {value} of {where} cannot be used: it {why}; correct its path"
         )
     elif not path.name.lower().endswith(_READ):
         form = _CONVERT.get(path.suffix.lower())

@@ -6,7 +6,7 @@ from typing import Any
 
 from foldcp.boltz.document.chains import open_entry
 from foldcp.boltz.document.constraints import known_chain, needs
-from foldcp.boltz.document.faults import Faults, nearest, or_nearest
+from foldcp.boltz.document.faults import Faults, nearest, or_nearest, shortened
 from foldcp.boltz.document.reading import Fields, Mark
 from foldcp.boltz.document.setting import Chain, Setting
 
@@ -68,5 +68,6 @@ def _ignored(kind: Any, mark: Mark, faults: Faults) -> bool:
     """True for a property that is not Boltz's, nor a misspelt one."""
     if kind == "affinity" or not isinstance(kind, str) or nearest(kind, ["affinity"]):
         return False
-    faults.note(mark.line, f"property `{kind}` is not one of Boltz (affinity) and is ignored")
+    name = shortened(kind)
+    faults.note(mark.line, f"property `{name}` is not one of Boltz (affinity) and is ignored")
     return True

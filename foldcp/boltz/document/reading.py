@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +12,10 @@ import yaml
 from foldcp.boltz.document.codes import CodeLoader
 
 _INDENT = "indent with spaces, YAML allows no tabs"
-_MERGE = "tag:yaml.org,2002:merge"
+_TAG = "tag:yaml.org,2002:"
+_MERGE = f"{_TAG}merge"
+_MEANS = {"int": "a number", "float": "a number", "bool": "true or false", "timestamp": "a date"}
+_MOST = 1_000_000  # values that an input may hold, those of its aliases counted
 
 
 class Malformed(Exception):
@@ -60,11 +64,33 @@ class Items(list[Any]):
         self.marks: list[Mark] = []
 
 
+class Odd:
+    """A value with a tag that no field of Boltz takes, such as `!!set`."""
+
+    def __init__(self, tag: str) -> None:
+        self.tag = tag
+
+
 class _Loader(CodeLoader):
-    """As Boltz's reading of an input, with marks."""
+    """As Boltz's reading of an input, with marks, and with the line of a value that is none."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """The value of a node, see the class."""
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            line, kind = node.start_mark.line + 1, _MEANS.get(node.tag.removeprefix(_TAG))
+            if not isinstance(node, yaml.ScalarNode) or kind is None:
+                raise Malformed(line, "a value of this tag (`!!...`) cannot be read") from error
+            text = f"{node.value[:40]}{'...' * (len(node.value) > 40)}"
+            raise Malformed(
+                line, f"{text} cannot be read as {kind}, which it is to YAML: put it in quotes"
+            ) from error
 
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> Any:
+    if not isinstance(node, yaml.MappingNode):
+        raise TypeError(node.tag)
     fields = Fields(node.start_mark.line + 1)
     yield fields
     seen: dict[Any, int] = {}
@@ -92,8 +118,14 @@ def _mark(node: yaml.Node, line: int) -> Mark:
     return Mark(line, node.value if isinstance(node, yaml.ScalarNode) else None)
 
 
-_Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
-_Loader.add_constructor("tag:yaml.org,2002:seq", _sequence)
+def _odd(loader: _Loader, node: yaml.Node) -> Odd:
+    return Odd(f"!!{node.tag.removeprefix(_TAG)}")
+
+
+_Loader.add_constructor(f"{_TAG}map", _mapping)
+_Loader.add_constructor(f"{_TAG}seq", _sequence)
+for _name in ("set", "omap", "pairs", "binary"):
+    _Loader.add_constructor(f"{_TAG}{_name}", _odd)
 
 
 def read_yaml(path: Path) -> Any:
@@ -104,7 +136,7 @@ def read_yaml(path: Path) -> Any:
     """
     text = _text(path)
     try:
-        return yaml.load(text, _Loader)  # noqa: S506
+        return _load(text)
     except yaml.MarkedYAMLError as error:
         raise _malformed(error, text) from error
     except yaml.reader.ReaderError as error:
@@ -112,8 +144,29 @@ def read_yaml(path: Path) -> Any:
         raise Malformed(line, "it holds a control character, which YAML does not allow") from error
     except RecursionError as error:
         raise Malformed(0, "it is nested too deeply") from error
-    except ValueError as error:  # of a date or number that is none
-        raise Malformed(0, f"a value cannot be read ({error}): put it in quotes") from error
+
+
+def _load(text: str) -> Any:
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if _count(node, {}) > _MOST:
+            raise Malformed(0, f"its aliases (`*...`) stand for more than {_MOST:,} values")
+        return loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def _count(node: yaml.Node, known: dict[int, int]) -> int:
+    """Values of a node, those that aliases repeat counted again."""
+    if id(node) not in known:
+        known[id(node)] = 1  # where it holds itself
+        below = node.value if isinstance(node, yaml.CollectionNode) else ()
+        parts = [x for pair in below for x in (pair if isinstance(pair, tuple) else (pair,))]
+        known[id(node)] = 1 + sum(_count(part, known) for part in parts)
+    return known[id(node)]
 
 
 def _text(path: Path) -> str:
@@ -131,11 +184,16 @@ def _line_of(path: Path, position: int) -> int:
 
 
 def _malformed(error: yaml.MarkedYAMLError, text: str) -> Malformed:
+    problem = (error.problem or "it cannot be read").replace("<", "").replace(">", "")
+    open_ended = problem.endswith(("end of stream", "'stream end'"))
     mark = error.problem_mark or error.context_mark
+    if open_ended and error.context_mark:  # where it begins tells more
+        mark = error.context_mark
     number = mark.line + 1 if mark is not None else 0
     lines = text.splitlines()
     line = lines[number - 1] if 0 < number <= len(lines) else ""
-    problem = (error.problem or "it cannot be read").replace("<", "").replace(">", "")
+    if text.lstrip().startswith(">"):
+        return Malformed(number, "it looks like FASTA: let its name end in .fasta")
     if "single document" in str(error.context or ""):
         return Malformed(number, "it holds several documents (`---`): give each a file of its own")
     if "could not determine a constructor for the tag" in problem:
@@ -146,9 +204,15 @@ def _malformed(error: yaml.MarkedYAMLError, text: str) -> Malformed:
         problem = (
             "`:` where YAML expects none: indent fields alike, put text with a colon in quotes"
         )
+    if "unhashable" in problem:
+        problem = "a key must be text, not a list or a mapping"
+    if "second occurrence" in problem:
+        problem = "an anchor (`&...`) is given twice"
+    if open_ended and "quoted" in (error.context or ""):
+        problem = "a quotation mark is not closed"
     if error.context and "flow" in error.context:
         problem += " (a bracket or brace is not closed)"
-    hint = "; put a SMILES in quotes" if re.search(r"\bsmiles\b", line) else ""
+    hint = "; put a SMILES in single quotes" if re.search(r"\bsmiles\b", line) else ""
     return Malformed(number, f"it is no valid YAML: {problem}{hint}")
 
 
@@ -159,7 +223,10 @@ def read_fasta(path: Path) -> Fields:
         Malformed: a header is not of the form that Boltz reads. OSError: it cannot be read.
     """
     document, chains = Fields(1), Items(1)
-    for line, title, sequence in _records(_text(path)):
+    text = _text(path)
+    if text.startswith("\ufeff"):
+        raise Malformed(1, "it begins with a byte order mark: save it as UTF-8 without one")
+    for line, title, sequence in _records(text):
         chains.append(_chain(line, title, sequence))
         chains.marks.append(Mark(line))
     if not chains:
@@ -173,7 +240,7 @@ def read_fasta(path: Path) -> Fields:
 def _records(text: str) -> list[tuple[int, str, str]]:
     """(line, header, sequence) of each record, as Biopython reads them."""
     found: list[tuple[int, str, list[str]]] = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if line.startswith(">"):
             found.append((number, line[1:].rstrip(), []))
         elif found:
@@ -186,14 +253,15 @@ _KINDS = {"protein": "sequence", "dna": "sequence", "rna": "sequence"}
 
 def _chain(line: int, title: str, sequence: str) -> Fields:
     form = "a header is `>CHAIN|KIND`, or `>CHAIN|protein|MSA` without spaces"
-    word = title.split(None, 1)[0] if title[:1].strip() else ""
+    word = title.split(None, 1)[0] if title else ""
     parts = word.split("|")
     if len(parts) < 2:
         raise Malformed(line, f"header `>{title}` has no `|`: {form}")
     name, kind = parts[0], parts[1].lower()
     if kind not in (*_KINDS, "ccd", "smiles"):
-        kinds = "protein, dna, rna, ccd or smiles"
-        raise Malformed(line, f"`{parts[1]}` in header `>{title}` is no kind of chain: {kinds}")
+        near = difflib.get_close_matches(kind, [*_KINDS, "ccd", "smiles"], 1, 0.75)
+        hint = f"did you mean {near[0]}?" if near else "protein, dna, rna, ccd or smiles"
+        raise Malformed(line, f"`{parts[1]}` in header `>{title}` is no kind of chain: {hint}")
     fields, item = Fields(line), Fields(line)
     fields.put("id", name, Mark(line, name))
     fields.put(_KINDS.get(kind, kind), sequence, Mark(line + 1, sequence))

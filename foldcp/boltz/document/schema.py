@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from foldcp.boltz.document import chains, constraints, msa, properties, templates
@@ -40,6 +41,7 @@ def check(path: Path, setting: Setting) -> Faults:
         )
         faults.add(0, f"{has}: begin with `sequences:` and list the chains below it")
         return faults
+    setting = replace(setting, fasta=fasta)
     faults.keys(document, (*_TOP, *(("bonds",) if fasta else ())), "the input")
     if document.get("version", 1) != 1:
         mark = document.mark("version")

@@ -16,12 +16,14 @@ class Setting:
         boltz2: the model, else Boltz-1. server: `--use_msa_server`.
         output_format: `--output_format`.
         has_residue: tells whether Boltz's cache has a molecule of this code; None: not asked.
+        fasta: the document is a FASTA file.
     """
 
     boltz2: bool = True
     server: bool = False
     output_format: str = "mmcif"
     has_residue: Callable[[str], bool] | None = None
+    fasta: bool = False
 
 
 @dataclass

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from foldcp.boltz.document.faults import Faults, or_nearest, told
+from foldcp.boltz.document.faults import Faults, or_nearest, shortened, told, unusable
 from foldcp.boltz.document.reading import Fields, Items
 from foldcp.boltz.document.setting import Chain, Setting
 
@@ -76,11 +76,11 @@ def _template_file(item: Fields, seen: dict[str, tuple[Path, int]], faults: Faul
     if text is None:
         return
     path, line = Path(text), item.mark(key).line
-    if not path.is_file():
-        why = "is a folder" if path.is_dir() else "not found"
+    if why := unusable(path):
         faults.add(
             line,
-            f"template {text} {why}: correct its path, which starts from the folder you are in",
+            f"template {shortened(text, 200)} {why}: correct its path, which starts from the "
+            "folder you are in",
         )
     other, first = seen.setdefault(path.stem, (path, line))
     if other != path:
