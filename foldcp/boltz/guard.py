@@ -49,7 +49,7 @@ class Guard:
         self.stopped = 0.0
         self._patience, self._account, self._spread = patience, account, spread
         self._ran, self._ticked = 0.0, time.monotonic()
-        self._asked: dict[int, tuple[str, float, float | None]] = {}
+        self._asked: dict[int, tuple[str, float, float | None, str]] = {}
         self._numbers, self._lock = count(), threading.Lock()
         self._claimed, self._down = threading.Lock(), False
         self._decided: tuple[str, int, float] | None = None
@@ -63,15 +63,16 @@ class Guard:
         return self._ran + min(time.monotonic() - self._ticked, _PAUSE)
 
     @contextmanager
-    def asking(self, what: str, seconds: float | None = None) -> Iterator[None]:
+    def asking(self, what: str, seconds: float | None = None, late: str = "") -> Iterator[None]:
         """Do in time what may never return.
 
         Args:
             what: is waited for. seconds: that it may take; None: as the guard's patience.
+            late: why all end where it takes longer; "": as the guard's account.
         """
         with self._lock:
             number = next(self._numbers)
-            self._asked[number] = what, self.clock(), seconds
+            self._asked[number] = what, self.clock(), seconds, late
         try:
             yield
         finally:
@@ -133,10 +134,10 @@ class Guard:
     def _look(self) -> None:
         with self._lock:
             asked = list(self._asked.values())
-        for what, begun, seconds in asked if not self._down else ():
+        for what, begun, seconds, late in asked if not self._down else ():
             waited = self._ran - begun
             if waited > (self._patience() if seconds is None else seconds):
-                self.claim(self._account(what, waited), 1)
+                self.claim(late or self._account(what, waited), 1)
                 _quickly(self.say)
                 _quickly(self._spread)
                 self.end()

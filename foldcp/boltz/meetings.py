@@ -45,11 +45,15 @@ def open_store(place: Place, serve: bool, seconds: float, guard: Guard) -> Any:
     # One voice for each machine.
     if not serve and not place.agent_store and (place.local_rank == 0 or place.rank == 1):
         told.start()
+    unmet = (
+        f"rank {place.rank} of {place.world} ({place.launcher}) could not meet {place.server} at "
+        f"{place.host}:{place.port} within {seconds:.0f} s: check that all ranks were started, "
+        "that none is stopped, and that this address is free and reachable, or set MASTER_ADDR "
+        "and MASTER_PORT"
+    )
     try:
         # Connecting has a deadline, but not what follows, where who serves it is stopped.
-        with guard.asking(
-            f"{place.server} at {place.host}:{place.port} to let it join", seconds + 1
-        ):
+        with guard.asking(place.server, seconds + 1, unmet):
             store = TCPStore(
                 place.host,
                 place.port,
@@ -60,12 +64,7 @@ def open_store(place: Place, serve: bool, seconds: float, guard: Guard) -> Any:
                 master_listen_fd=listen(place.host, place.port) if serve else None,
             )
     except (DistError, OSError) as error:
-        raise UserError(
-            f"rank {place.rank} of {place.world} ({place.launcher}) could not meet rank 0 at "
-            f"{place.host}:{place.port} within {seconds:.0f} s: check that all ranks were "
-            "started and that this address is free and reachable, or set MASTER_ADDR and "
-            f"MASTER_PORT ({str(error).splitlines()[0]})"
-        ) from error
+        raise UserError(f"{unmet} ({str(error).splitlines()[0]})") from error
     finally:
         told.cancel()
     return SealedStore(place.prefix, store, guard, f"the store that {place.server} serves")
