@@ -7,6 +7,7 @@ Unlike collectives of torch.distributed these wait as long as it takes (reading 
 from __future__ import annotations
 
 import datetime
+import socket
 import sys
 import threading
 import time
@@ -54,6 +55,8 @@ def open_store(place: Place, serve: bool, seconds: float, guard: Guard) -> Any:
     try:
         # Connecting has a deadline, but not what follows, where who serves it is stopped.
         with guard.asking(place.server, seconds + 1, unmet):
+            if not serve:
+                _reach(place.host, place.port, seconds)
             store = TCPStore(
                 place.host,
                 place.port,
@@ -68,6 +71,24 @@ def open_store(place: Place, serve: bool, seconds: float, guard: Guard) -> Any:
     finally:
         told.cancel()
     return SealedStore(place.prefix, store, guard, f"the store that {place.server} serves")
+
+
+def _reach(host: str, port: int, seconds: float) -> None:
+    """Wait until somebody listens there; waiting itself, torch prints the stack of its C++ calls.
+
+    Raises:
+        OSError: nobody did in time.
+    """
+    until = time.monotonic() + seconds
+    while True:
+        left = until - time.monotonic()
+        try:
+            socket.create_connection((host, port), max(left, _POLL)).close()
+            return
+        except OSError:
+            if left <= _POLL:
+                raise
+        time.sleep(_POLL)
 
 
 def spoken(store: Any) -> None:
