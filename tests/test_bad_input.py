@@ -35,7 +35,7 @@ EXPECTED = {
     "settings": ("setting chunk_mb is 7 on rank 1 and None on rank 0",),
     "kernels": ("FOLDCP_KERNELS=triton needs a GPU, but this run is on cpu",),
     "other kernels": ("setting kernels is 'torch' on rank 1 and 'auto' on rank 0",),
-    "lonely": ("could not meet rank 0 at 127.0.0.1:9 within 2 s", "check that all ranks were started"),
+    "lonely": ("could not meet rank 0 at 127.0.0.1:9 within 2 s", "check that all ranks"),
     "missing input": ("does not exist", "boltz predict --help"),
     "missing checkpoint": ("'--checkpoint'", "does not exist"),
     "nan weights": ("nan.ckpt is damaged: pairformer_module", "holds 1 NaN", "--checkpoint"),

@@ -46,6 +46,19 @@ MVAPICH = {
 }  # fmt: skip
 HYDRA = {"PMI_RANK": "1", "PMI_SIZE": "2", "MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "2"}
 PALS = {"PMI_RANK": "1", "PMI_SIZE": "8", "PALS_LOCAL_RANKID": "1", "MASTER_ADDR": "x1"}
+JSM = {
+    "JSM_NAMESPACE_RANK": "1", "JSM_NAMESPACE_SIZE": "4", "JSM_NAMESPACE_LOCAL_RANK": "1",
+    "JSM_NAMESPACE_LOCAL_SIZE": "4", "PMIX_NAMESPACE": "5",
+}  # fmt: skip
+FLUX = {
+    "FLUX_TASK_RANK": "1", "FLUX_JOB_SIZE": "4", "FLUX_TASK_LOCAL_ID": "1", "FLUX_JOB_ID": "f1",
+    "FLUX_JOB_NNODES": "1", "PMI_RANK": "1", "PMI_SIZE": "4",
+}  # fmt: skip
+HOROVOD = {
+    "HOROVOD_RANK": "1", "HOROVOD_SIZE": "2", "HOROVOD_LOCAL_RANK": "1", "HOROVOD_LOCAL_SIZE": "2",
+}  # fmt: skip
+PMI = {"PMI_RANK": "1", "PMI_SIZE": "8", "PMI_LOCAL_RANK": "1", "PMI_LOCAL_SIZE": "8"}
+EXPORTED = {"RANK": "5", "WORLD_SIZE": "8", "MASTER_ADDR": "gpu03", "MASTER_PORT": "1234"}
 SELF = ("none", 0, 1, 0)  # launcher, rank, world, local rank
 
 # name -> (variables, FOLDCP_NPROC, launcher / rank / world / local rank, foldcp starts ranks)
@@ -130,6 +143,28 @@ TABLE = {
     "MPICH and Intel MPI": (HYDRA, None, ("mpiexec (Hydra)", 1, 2, 1), False),
     "MPICH in a batch script": ({**BATCH, **HYDRA}, None, ("mpiexec (Hydra)", 1, 2, 1), False),
     "Cray PALS": (PALS, None, ("mpiexec (PALS)", 1, 8, 1), False),
+    "PMI with local ranks": (PMI, None, ("mpiexec (PMI)", 1, 8, 1), False),
+    "PALS with PMI's local size": (
+        {**PMI, "PALS_LOCAL_RANKID": "1"}, None, ("mpiexec (PALS)", 1, 8, 1), False
+    ),
+    "LSF jsrun": (JSM, None, ("jsrun", 1, 4, 1), False),
+    "LSF jsrun with Spectrum MPI": (
+        {**JSM, **OMPI}, None, ("mpirun (Open MPI)", 2, 4, 2), False
+    ),
+    "LSF job": ({"LSB_JOBID": "5", "LSB_DJOB_NUMPROC": "4"}, "4", SELF, True),
+    "Flux": (FLUX, None, ("flux run", 1, 4, 1), False),
+    "Flux of one": (
+        {**FLUX, "FLUX_TASK_RANK": "0", "FLUX_JOB_SIZE": "1", "PMI_RANK": "0", "PMI_SIZE": "1"},
+        "4", SELF, True,
+    ),
+    "Horovod": (HOROVOD, None, ("horovodrun", 1, 2, 1), False),
+    "srun whose script exports RANK": (
+        {**SRUN, **EXPORTED}, None, ("a job operator", 5, 8, 1), False
+    ),
+    "mpirun whose script exports RANK": (
+        {**OMPI, **EXPORTED, "RANK": "2"}, None, ("a job operator", 2, 8, 2), False
+    ),
+    "RANK and WORLD_SIZE of a template": ({"RANK": "", "WORLD_SIZE": ""}, "2", SELF, True),
     "PMI of one": ({"PMI_RANK": "0", "PMI_SIZE": "1"}, "2", SELF, True),
 }  # fmt: skip
 
@@ -155,7 +190,12 @@ def test_who_starts_the_ranks(name: str) -> None:
     [
         ({"RANK": "0", "WORLD_SIZE": "2"}, "MASTER_ADDR is missing"),
         ({**TORCHRUN, "RANK": "x"}, "RANK is 'x', not a number"),
-        ({**TORCHRUN, "RANK": "8"}, "RANK is 8 of WORLD_SIZE 8"),
+        ({**TORCHRUN, "RANK": "8"}, "name rank 8 of 8: RANK=8, WORLD_SIZE=8"),
+        ({**SRUN, "SLURM_PROCID": "9"}, "name rank 9 of 8: SLURM_PROCID=9"),
+        ({**TORCHRUN, "RANK": 5000 * "9"}, "RANK is '9{40}', not a number"),
+        ({**TORCHRUN, "MASTER_PORT": "70000"}, "MASTER_PORT is 70000, not a port"),
+        ({**SRUN, "MASTER_PORT": "abc"}, "MASTER_PORT is 'abc', not a number"),
+        ({**TORCHRUN, "MASTER_ADDR": ""}, "MASTER_ADDR is empty"),
         ({**SRUN, "SLURM_STEP_NUM_TASKS": "-2"}, "SLURM_STEP_NUM_TASKS is '-2', not a number"),
         (FAR, "MASTER_ADDR does not name that of rank 0"),
         ({"PMI_RANK": "1", "PMI_SIZE": "2"}, "MPI_LOCALRANKID is missing"),

@@ -23,7 +23,7 @@ _SHELLS = ("ash", "bash", "csh", "dash", "fish", "ksh", "sh", "tcsh", "zsh")
 # Steps that Slurm itself makes: interactive shell, batch script, adopted processes, pending.
 _SLURM_OWN_STEPS = ("4294967290", "4294967291", "4294967292", "4294967293")
 
-# Of MPI launchers: rank, size, rank on the machine, ranks on the machine, what names the job.
+# Of other launchers, most of them MPI's: rank, size, rank on the machine, ranks on the machine, what names the job.
 _MPI = {
     "mpirun (Open MPI)": (
         "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK",
@@ -39,8 +39,22 @@ _MPI = {
     "mpiexec (Hydra)": (
         "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS", ("PMI_JOBID", "PMI_PORT"),
     ),
+    "mpiexec (PMI)": (
+        "PMI_RANK", "PMI_SIZE", "PMI_LOCAL_RANK", "PMI_LOCAL_SIZE", ("PMI_JOBID", "PMI_PORT"),
+    ),
+    "jsrun": (
+        "JSM_NAMESPACE_RANK", "JSM_NAMESPACE_SIZE", "JSM_NAMESPACE_LOCAL_RANK",
+        "JSM_NAMESPACE_LOCAL_SIZE", ("PMIX_NAMESPACE", "LSB_JOBID"),
+    ),
+    "flux run": (
+        "FLUX_TASK_RANK", "FLUX_JOB_SIZE", "FLUX_TASK_LOCAL_ID", "FLUX_TASKS", ("FLUX_JOB_ID",),
+    ),
+    "horovodrun": (
+        "HOROVOD_RANK", "HOROVOD_SIZE", "HOROVOD_LOCAL_RANK", "HOROVOD_LOCAL_SIZE",
+        ("HOROVOD_GLOO_RENDEZVOUS_PORT",),
+    ),
 }  # fmt: skip
-_RANKS = ("RANK", "SLURM_PROCID", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
+_RANKS = ("RANK", "SLURM_PROCID", *dict.fromkeys(names[0] for names in _MPI.values()))
 
 
 @dataclass(frozen=True)
@@ -49,7 +63,7 @@ class Place:
 
     Args:
         rank: 0 to world - 1. world: number of ranks. local_rank: position on its machine.
-        launcher: "none", "foldcp", "torchrun", "a job operator", "srun", or an MPI launcher's name.
+        launcher: "none", "foldcp", "torchrun", "a job operator", "srun", or a name of `_MPI`.
         host, port: where rank 0 (or torchrun's agent, if `agent_store`) serves the store.
         prefix: of this run's keys in the store.
         told_by: the variables that say so, for messages. unset: those without which this process
@@ -86,6 +100,9 @@ class Place:
             for read in (_of_torchrun, _of_srun, _of_mpi):
                 place = read(environ)
                 if place is not None:
+                    if place.rank >= place.world:
+                        named = f"rank {place.rank} of {place.world}"
+                        raise ValueError(f"they name {named}: {place.told_by}")
                     return replace(place, unset=tuple(x for x in _RANKS if x in environ))
         except (KeyError, ValueError) as error:
             raise UserError(
@@ -122,9 +139,23 @@ def _said(error: Exception) -> str:
 
 def _number(environ: Mapping[str, str], name: str) -> int:
     text = environ[name]
-    if not (text.isascii() and text.isdigit()):
-        raise ValueError(f"{name} is {text!r}, not a number")
+    if not (text.isascii() and text.isdigit() and len(text) < 10):
+        raise ValueError(f"{name} is {text[:40]!r}, not a number")
     return int(text)
+
+
+def _port(environ: Mapping[str, str], job: int | None = None) -> int:
+    """MASTER_PORT, else one that a job's ranks agree on."""
+    if job is not None and not environ.get("MASTER_PORT"):
+        return _PORT + job % 20000
+    port = _number(environ, "MASTER_PORT")
+    if not 0 < port < 65536:
+        raise ValueError(f"MASTER_PORT is {port}, not a port from 1 to 65535")
+    return port
+
+
+def _identity(text: str) -> int:
+    return int(text) if text.isascii() and text.isdigit() else zlib.crc32(text.encode())
 
 
 def _told(environ: Mapping[str, str], *names: str) -> str:
@@ -133,7 +164,7 @@ def _told(environ: Mapping[str, str], *names: str) -> str:
 
 def _of_torchrun(environ: Mapping[str, str]) -> Place | None:
     """torchrun, or an operator that sets RANK and WORLD_SIZE (Kubeflow's PyTorchJob, SageMaker)."""
-    if "RANK" not in environ or "WORLD_SIZE" not in environ:
+    if not environ.get("RANK") or not environ.get("WORLD_SIZE"):  # templates leave them empty
         return None
     elastic = any(name.startswith("TORCHELASTIC_") for name in environ)
     rank, world = _number(environ, "RANK"), _number(environ, "WORLD_SIZE")
@@ -141,15 +172,15 @@ def _of_torchrun(environ: Mapping[str, str]) -> Place | None:
         # Without torchrun it may stand in an image, whatever else starts the ranks.
         return Place(launcher="torchrun") if elastic else None
     host = environ["MASTER_ADDR"]
-    if rank >= world:
-        raise ValueError(f"RANK is {rank} of WORLD_SIZE {world}")
+    if not host:
+        raise ValueError("MASTER_ADDR is empty")
     return Place(
         rank=rank,
         world=world,
         local_rank=_local_rank(environ, rank, host),
         launcher=_named(environ) if elastic else "a job operator",
         host=host,
-        port=_number(environ, "MASTER_PORT"),
+        port=_port(environ),
         agent_store=environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
         prefix=f"foldcp/{environ.get('TORCHELASTIC_RESTART_COUNT', '0')}",
         told_by=_told(environ, "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
@@ -163,6 +194,10 @@ def _named(environ: Mapping[str, str]) -> str:
 def _local_rank(environ: Mapping[str, str], rank: int, host: str) -> int:
     if "LOCAL_RANK" in environ:
         return _number(environ, "LOCAL_RANK")
+    # Scripts make RANK of what the launcher says, and forget its rank on the machine.
+    for name, local in ("SLURM_PROCID", "SLURM_LOCALID"), *((x[0], x[2]) for x in _MPI.values()):
+        if environ.get(name) == environ["RANK"] and local in environ:
+            return _number(environ, local)
     # An operator starts one process in each of its containers; by hand they share a machine.
     return rank if host in _LOOPBACK else 0
 
@@ -178,7 +213,7 @@ def _of_srun(environ: Mapping[str, str]) -> Place | None:
         return Place(launcher="srun")
     nodes = environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_NODELIST")
     nodes = nodes or environ["SLURM_JOB_NODELIST"]
-    job = int(environ.get("SLURM_JOB_ID", "0")) * 7 + int(environ.get("SLURM_STEP_ID", "0"))
+    job, step = (_identity(environ.get(f"SLURM_{x}_ID", "0")) for x in ("JOB", "STEP"))
     return Place(
         rank=_number(environ, "SLURM_PROCID"),
         world=world,
@@ -186,7 +221,7 @@ def _of_srun(environ: Mapping[str, str]) -> Place | None:
         launcher="srun",
         host=environ.get("MASTER_ADDR")
         or ("127.0.0.1" if on_one_machine(environ) else first_host(nodes)),
-        port=int(environ.get("MASTER_PORT") or _PORT + job % 20000),
+        port=_port(environ, 7 * job + step),
         told_by=_told(environ, "SLURM_PROCID", tasks, "SLURM_STEP_ID"),
     )
 
@@ -198,6 +233,8 @@ def on_one_machine(environ: Mapping[str, str]) -> bool:
     for _, size, _, local_size, _ in _MPI.values():
         if environ.get(size, "1") != "1" and local_size in environ:
             return environ[size] == environ[local_size]
+    if "FLUX_TASK_RANK" in environ:
+        return environ.get("FLUX_JOB_NNODES") == "1"
     return (environ.get("SLURM_STEP_NUM_NODES") or environ.get("SLURM_NNODES")) == "1"
 
 
@@ -241,7 +278,7 @@ def _of_mpi(environ: Mapping[str, str]) -> Place | None:
             local_rank=_number(environ, local_rank),
             launcher=launcher,
             host=host or "127.0.0.1",
-            port=int(environ.get("MASTER_PORT") or _PORT + zlib.crc32(named.encode()) % 20000),
+            port=_port(environ, zlib.crc32(named.encode())),
             told_by=_told(environ, rank, size, local_rank),
         )
     named = "PMI_RANK" in environ and "PMI_SIZE" in environ
