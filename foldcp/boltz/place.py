@@ -23,7 +23,7 @@ _SHELLS = ("ash", "bash", "csh", "dash", "fish", "ksh", "sh", "tcsh", "zsh")
 # Steps that Slurm itself makes: interactive shell, batch script, adopted processes, pending.
 _SLURM_OWN_STEPS = ("4294967290", "4294967291", "4294967292", "4294967293")
 
-# Of other launchers, most of them MPI's: rank, size, rank on the machine, ranks on the machine, what names the job.
+# Rank, size, rank on the machine, ranks on the machine, what names the job: of other launchers.
 _MPI = {
     "mpirun (Open MPI)": (
         "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK",
