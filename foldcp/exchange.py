@@ -16,6 +16,7 @@ from foldcp.executor import Exchange
 from foldcp.mesh import Mesh
 from foldcp.program import Dims, shape_over
 from foldcp.schedule import Plan
+from foldcp_kernels.recompute import once
 
 __all__ = ["Dims", "Exchange", "fetch", "scatter_add", "stream"]
 
@@ -30,6 +31,7 @@ class _Fetch(torch.autograd.Function):
         return tuple(x.clone() for held in exchange.run() for x in held)
 
     @staticmethod
+    @once
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         regions, at = [], 0
         for s in ctx.exchange.plan.adjoint:
@@ -47,6 +49,7 @@ class _ScatterAdd(torch.autograd.Function):
         return tuple(exchange.adjoint([regions]))
 
     @staticmethod
+    @once
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         e = ctx.exchange
         sources = tuple(g.contiguous() for g in grads)

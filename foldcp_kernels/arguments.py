@@ -51,6 +51,14 @@ def check(op: str, *given: Tensor | None, **sizes: int) -> None:
     Raises:
         ValueError: names the argument, what was expected and what was got.
     """
+    if not torch.is_grad_enabled():
+        for name, i in _changed(op):
+            x = given[i]
+            if x is not None and 0 in x.stride() and _shares(x):
+                raise ValueError(
+                    f"{op.split()[0]}: `{name}` is expanded, so that several of its elements are "
+                    "one, and would be changed in place: pass a copy (`.clone()`)"
+                )
     key: list[object] = [*sizes.values()]
     for x in given:
         if x is None:
@@ -74,14 +82,29 @@ def check(op: str, *given: Tensor | None, **sizes: int) -> None:
 
 
 @cache
+def _changed(op: str) -> tuple[tuple[str, int], ...]:
+    """Names and positions of the arguments that are changed in place when gradients are off."""
+    lines = filter(str.strip, TABLE[op].splitlines())
+    names = [line.split()[0] for line in lines]
+    return tuple((name.rstrip("?!"), i) for i, name in enumerate(names) if "!" in name)
+
+
+def _shares(x: Tensor) -> bool:
+    """True when elements of a tensor have the same place in memory."""
+    return x.numel() > 0 and any(
+        n > 1 and step == 0 for n, step in zip(x.shape, x.stride(), strict=True)
+    )
+
+
+@cache
 def _arguments(op: str) -> tuple[_Argument, ...]:
     found = []
     for line in filter(str.strip, TABLE[op].splitlines()):
         line, _, partner = line.partition("&")
         name, *dims, dtype = line.split()
-        optional = name.endswith("?")
+        optional = "?" in name
         found.append(
-            _Argument(name.rstrip("?"), optional, tuple(dims), dtype, partner.strip() or None)
+            _Argument(name.rstrip("?!"), optional, tuple(dims), dtype, partner.strip() or None)
         )
     return tuple(found)
 

@@ -23,7 +23,7 @@ from foldcp_kernels.arguments import check
 from foldcp_kernels.carry import Carry, merge
 from foldcp_kernels.dispatch import check_dtype, choose
 from foldcp_kernels.recompute import nothing
-from foldcp_kernels.weighted import weighted
+from foldcp_kernels.weighted import unit_stride, weighted
 
 MAX_HEAD_DIM = 64
 
@@ -91,7 +91,7 @@ def attend_some(
     if name == "triton":
         from foldcp_kernels.fused.attention_backward import Attention
 
-        o, r, m = Attention.apply(*_unit_stride(q, k, v), bias, scale, keep)
+        o, r, m = Attention.apply(*unit_stride(q, k, v), bias, scale, keep)
     elif name == "reference":
         from foldcp_kernels import reference
 
@@ -133,7 +133,7 @@ def attend_panel(
         from foldcp_kernels.fused.attention import attention_fwd
 
         bias = _expanded(bias, q)
-        return attention_fwd(*_unit_stride(q, k, v), bias, scale, carry=carry, last=last)
+        return attention_fwd(*unit_stride(q, k, v), bias, scale, carry=carry, last=last)
     return merge(carry, attend_some(q, k, v, bias, scale, impl=impl))
 
 
@@ -174,10 +174,6 @@ def _expanded(bias: Tensor | None, q: Tensor) -> Tensor | None:
     if bias is None:
         return None
     return bias.expand(q.shape[0], -1, -1, q.shape[3], -1)
-
-
-def _unit_stride(*tensors: Tensor) -> tuple[Tensor, ...]:
-    return tuple(x if x.stride(-1) == 1 else x.contiguous() for x in tensors)
 
 
 def _torch(

@@ -9,10 +9,49 @@ Source: Chen et al. 2016 (arXiv 1604.06174).
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import torch
 from torch import Tensor
+
+
+class _Once(torch.autograd.Function):
+    """Gradients that have no derivative, tied to all that they depend on."""
+
+    @staticmethod
+    def forward(ctx: Any, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return tuple(x.view_as(x) for x in tensors[:count])
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> tuple[Any, ...]:
+        raise RuntimeError(
+            "foldcp's ops have no second derivative: differentiate once, or use the modules of "
+            "stock Boltz where gradients are differentiated again"
+        )
+
+
+def once(backward: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
+    """Refuse to differentiate a backward, whichever way its gradients are differentiated again.
+
+    `once_differentiable` of torch stays silent where `torch.autograd.grad` asks for some inputs.
+
+    Args:
+        backward: of an `autograd.Function`.
+    """
+
+    @wraps(backward)
+    def run(ctx: Any, *grads: Any) -> tuple[Any, ...]:
+        with torch.no_grad():
+            found = backward(ctx, *grads)
+        if not torch.is_grad_enabled():
+            return found
+        made = [x for x in found if x is not None]
+        above = [x for x in (*ctx.saved_tensors, *grads) if x is not None and x.requires_grad]
+        tied = iter(_Once.apply(len(made), *made, *above))
+        return tuple(None if x is None else next(tied) for x in found)
+
+    return run
 
 
 class _Recompute(torch.autograd.Function):
@@ -28,6 +67,7 @@ class _Recompute(torch.autograd.Function):
         return fused(*tensors)
 
     @staticmethod
+    @once
     def backward(ctx: Any, dout: Tensor) -> tuple[Any, ...]:
         needed = ctx.needs_input_grad[2:]
         leaves = [

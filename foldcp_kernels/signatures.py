@@ -1,8 +1,9 @@
 """The sizes and dtypes of the tensors of every op, in one table; `arguments.check` reads it.
 
 A line of the table is `name dims dtype [& partner]`; `name?` may be None, and is so with its
-partner. Letters are sizes that all arguments of a call agree on: `2*D`, `H*D` and `D*D` are
-products, `1|M` is 1 or M, a number is itself, `...` any number of dimensions.
+partner; `name!` is changed in place when gradients are off. Letters are sizes that all arguments of
+a call agree on: `2*D`, `H*D` and `D*D` are products, `1|M` is 1 or M, a number is itself, `...` any
+number of dimensions.
 
 Dtypes, where "float" is float16, bfloat16, float32 or float64:
 
@@ -18,7 +19,7 @@ Dtypes, where "float" is float16, bfloat16, float32 or float64:
 from __future__ import annotations
 
 _MULTIPLICATION = """
-    z                  B N N C        float
+    z!                 B N N C        float
     mask?              B N N          mask
     w.norm_in_weight   C              gain
     w.norm_in_bias     C              gain
@@ -30,7 +31,7 @@ _MULTIPLICATION = """
     w.g_out            C C            same
 """
 _ATTENTION = """
-    z                  B N N C        float
+    z!                 B N N C        float
     mask?              B N N          mask
     w.norm_weight      C              gain
     w.norm_bias        C              gain
@@ -42,7 +43,7 @@ _ATTENTION = """
     w.o                C H*D          same
 """
 _AVERAGING = """
-    m                  B S N C        float
+    m!                 B S N C        float
     z                  B N N Z        same
     mask?              B N N          mask
     w.norm_m_weight    C              gain
@@ -99,10 +100,10 @@ TABLE = {
     v                  M S H D        same
     bias               1|M H R T      other
 """,
-    "transition": _TRANSITION,
+    "transition": _TRANSITION.replace(" x ", " x!"),
     "swiglu": _TRANSITION.replace("C E ", "O E "),
     "outer_product_mean": """
-    z                  B R T C        float
+    z!                 B R T C        float
     a                  B S R D        same
     b                  B S T D        same
     count              B R T          wide
@@ -110,7 +111,7 @@ TABLE = {
     bias               C              same
 """,
     "outer_product_mean tile": """
-    z                  B R T C        float
+    z!                 B R T C        float
     a                  B S N D        same
     b                  B S N D        same
     mask               B S N          mask
@@ -123,10 +124,10 @@ TABLE = {
     shift?             C              gain     & gain
     weight             O C            same
     bias?              O              same
-    out?               B O I J        other
+    out?!              B O I J        other
 """,
     "gated_output": """
-    x                  B I J C        float
+    x!                 B I J C        float
     gain               C              gain
     shift              C              gain
     gate               W C            same
@@ -154,7 +155,7 @@ TABLE = {
     positions.cols.token      T       int32
     positions.cols.period?    T       wide
     positions.classes         L 3     int32
-    out?                      ROWS C  other
+    out?!                     ROWS C  other
 """,
 }
 TABLE["relative_position 4"] = TABLE["relative_position"].replace("ROWS", "B R T")

@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from foldcp_kernels.carry import ABSORBED
 from foldcp_kernels.chunking import chunk_length, spans
+from foldcp_kernels.recompute import once
 
 
 def weighted(
@@ -38,8 +38,9 @@ def weighted(
     if q.device.type == "cpu" and q.dtype in (torch.float32, torch.float64):
         bias = bias.to(q.dtype)
         r, take = _reference(bias)
+        # It reads neighbours in memory as neighbouring channels.
         o, m = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            q * take, k, v, 0.0, False, attn_mask=bias - r, scale=scale
+            *unit_stride(q * take, k, v), 0.0, False, attn_mask=bias - r, scale=scale
         )
         return o, r.squeeze(-1).expand_as(m), m
     g, h, i, _ = q.shape
@@ -54,6 +55,11 @@ def weighted(
             at = (slice(a, b), slice(None), slice(lo, hi))
             out[at], r[at], m[at], *_ = _weigh(q[at], k[a:b], v[a:b], part, scale)
     return out, r, m
+
+
+def unit_stride(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Tensors whose channels are neighbours in memory, copied where they are not."""
+    return tuple(x if x.stride(-1) == 1 else x.contiguous() for x in tensors)
 
 
 def _wide(q: Tensor) -> torch.dtype:
@@ -103,7 +109,7 @@ class _Weighted(torch.autograd.Function):
         return o, r, m
 
     @staticmethod
-    @once_differentiable
+    @once
     def backward(ctx: Any, dout: Tensor, _: Tensor, dm: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, p = ctx.saved_tensors
         needs, (shape, dtype) = ctx.needs_input_grad, ctx.bias

@@ -231,6 +231,13 @@ CASES = {
         free=(("out", 0), ("positions.classes", 0)),
     ),
 }  # fmt: skip
+IN_PLACE = {
+    "triangle multiplication": "z", "triangle attention": "z", "pair weighted averaging": "m",
+    "transition": "x", "transition of a single track": "x", "outer product mean": "z",
+    "planes": "out", "gated output": "x", "tiled multiplication": "z", "tiled attention": "z",
+    "tiled outer product mean": "z", "added relative position": "out",
+    "added relative position of a batch": "out",
+}  # fmt: skip
 both = pytest.mark.parametrize("impl", ["torch", "triton"])
 
 
@@ -285,6 +292,56 @@ def test_what_does_not_fit_is_named_before_anything_runs(name: str, impl: str) -
         else:
             silent.append(f"{k} {list(x.shape)} {x.dtype}: runs")
     assert not silent, "\n".join(silent)
+
+
+def _tensors_of(found: object) -> list[Tensor]:
+    if isinstance(found, Tensor):
+        return [found]
+    return [] if found is None else [x for part in found for x in _tensors_of(part)]
+
+
+def _spread(x: Tensor) -> Tensor:
+    """The same numbers in every second place, NaN between them."""
+    room = x.new_full((*x.shape, 2), torch.nan if x.is_floating_point() else 0)
+    room[..., 0] = x
+    return room[..., 0]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", CASES)
+def test_where_numbers_are_in_memory_does_not_matter(name: str) -> None:
+    case = CASES[name]
+    good = _tensors(case)
+    wanted = _tensors_of(case.call({k: x.clone() for k, x in good.items()}, "torch"))
+    for moved in (_spread, lambda x: x.transpose(0, -1).contiguous().transpose(0, -1)):
+        found = _tensors_of(case.call({k: moved(x) for k, x in good.items()}, "torch"))
+        for x, want in zip(found, wanted, strict=True):
+            torch.testing.assert_close(x, want, rtol=1e-4, atol=1e-5 * float(want.abs().max()))
+
+
+@torch.no_grad()
+@both
+@pytest.mark.parametrize("name", IN_PLACE)
+def test_what_is_expanded_is_not_changed_in_place(name: str, impl: str) -> None:
+    """A kernel would add to one place many times; gradients need no change in place."""
+    case = CASES[name]
+    good, k = _tensors(case), IN_PLACE[name]
+    for dim in range(good[k].ndim):
+        given = {**good, k: good[k].narrow(dim, 0, 1).expand(good[k].shape)}
+        with pytest.raises(ValueError, match=f"`{k}` is expanded"):
+            case.call(given, impl)
+
+
+@both
+@pytest.mark.parametrize("name", ["attention", "outer product mean"])
+def test_a_second_derivative_is_refused(name: str, impl: str) -> None:
+    """However it is asked for; the first may keep its graph."""
+    given = _tensors(CASES[name])
+    leaves = [given[k].requires_grad_() for k in list(given)[:2]]
+    out = _tensors_of(CASES[name].call(given, impl))[0]
+    found = torch.autograd.grad(out.square().sum(), leaves, create_graph=True)
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        torch.autograd.grad(sum(x.sum() for x in found), leaves, allow_unused=True)
 
 
 def test_what_fitted_before_is_not_looked_at_again(monkeypatch: pytest.MonkeyPatch) -> None:

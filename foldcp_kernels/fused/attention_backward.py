@@ -24,6 +24,7 @@ from foldcp_kernels.fused.configs import pick
 from foldcp_kernels.fused.launch import capability, cdiv, launch, next_power_of_2
 from foldcp_kernels.fused.norm_linear import exactness
 from foldcp_kernels.fused.order import place_program
+from foldcp_kernels.recompute import once
 
 
 @triton.jit
@@ -261,6 +262,7 @@ class Attention(torch.autograd.Function):
         return o, r, m
 
     @staticmethod
+    @once
     def backward(ctx: Any, dout: Tensor, _: Tensor, dlse: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, bias, keep, o, r, m = ctx.saved_tensors
         dq, dk, dv, dbias = attention_bwd(q, k, v, bias, ctx.scale, keep, o, r, m, dout, dlse)
