@@ -77,6 +77,10 @@ def test_places_are_tried_before_folding(tmp_path: Path) -> None:
                 early.check_kept(config, True)
             if name == "report":
                 early.check_kept(config, False)  # only the root rank writes it
+    (tmp_path / "link").symlink_to("/dev/null")
+    for path in (Path("/dev/null"), tmp_path / "link"):  # a file would take its place
+        with pytest.raises(UserError, match=f"FOLDCP_REPORT: {path} is not used: it is a device"):
+            early.check_kept(replace(Config(), report=str(path)), True)
 
 
 def test_a_report_that_cannot_be_written_warns(

@@ -17,6 +17,7 @@ from foldcp import mesh_shape
 from foldcp.boltz.options import check_devices, check_numbers, results_folder
 from foldcp.boltz.place import Place
 from foldcp.config import Config
+from foldcp.names import Unsafe, regular
 from foldcp.report import UserError
 
 _INPUTS = (".fa", ".fas", ".fasta", ".yml", ".yaml")
@@ -136,8 +137,11 @@ def check_kept(config: Config, is_root: bool) -> None:
         if path is not None:
             if Path(path).is_dir():
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+            regular(Path(path))  # it would be replaced, /dev/null too
             with tempfile.TemporaryFile(dir=Path(path).parent):
                 pass
+    except Unsafe as error:
+        raise UserError(f"{name}: {error}: name a file that may be replaced") from error
     except OSError as error:
         what = {"FOLDCP_RESUME": "a folder", "FOLDCP_REPORT": "a file in a folder that exists and"}
         raise UserError(
