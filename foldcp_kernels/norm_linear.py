@@ -133,6 +133,8 @@ def norm_linear_planes(
     Source: AlphaFold 3 supplement, Algorithms 14, 20 and 24.
     """
     check("norm_linear", x, gain, shift, weight, bias, out)
+    if out is not None and out.shape[-1] > 1 and out.stride(-1) != 1:
+        raise ValueError(f"norm_linear: `out` has strides {out.stride()}; expected 1 as the last")
     if not x.numel():
         if out is None:
             b, i, j, _ = x.shape

@@ -314,7 +314,12 @@ def test_where_numbers_are_in_memory_does_not_matter(name: str) -> None:
     good = _tensors(case)
     wanted = _tensors_of(case.call({k: x.clone() for k, x in good.items()}, "torch"))
     for moved in (_spread, lambda x: x.transpose(0, -1).contiguous().transpose(0, -1)):
-        found = _tensors_of(case.call({k: moved(x) for k, x in good.items()}, "torch"))
+        given = {k: moved(x) for k, x in good.items()}
+        if name == "planes":
+            with pytest.raises(ValueError, match="`out` has strides"):
+                case.call(given, "triton")
+            given["out"] = good["out"].clone()
+        found = _tensors_of(case.call(given, "torch"))
         for x, want in zip(found, wanted, strict=True):
             torch.testing.assert_close(x, want, rtol=1e-4, atol=1e-5 * float(want.abs().max()))
 
