@@ -142,6 +142,7 @@ FAULTY: list[tuple[str | bytes, str]] = [
     (AB.replace("CCO", "'C1[C@@]23[C@]1(CC2)CC3'"), r"no three-.* form of .*\(C1\[C@@\]23"),
     (AB.replace("CCO", 400 * "C"), r"more atoms of one element than .*\(C{40}\.\.\.\)"),
     (AB + "a: !!python/object:os.x 1\n", "line 4: a tag .* put the value in quotes"),
+    (AB.replace("id: A", "id: ="), "line 2: a tag .* or a bare `=` or `<<`"),
     (AB + "constraints:\n", "line 4: `constraints:` is empty"),
     (AB + "constraint: []\n", "line 4: the input has no field `constraint`: did you mean"),
     (AB + "constraints:\n  bond: {}\n", "line 4: `constraints` must be a list, got a mapping"),

@@ -154,7 +154,7 @@ def told(value: Any, mark: Mark, numeric: bool = False) -> str:
     if isinstance(value, dict):
         return "a mapping"
     if isinstance(value, Odd):
-        return f"a value with the tag {value.tag}"
+        return str(value)
     return f"{mark.text or value}, which YAML reads as a date (put it in quotes)"
 
 

@@ -70,6 +70,9 @@ class Odd:
     def __init__(self, tag: str) -> None:
         self.tag = tag
 
+    def __str__(self) -> str:
+        return f"a value with the tag {self.tag}"
+
 
 class _Loader(CodeLoader):
     """As Boltz's reading of an input, with marks, and with the line of a value that is none."""
@@ -197,7 +200,10 @@ def _malformed(error: yaml.MarkedYAMLError, text: str) -> Malformed:
     if "single document" in str(error.context or ""):
         return Malformed(number, "it holds several documents (`---`): give each a file of its own")
     if "could not determine a constructor for the tag" in problem:
-        return Malformed(number, "a tag (`!...`) that Boltz does not know: put the value in quotes")
+        return Malformed(
+            number,
+            "a tag (`!...`, or a bare `=` or `<<`) that Boltz does not know: put the value in quotes",
+        )
     if "'\\t'" in problem:
         return Malformed(number, f"a tab stands where YAML expects text: {_INDENT}")
     if "mapping values are not allowed" in problem:
