@@ -202,7 +202,7 @@ def _malformed(error: yaml.MarkedYAMLError, text: str) -> Malformed:
     if "could not determine a constructor for the tag" in problem:
         return Malformed(
             number,
-            "a tag (`!...`, or a bare `=` or `<<`) that Boltz does not know: put the value in quotes",
+            "a tag (`!...`, or a bare `=` or `<<`) unknown to Boltz: put the value in quotes",
         )
     if "'\\t'" in problem:
         return Malformed(number, f"a tab stands where YAML expects text: {_INDENT}")
