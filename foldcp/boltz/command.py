@@ -89,7 +89,7 @@ def is_ours(error: BaseException) -> bool:
     """True for errors whose text is written for the user: ours and those of Boltz's own command."""
     frames = traceback.extract_tb(error.__traceback__)
     last = frames[-1].filename.replace(os.sep, "/") if frames else ""
-    ours = ("/boltz/main.py", "/foldcp/config.py", "/foldcp/mesh.py")
+    ours = ("/boltz/main.py", "/foldcp/config.py", "/foldcp/mesh.py", "/foldcp/mesh_shape.py")
     return isinstance(error, UserError) or last.endswith(ours)  # main.py: check_inputs and such
 
 
