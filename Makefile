@@ -49,9 +49,11 @@ lint: setup
 	@$(PY) -m ruff check .
 
 bench: setup
-	@set -e; for name in roofline aot native rings_model bytes_moved live_memory tile_memory rings \
-		transports loading cpu_vs_stock; do \
-		$(PY) -m bench.$$name; done
+	@set -e; for name in roofline aot native bytes_moved live_memory tile_memory transports loading \
+		cpu_vs_stock; do $(PY) -m bench.$$name; done
+	@$(PY) -m bench.rings_model --out bench/results
+	@$(PY) -m bench.rings --out "$$($(PY) -c \
+		'from bench.machine import results_folder; print(results_folder() / "rings")')"
 
 clean:
 	rm -rf .venv .demo build dist *.egg-info .pytest_cache .ruff_cache

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from setuptools import Distribution, setup
+from setuptools.command.build_py import build_py
 
 from distutils.command.install_data import install_data  # isort: skip  # provided by setuptools
 
@@ -33,12 +34,13 @@ import toolchain  # noqa: E402
 
 VERSION = "0.1.0"
 NAME = "foldcp_kernels._C"
-OLDEST_TORCH = "0x020b000000000000"  # stable interface of torch 2.11
+STABLE = "0x{:02x}{:02x}000000000000".format(*toolchain.OLDEST_TORCH)  # torch's interface
 HOST = ("module.c", "ops.cpp", "view.cpp", "shared_memory.cpp", "nccl.cpp", "nccl_abi.cpp")
 HOST += ("replay.cpp", "nccl_aborts.cpp")
 CUDA = ("cuda_backend.cpp", "cuda_carriers.cpp", "pack.cu")
 PARTS = ("sources", "include_dirs", "library_dirs", "libraries", "extra_compile_args")
 INFO = Path("foldcp_kernels", "_build_info.py")
+told: list[dict[str, Any]] = []  # what is built
 
 
 class InstallBesidePackages(install_data):
@@ -50,6 +52,16 @@ class InstallBesidePackages(install_data):
     def finalize_options(self) -> None:
         self.set_undefined_options("install", ("install_lib", "install_dir"), ("root", "root"))
         super().finalize_options()
+
+
+class BuildWithRecord(build_py):
+    """Packages what is there now, and a record of what is compiled; nothing of another build."""
+
+    def run(self) -> None:
+        for package in () if self.editable_mode else ("foldcp", "foldcp_kernels"):
+            shutil.rmtree(Path(self.build_lib, package), ignore_errors=True)
+        super().run()
+        record(ROOT if self.editable_mode else Path(self.build_lib))
 
 
 class DistributionWithData(Distribution):
@@ -120,7 +132,7 @@ def find_torch() -> tuple[Any, str]:
         except Exception as error:
             reason = toolchain.first_error("", str(error))
             return None, f"torch does not import ({type(error).__name__}: {reason}): repair it"
-    return None, "no torch at build time: install torch, then use pip install --no-build-isolation"
+    return None, f"there was no torch when it was built: {toolchain.AGAIN}"
 
 
 def _environment() -> list[str]:
@@ -185,7 +197,7 @@ def look(torch: Any, torch_fault: str, toolkit: Toolkit | None) -> toolchain.Fac
 
 def extension(plan: toolchain.Plan, torch: Any, toolkit: Toolkit | None) -> Any:
     """The extension that a plan names."""
-    common = ["-O3", "-std=c++20", f"-DTORCH_TARGET_VERSION={OLDEST_TORCH}"]
+    common = ["-O3", "-std=c++20", f"-DTORCH_TARGET_VERSION={STABLE}"]
     common += [f'-DFOLDCP_VERSION="{VERSION}"']
     sources, includes, folders, libraries = [*HOST], [], [], ["stdc++", "pthread", "dl"]
     if plan.parts == "cuda" and toolkit is not None:
@@ -261,20 +273,20 @@ def builder(plan: toolchain.Plan, torch: Any, toolkit: Toolkit | None, mode: str
                 tell(attempt, torch)
             if attempt.parts == "none":
                 self.extensions.clear()  # of the distribution too: nobody asks for its file
-                for old in Path(self.build_lib).glob("foldcp_kernels/_C*.so"):
-                    old.unlink()  # of an earlier build; a wheel takes the whole folder
-            copied = Path(self.build_lib) / INFO  # by build_py, which ran before
-            if not fresh["inplace"] and copied.is_file():
-                shutil.copy(ROOT / INFO, copied)
+            record(ROOT if fresh["inplace"] else Path(self.build_lib))
 
     return Build
 
 
 def tell(plan: toolchain.Plan, torch: Any) -> None:
-    """Say what is built, now and in `foldcp doctor`."""
+    """Say what is built; `record` has `foldcp doctor` repeat it."""
     print(f"foldcp: compiled part: {plan.line()}", file=sys.stderr, flush=True)
-    info = plan.info(torch.__version__ if torch else "")
-    (ROOT / INFO).write_text(f'"""What setup.py built."""\n\nBUILD = {info!r}\n')
+    told[:] = [plan.info(torch.__version__ if torch else "")]
+
+
+def record(folder: Path) -> None:
+    """Leave what was told last beside the modules that a folder has."""
+    (folder / INFO).write_text(f'"""What setup.py built."""\n\nBUILD = {told[0]!r}\n')
 
 
 def main() -> None:
@@ -294,7 +306,7 @@ def main() -> None:
         distclass=DistributionWithData,
         data_files=[("", ["foldcp.pth"])],
         ext_modules=[extension(plan, torch, toolkit)] if compiled else [],
-        cmdclass={"install_data": InstallBesidePackages, **commands},
+        cmdclass={"install_data": InstallBesidePackages, "build_py": BuildWithRecord, **commands},
         options={"bdist_wheel": {"py_limited_api": "cp310"}} if compiled else {},
     )
 

@@ -15,6 +15,7 @@ from typing import Any
 
 CHIPS = "8.0+PTX;9.0a;10.0a;12.0+PTX"  # the PTX of sm_80 runs on what is not listed
 OLDEST_TORCH = (2, 11)
+AGAIN = "run `pip install --force-reinstall --no-deps .` in the clone"
 OLDEST_NVCC = (12, 0)  # the first that compiles C++20
 # Release of nvcc that a chip came with, and the one that dropped it.
 _SINCE = {80: (11, 0), 86: (11, 1), 87: (11, 4), 88: (13, 0), 89: (11, 8), 90: (11, 8)}
@@ -136,7 +137,8 @@ def _no_extension(facts: Facts) -> str:
     if facts.torch_fault:
         return facts.torch_fault
     if _numbers(facts.torch) < OLDEST_TORCH:
-        return f"torch {facts.torch} is older than 2.11: upgrade torch, then install foldcp again"
+        oldest = ".".join(map(str, OLDEST_TORCH))
+        return f"torch {facts.torch} is older than {oldest}: upgrade torch, then {AGAIN}"
     return facts.compiler_fault
 
 

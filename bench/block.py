@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench.kernels import CHECK_N, Outcome, attempt, relative_error
-from bench.machine import results_folder, write_csv
+from bench.machine import own_folder, write_csv
 from bench.shapes import ATOMS_PER_TOKEN, LAYERS, PAIR, SAMPLES, SINGLE, TOKEN, TOKEN_HEADS
 from bench.timing import Clock, interleaved
 from foldcp.layout import PairLayout
@@ -312,7 +312,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--layers", type=int, default=LAYERS, help="of the token transformer")
     parser.add_argument("--budget", type=float, default=3.0, help="seconds of timing per case")
     parser.add_argument("--within", type=float, default=0, help="start no case after these seconds")
-    parser.add_argument("--out", type=Path, default=results_folder() / "block.csv")
+    parser.add_argument("--out", type=Path, default=own_folder() / "block.csv")
     options = parser.parse_args(argv)
     try:
         import boltz.model.layers.pairformer  # noqa: F401

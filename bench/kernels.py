@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from bench import eager, roofline
-from bench.machine import results_folder, write_csv
+from bench.machine import own_folder, write_csv
 from bench.providers import IN_PLACE, ON_CPU, PROVIDERS, Call, Unavailable
 from bench.shapes import DTYPES, OPS, SEQUENCES, Draw, Inputs, Op, cast
 from bench.timing import Clock, interleaved
@@ -259,7 +259,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--providers", default="all" if on_gpu else ",".join(ON_CPU))
     parser.add_argument("--budget", type=float, default=2.0, help="seconds of timing per case")
     parser.add_argument("--within", type=float, default=0, help="start no case after these seconds")
-    parser.add_argument("--out", type=Path, default=results_folder() / "kernels.csv")
+    parser.add_argument("--out", type=Path, default=own_folder() / "kernels.csv")
     options = parser.parse_args(argv)
     left_out = options.without.split(",")
     ops = [x for x in _list(options.op, list(OPS), "--op") if x not in left_out]

@@ -87,8 +87,13 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
         table.writerows(rows)
 
 
+def own_folder() -> Path:
+    """Where `foldcp bench` writes unless it is told where: never among the results of the clone."""
+    return Path("foldcp_bench")
+
+
 def results_folder() -> Path:
-    """Where tables of this machine go: `bench/results/cpu` or, say, `.../gpu-h100-80gb-hbm3`."""
+    """The tracked tables of such a machine: `bench/results/cpu` or `.../gpu-h100-80gb-hbm3`."""
     if not torch.cuda.is_available():
         return ROOT / "bench" / "results" / "cpu"
     words = torch.cuda.get_device_name().lower().split()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -13,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+# The module; the package has its op of the same name.
+_MULTIPLICATION = import_module("foldcp_kernels.triangle_multiplication")
 # Operators of torch that launch nothing.
 _VIEWS = {
     "view", "slice", "select", "alias", "detach", "empty", "new_empty", "empty_like", "as_strided",
@@ -154,7 +157,7 @@ def as_on_a_gpu() -> Iterator[None]:
             torch.no_grad(),
             mock.patch.object(torch, "autocast", cuda),
             mock.patch.object(torch, "baddbmm", widening),
-            mock.patch("foldcp_kernels.triangle_multiplication._widens", lambda device: True),
+            mock.patch.object(_MULTIPLICATION, "_widens", lambda device: True),
             mock.patch("foldcp_kernels.dispatch._triton_runs", lambda device: True),
             no_driver(),
         ):

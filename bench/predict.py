@@ -32,7 +32,7 @@ from typing import Any
 
 import torch
 
-from bench.machine import ROOT, results_folder, write_csv
+from bench.machine import ROOT, own_folder, write_csv
 from foldcp.allocator import grow_segments
 
 SIDES = ("stock", "stock-kernels", "foldcp")
@@ -211,7 +211,7 @@ def _parser(kind: str) -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=3 if kind == "cuda" else 1)
     parser.add_argument("--warm-up", action=argparse.BooleanOptionalAction, default=kind == "cuda")
     parser.add_argument("--within", type=float, default=0, help="seconds for all sides together")
-    parser.add_argument("--out", type=Path, default=results_folder() / "predict.csv")
+    parser.add_argument("--out", type=Path, default=own_folder() / "predict.csv")
     parser.add_argument("--one-process", action="store_true", help="one process for all sides")
     parser.add_argument("--runs", help=argparse.SUPPRESS)  # of the process that this one starts
     parser.add_argument("--end", type=float, default=0, help=argparse.SUPPRESS)

@@ -5,10 +5,10 @@
     foldcp bench rings --model                       # predicted for 4 to 256 GPUs, no run
     torchrun --nproc-per-node 4 -m bench.rings       # one rank per GPU
 
-Writes to --out timeline.csv and per op a trace (.json, for Perfetto or chrome://tracing) and a plot
-(.png); with --wire fp8 also wire.csv, what FP8 saves and costs. On CPU, ranks share the machine's
-cores and memory, so that the hidden fraction shows that transfers run beside math, and nothing
-about speed.
+Writes to --out (foldcp_bench/rings) timeline.csv and per op a trace (.json, for Perfetto or
+chrome://tracing) and a plot (.png); with --wire fp8 also wire.csv, what FP8 saves and costs. On
+CPU, ranks share the machine's cores and memory, so that the hidden fraction shows that transfers
+run beside math, and nothing about speed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from bench.machine import results_folder, write_csv
+from bench.machine import own_folder, write_csv
 from foldcp import timeline
 from foldcp.mesh import STRATEGIES, Mesh, local_gpu
 from foldcp.mesh_shape import choose
@@ -246,9 +246,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--wire", choices=("raw", "fp8"), default="raw")
     parser.add_argument("--warm", type=int, default=1, help="runs before the recorded one")
     parser.add_argument("--cpu", action="store_true", help="do not use GPUs")
-    parser.add_argument("--out", type=Path, default=None)
+    parser.add_argument("--out", type=Path, default=own_folder() / "rings")
     options = parser.parse_args(arguments)
-    options.out = options.out or results_folder() / "rings"
     if "RANK" not in os.environ:
         options.mesh = options.mesh or "2x2"
         options.tokens, options.cpu = options.tokens or 384, True

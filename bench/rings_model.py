@@ -1,6 +1,6 @@
 """What the triangle ops should cost on 4 to 256 GPUs by `foldcp.cost`. **Modelled, not measured.**
 
-    foldcp bench rings --model             # tables, and bench/results/{rings,traffic}/*.csv
+    foldcp bench rings --model             # tables, and foldcp_bench/{rings,traffic}/*.csv
     foldcp bench rings --model --table     # the README's table, nothing is written
 
 z is float32, ops compute in bf16, 128 channels, 4 heads. n is tokens per axis of a tile, N is n
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.bytes_moved import CHANNELS, bound_tiles
-from bench.machine import ROOT, write_csv
+from bench.machine import own_folder, write_csv
 from foldcp.cost import ATTENTION, MULTIPLICATION, Prediction, Sizes
 from foldcp.layout import PairLayout
 from foldcp.mesh import STRATEGIES
@@ -41,7 +41,6 @@ from foldcp.rates import (
 from foldcp.strategy import cheapest, predict, received
 from foldcp.traffic import cannon_tiles
 
-OUT = ROOT / "bench" / "results"
 SIDES, LOCAL, WIRES = (2, 4, 8, 16), (512, 1024, 2048, 4096), ("raw", "fp8")
 PLATFORMS = ((H100, HOPPER), (H200, HOPPER), (B200, BLACKWELL), (SM80, Links(PCIE4, NDR)))
 LINKS = (NVLINK4, NVLINK5, PCIE4, PCIE5, NDR)
@@ -243,7 +242,7 @@ def main(argv: list[str] | None = None) -> int:
     """Print and write the tables."""
     parser = argparse.ArgumentParser(prog="foldcp bench rings --model")
     parser.add_argument("--table", action="store_true", help="print the README's table only")
-    parser.add_argument("--out", type=Path, default=OUT, help="folder of results")
+    parser.add_argument("--out", type=Path, default=own_folder(), help="folder of results")
     options = parser.parse_args(argv)
     if options.table:
         print(markdown())

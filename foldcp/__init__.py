@@ -6,11 +6,23 @@ from importlib import import_module
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "apply"]
+# Where what is public lives; loaded on use: `import foldcp` needs neither Boltz nor a second.
+_PUBLIC = {
+    "Mesh": "foldcp.mesh",
+    "Model": "foldcp.boltz.api",
+    "Prediction": "foldcp.boltz.predictions",
+    "UserError": "foldcp.report",
+    "apply": "foldcp.boltz.swap",
+    "load": "foldcp.boltz.api",
+}
+__all__ = ["__version__", *_PUBLIC]  # noqa: PLE0604
 
 
 def __getattr__(name: str) -> Any:
-    # Loaded on use: `import foldcp` must work without Boltz.
-    if name == "apply":
-        return import_module("foldcp.boltz.swap").apply
+    if name in _PUBLIC:
+        return getattr(import_module(_PUBLIC[name]), name)
     raise AttributeError(f"module 'foldcp' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

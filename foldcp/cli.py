@@ -59,8 +59,9 @@ pTM and ipTM; ends with 0 when all are within what float32 rounding explains, 1 
 """,
     "bench": """usage: foldcp bench kernels|block|predict|rings|tune [options]
 
-Time this machine. The benches are in a clone of the repository, not in a wheel; `foldcp bench NAME
---help` lists the options of one.
+Time this machine. The benches are in a clone of the repository, not in a wheel. Tables go to the
+folder foldcp_bench here, or to what --out names; tune keeps what it finds in your cache. `foldcp
+bench NAME --help` lists the options of one.
 """,
 }
 
@@ -179,15 +180,15 @@ def _compare(arguments: list[str]) -> int:
 
 def _bench(arguments: list[str]) -> int:
     """`foldcp bench`: one of the benches of the repository, which a wheel does not contain."""
+    root = Path(__file__).parent.parent
+    if not (root / "bench" / "kernels.py").is_file():
+        raise UserError(
+            "foldcp bench needs a clone of the repository, and this foldcp is installed in "
+            f"{root}: in a clone run `pip install -e . --no-build-isolation`, then foldcp bench"
+        )
     name, *rest = arguments or ["nothing"]
     if name not in BENCHES:
         raise UserError(f"foldcp bench expects {', '.join(BENCHES)}, got {name!r}")
-    root = Path(__file__).parent.parent
-    if not (root / "bench" / f"{name}.py").is_file():
-        raise UserError(
-            f"foldcp bench needs the package bench, which is not in {root}: it is only in a clone "
-            "of the repository; run `pip install -e .` there, or `python -m bench.kernels`"
-        )
     if str(root) not in sys.path:
         sys.path.insert(0, str(root))
     return import_module(f"bench.{name}").main(rest)

@@ -152,11 +152,15 @@ class Mesh:
         if link is not None:
             link.abort(why)
         self._close_connections()
+        self.forget()
+        self.pool.clear()
+        return link
+
+    def forget(self) -> None:
+        """Let go of what joined the ranks, which is closed."""
         # Frozen for its users; what joins the ranks is the one thing that can be renewed.
         object.__setattr__(self, "link", None)
         object.__setattr__(self, "group", None)
-        self.pool.clear()
-        return link
 
     def _close_connections(self) -> None:
         """Make the other ranks fail that wait for this one in a collective of gloo.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from foldcp.report import with_ranks
+
 
 def choose(world: int, spec: str = "auto") -> tuple[int, int]:
     """Pick the mesh for a number of ranks.
@@ -28,7 +30,7 @@ def choose(world: int, spec: str = "auto") -> tuple[int, int]:
         several = "" if rest or not many else f", or FOLDCP_DP={many} to fold {many} inputs at once"
         raise ValueError(
             f"mesh {spec} needs {rows * cols} ranks but {world} were started: start "
-            f"{rows * cols} ranks (--nproc {rows * cols}) or set FOLDCP_MESH=auto{several}"
+            f"{rows * cols} ranks ({with_ranks(rows * cols)}), or set FOLDCP_MESH=auto{several}"
         )
     return rows, cols
 

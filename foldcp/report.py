@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from foldcp import __version__
 from foldcp.config import resumes
+from foldcp_boot import runs_boltz
 
 if TYPE_CHECKING:
     from foldcp.mesh import Mesh
@@ -40,6 +41,26 @@ def kept() -> str:
     if resumes(os.environ):
         return text
     return f"{text} (with FOLDCP_RESUME=DIR also the trunk of an unfinished one)"
+
+
+def is_command() -> bool:
+    """True in a process of the command `boltz` or `foldcp`, False in a program of the user's."""
+    started = Path(sys.argv[0] if sys.argv else "")
+    ours = started.name in ("__main__.py", "rank.py") and "foldcp" in started.parts
+    return started.name == "foldcp" or ours or runs_boltz()
+
+
+def with_ranks(number: int | str) -> str:
+    """How the program that runs is started on several ranks of one machine, for messages.
+
+    Args:
+        number: of ranks.
+    """
+    if is_command():
+        return f"`foldcp run --nproc {number} predict ...`"
+    name = Path(sys.argv[0] if sys.argv else "").name
+    script = name if name.endswith(".py") and not name.startswith("__") else "script.py"
+    return f"`torchrun --nproc-per-node {number} {script}`"
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -73,12 +94,15 @@ def out_of_memory(error: BaseException, mesh: Mesh, stage: str, tokens: int) -> 
         free, total = torch.cuda.mem_get_info(mesh.device)
     else:
         free, total = host_memory()
+    more = "FOLDCP_NPROC" if is_command() else "torchrun --nproc-per-node N"
     fewer = "fewer samples (--diffusion_samples, --max_parallel_samples 1)"
+    if not is_command():
+        fewer = "fewer samples (diffusion_samples, max_parallel_samples=1)"
     smaller = "a smaller mode (FOLDCP_CHUNK_MB, FOLDCP_PRECISION=bf16)"
     return (
         f"out of memory: {size} on mesh {mesh.rows}x{mesh.cols}, rank {mesh.rank}{where}: it "
         f"needed {need} and had {free / 1e9:.3g} of {total / 1e9:.3g} GB free; use more ranks "
-        f"(FOLDCP_NPROC), {fewer} or {smaller}"
+        f"({more}), {fewer} or {smaller}"
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 OLDEST_TORCH = (2, 11)
-_REBUILD = "run `pip install . --no-build-isolation` in the clone"
+AGAIN = "run `pip install --force-reinstall --no-deps .` in the clone"
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Extension:
             chip = f"{major}.{minor}"
             return (
                 f"it is for {self.chips}, the GPU is sm_{major}{minor}: set TORCH_CUDA_ARCH_LIST "
-                f"to {chip}+PTX and {_REBUILD}"
+                f"to {chip}+PTX and {AGAIN}"
             )
         return None
 
@@ -95,13 +95,13 @@ def load() -> Extension:
     try:
         build = importlib.import_module("foldcp_kernels._build_info").BUILD
     except ImportError:
-        return Extension(None, why=f"it was not built: {_REBUILD}")
+        return Extension(None, why=f"it was not built: {AGAIN}")
     if not build["built"]:
         return Extension(None, why=build["why"])
     try:
         importlib.import_module("foldcp_kernels._C")
     except ImportError as error:
         reason = " ".join(str(error).split())
-        return Extension(None, why=f"it does not load ({reason}): {_REBUILD}")
-    line = build.get("line", f"of an older foldcp: {_REBUILD}")
+        return Extension(None, why=f"it does not load ({reason}): {AGAIN}")
+    line = build.get("line", f"of an older foldcp: {AGAIN}")
     return Extension(torch.ops.foldcp, build["cuda"], build["chips"], build["why"], line)

@@ -41,6 +41,7 @@ class Case:
             of tests/rigs.py; "real" is the tiled model without a fault; "files N START" leaves room
             for N more files and folders whose paths begin with START.
         slurm: start the ranks as srun does.
+        program: Python code that runs in the place of `boltz`.
     """
 
     arguments: list[str]
@@ -51,6 +52,7 @@ class Case:
     rank_folder: dict[int, str] = field(default_factory=dict)
     rig: str = ""
     slurm: bool = False
+    program: str = ""
 
 
 @dataclass(frozen=True)
@@ -163,7 +165,11 @@ def _child(case: dict[str, Any], rank: int, port: int, folder: Path) -> None:
         sys.argv = ["boltz", *arguments]
         boltz.main.PairformerArgsV2 = partial(boltz.main.PairformerArgsV2, num_blocks=BLOCKS)
         _rig(case["rig"])
-        boltz.main.cli()
+        if case["program"]:
+            sys.argv = ["program.py", *arguments]
+            exec(compile(case["program"], "program.py", "exec"), {"__name__": "__main__"})
+        else:
+            boltz.main.cli()
         code = 0
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)

@@ -14,7 +14,9 @@ from bench import (
     kernels,
     machine,
     plots,
+    predict,
     providers,
+    rings_model,
     roofline,
     shapes,
     timing,
@@ -279,16 +281,25 @@ def test_plots_are_drawn_from_tables(tmp_path: Path) -> None:
 def test_bench_command_says_where_it_works(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    out = tmp_path / "k.csv"
+    monkeypatch.chdir(tmp_path)
     chosen = ["--op", "adaptive_norm", "--n", "4", "--budget", "0", "--providers", "eager"]
-    with pytest.raises(SystemExit) as ended:
-        cli.main(["bench", "kernels", *chosen, "--out", str(out)])
-    assert ended.value.code == 0 and len(read(out)) == 1
+    for rows in ("model_rows", "traffic_rows", "crossover_rows"):  # which take long
+        monkeypatch.setattr(rings_model, rows, list)
+    written: list[Path] = []
+    monkeypatch.setattr(rings_model, "write_csv", lambda path, rows: written.append(path))
+    for arguments in (["kernels", *chosen], ["rings", "--model"]):
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["bench", *arguments])
+        assert ended.value.code == 0
+    assert read(tmp_path / "foldcp_bench" / "kernels.csv")
+    assert written[0] == Path("foldcp_bench/rings/model.csv")
+    assert predict._parser("cpu").get_default("out") == Path("foldcp_bench/predict.csv")
+    assert "foldcp_bench" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="expects kernels, block, predict, rings, tune, got 'all'"):
         cli.main(["bench", "all"])
     monkeypatch.setattr(cli, "__file__", str(tmp_path / "foldcp" / "cli.py"))
-    with pytest.raises(SystemExit, match="only in a clone"):
-        cli.main(["bench", "kernels"])
+    with pytest.raises(SystemExit, match="foldcp bench needs a clone"):
+        cli.main(["bench", "all"])
 
 
 def test_a_machine_without_boltz_is_described(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ from bench import native as resources
 from foldcp_kernels import extension
 
 LIBRARY = ROOT / "foldcp_kernels/_C.abi3.so"
-OLDEST_TORCH = "0x020b000000000000"
+OLDEST_TORCH = "0x{:02x}{:02x}000000000000".format(*extension.OLDEST_TORCH)
 # torch 2.13's header declares these for every version, but 2.11 has them under other names only.
 NOT_IN_OLDEST = {"aoti_torch_dtype_float4_e2m1fn_x2", "aoti_torch_dtype_float8_e8m0fnu"}
 PYTHON = {"PyModule_Create2"}  # of the limited interface since 3.2

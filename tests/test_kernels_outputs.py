@@ -14,11 +14,16 @@ from kernel_checks import DEVICE, DTYPES, FLOOR
 from torch import Tensor
 
 from foldcp_kernels import chunking, reference
-from foldcp_kernels import outer_product_mean as opm
-from foldcp_kernels import relative_position as rp
 from foldcp_kernels.adaptive_norm import adaptive_norm, gated_residual
 from foldcp_kernels.heads import expected_values
-from foldcp_kernels.relative_position import Positions, Tokens, table_index
+from foldcp_kernels.outer_product_mean import _dear, outer_product_mean
+from foldcp_kernels.relative_position import (
+    Positions,
+    Tokens,
+    add_relative_position,
+    relative_position,
+    table_index,
+)
 
 Op = Callable[..., Tensor]
 
@@ -88,7 +93,7 @@ def test_outer_product_mean(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     inputs, count = _outer(*shape)
 
     def op(z: Tensor, a: Tensor, b: Tensor, w: Tensor, bias: Tensor, impl: str) -> Tensor:
-        return opm.outer_product_mean(z, a, b, count.float(), w, bias, impl)
+        return outer_product_mean(z, a, b, count.float(), w, bias, impl)
 
     def definition(z: Tensor, a: Tensor, b: Tensor, w: Tensor, bias: Tensor) -> Tensor:
         return reference.outer_product_mean_tile(z, a, b, count, w, bias)
@@ -101,7 +106,7 @@ def test_outer_product_mean_in_place_without_sequences_and_beyond_float16() -> N
     (z, a, b, w, bias), count = _outer(1, 17, 5, 70, 32, 128)
     z, a, b, w, bias = (x.float() for x in (z, a, b, w, bias))
     tile = z.transpose(1, 2).contiguous().transpose(1, 2)  # not contiguous
-    run = opm.outer_product_mean
+    run = outer_product_mean
     none = torch.zeros_like(count).float()
     assert run(tile, a * 0, b * 0, none, w, bias, impl="triton") is tile
     torch.testing.assert_close(tile, z + bias, rtol=0, atol=1e-6)
@@ -113,7 +118,7 @@ def test_outer_product_mean_in_place_without_sequences_and_beyond_float16() -> N
 
 
 def test_few_and_very_many_sequences_are_left_to_torch() -> None:
-    fits = [s for s in range(1, 2000) if opm._dear(s, 32, 128, 2) is None]
+    fits = [s for s in range(1, 2000) if _dear(s, 32, 128, 2) is None]
     assert fits == list(range(43, 150))
 
 
@@ -206,7 +211,7 @@ def test_relative_position_index(
     assert t == 1 or want.unique().numel() > 25
     assert want.min() >= 0 and want.max() < p.table_rows
     for impl in ("triton", "torch", "reference"):
-        assert torch.equal(rp.relative_position(numbers, p, impl)[..., 0], want.float()), impl
+        assert torch.equal(relative_position(numbers, p, impl)[..., 0], want.float()), impl
 
 
 @torch.no_grad()
@@ -220,11 +225,11 @@ def test_relative_position_is_added_in_place(dtype: torch.dtype, channels: int) 
     for impl in ("triton", "torch", "reference"):
         x = out.clone(memory_format=torch.preserve_format)
         assert not x.is_contiguous()
-        assert rp.add_relative_position(x, table, p, impl) is x
+        assert add_relative_position(x, table, p, impl) is x
         torch.testing.assert_close(
             x, want, rtol=0, atol=0 if impl == "triton" else FLOOR[dtype] * 9
         )
-    part = rp.add_relative_position(out[0, 5:9].clone(), table, p.cut(5, 9), "triton")
+    part = add_relative_position(out[0, 5:9].clone(), table, p.cut(5, 9), "triton")
     assert torch.equal(part, want[0, 5:9])
 
 
@@ -234,13 +239,13 @@ def test_relative_position_gradients(impl: str) -> None:
     table, x = _rand(0, p.table_rows, 24), _rand(1, 2, 17, 63, 24)
     dout = _rand(2, 2, 17, 63, 24)
     low = [table.float().requires_grad_(), x.float().requires_grad_()]
-    got = torch.autograd.grad(rp.add_relative_position(low[1], low[0], p, impl), low, dout.float())
+    got = torch.autograd.grad(add_relative_position(low[1], low[0], p, impl), low, dout.float())
     want = torch.zeros_like(table)
     for each in dout:
         want.index_add_(0, table_index(p).flatten(), each.flatten(0, 1))
     torch.testing.assert_close(got[0].double(), want, rtol=1e-5, atol=1e-5)
     assert torch.equal(got[1], dout.float())
-    (alone,) = torch.autograd.grad(rp.relative_position(low[0], p, impl), low[0], dout[0].float())
+    (alone,) = torch.autograd.grad(relative_position(low[0], p, impl), low[0], dout[0].float())
     want = torch.zeros_like(table).index_add_(0, table_index(p).flatten(), dout[0].flatten(0, 1))
     torch.testing.assert_close(alone.double(), want, rtol=1e-5, atol=1e-5)
 

@@ -169,6 +169,12 @@ TABLE = {
 }  # fmt: skip
 
 
+@pytest.fixture(autouse=True)
+def command(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Messages are for who typed `boltz`, not for a program."""
+    monkeypatch.setattr(sys, "argv", ["boltz", "predict", "x.yaml"])
+
+
 @pytest.mark.parametrize("name", TABLE)
 def test_who_starts_the_ranks(name: str) -> None:
     variables, nproc, expected, ours = TABLE[name]
@@ -209,7 +215,8 @@ def test_unusable_variables_are_named(variables: dict[str, str], told: str) -> N
 def test_a_rank_that_is_alone_says_for_whom_it_waits(tmp_path: Path) -> None:
     """As in the shell of `srun --ntasks=4 --pty`, where nothing starts the other ranks."""
     code = (
-        "import os\n"
+        "import os, sys\n"
+        "sys.argv = ['boltz', 'predict']\n"
         "from foldcp.boltz import meetings, session\n"
         "from foldcp.boltz.place import Place\n"
         "meetings._PATIENT = 0.5\n"

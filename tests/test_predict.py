@@ -11,7 +11,9 @@ import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import gemmi
 import msa_server
+import numpy as np
 import parity
 import predict_inputs as inputs
 import pytest
@@ -21,6 +23,7 @@ from ranks import run
 from result_files import differences
 
 from bench.synthetic import write_checkpoint
+from foldcp.boltz import predictions
 from foldcp.boltz.swap import apply
 from foldcp.mesh import Mesh
 
@@ -169,6 +172,48 @@ def test_same_files_as_stock(name: str, side: str, runs: Runs) -> None:
     away = differences(results, runs.results(name, "stock"))
     far = {file: f"{gap:.1e}" for file, gap in away.items() if not gap <= TOLERANCE}
     assert not far, far
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "samples"),
+    [
+        ("inputs", "boltz2", 1),
+        ("options", "boltz2", 4),
+        ("names", "boltz2", 1),
+        ("boltz1", "boltz1", 2),
+    ],
+)
+def test_results_as_arrays(name: str, model: str, samples: int, runs: Runs) -> None:
+    """What `foldcp.Prediction` says of atoms and tokens, for every kind of input."""
+    results = runs.results(name, "1x1")
+    form = "pdb" if name == "names" else "mmcif"
+    options = {"model": model, "diffusion_samples": samples, "output_format": form}
+    options |= {"write_embeddings": name == "options", "write_full_pae": False}
+    options["write_full_pde"] = False
+    kinds: set[str] = set()
+    for folder in (results / "predictions").iterdir():
+        found = predictions.read(results, folder.name, options)
+        tokens, atoms = found.tokens, found.atoms
+        assert found.coords.shape == (samples, len(atoms), 3)
+        assert found.plddt.shape == (samples, len(tokens))
+        for matrices in (found.pae, found.pde) if model == "boltz2" else ():
+            assert matrices.shape == (samples, len(tokens), len(tokens))
+        files = [p for p in folder.glob("*_model_*.*") if p.suffix in (".cif", ".pdb")]
+        structure = gemmi.read_structure(str(min(files)), merge_chain_parts=False)
+        rows = [(c.name, r.seqid.num, r.name, a.name) for c in structure[0] for r in c for a in r]
+        told = [tuple(row)[:4] for row in atoms.tolist()]
+        assert form == "pdb" or told == rows
+        assert [row[3] for row in told] == [row[3] for row in rows]
+        # A token is a residue, or an atom of what has no sequence; Boltz-1: of what is modified.
+        first = tokens["atom"]
+        assert np.array_equal(first, np.r_[0, np.cumsum(tokens["atoms"])[:-1]])
+        assert np.array_equal(atoms["token"][first], np.arange(len(tokens)))
+        assert all(tokens["atoms"][tokens["kind"] == "ligand"] == 1)
+        kinds |= set(tokens["kind"])
+        assert bool(found.embeddings) == options["write_embeddings"]
+        if name == "inputs" and folder.name == "binder":
+            assert set(found.affinity) > {"affinity_pred_value"}
+    assert kinds > {"protein"} and (name != "inputs" or len(kinds) == 4)
 
 
 def test_only_one_rank_asks_the_server(runs: Runs) -> None:

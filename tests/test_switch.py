@@ -101,8 +101,11 @@ def test_predicts(way: str, tmp_path: Path, tiny_cache: Path) -> None:
     places = ["--out_dir", str(tmp_path), "--cache", str(tiny_cache)]
     folder, many = tmp_path / "work", "2 CPU ranks" in mesh
     folder.mkdir()
-    for name in ("boltz", "yaml", "gemmi", "foldcp"):  # must not run, also where Python looks first
-        (folder / f"{name}.py").write_text("raise SystemExit('code of the working folder ran')")
+    hostile = ["boltz", "yaml", "gemmi", "foldcp", "foldcp_kernels"]  # where Python looks first
+    hostile += [] if way == "torchrun" else ["torch"]  # of `python -m torch...` that is the way
+    for name in hostile:
+        (folder / name).mkdir()
+        (folder / name / "__init__.py").write_text("raise SystemExit('the working folder ran')")
     ended = start(
         [*command, "predict", str(tmp_path / "one.yaml"), *FAST.split(), *places],
         {

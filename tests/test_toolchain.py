@@ -20,6 +20,7 @@ from torch.utils import cpp_extension
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
+import toolchain  # noqa: E402
 from toolchain import Facts, Plan, Refused, decide, fall_back, first_error, gencode  # noqa: E402
 
 CHIPS_12 = (50, 52, 53, 60, 61, 62, 70, 72, 75, 80, 86, 87, 89, 90)
@@ -81,7 +82,7 @@ DECISIONS: list[tuple[dict[str, Any], str]] = [
     ({"torch": "", "torch_fault": "no torch"}, "none: no torch"),
     (
         {"torch": "2.10.1"},
-        "none: torch 2.10.1 is older than 2.11: upgrade torch, then install foldcp again",
+        f"none: torch 2.10.1 is older than 2.11: upgrade torch, then {toolchain.AGAIN}",
     ),
     ({"torch": "2.11.0a0+git12"}, f"for CPU and CUDA 13.0 ({ALL})"),
     ({"compiler_fault": "no C++ compiler"}, "none: no C++ compiler"),
@@ -193,9 +194,9 @@ class Setup:
     def run(self) -> str:
         """Returns the line that `foldcp doctor` shows."""
         self.asked.clear()
-        runpy.run_path(str(self.folder / "setup.py"))
-        written = self.folder / "foldcp_kernels/_build_info.py"
-        return runpy.run_path(str(written))["BUILD"]["line"]
+        made = runpy.run_path(str(self.folder / "setup.py"))
+        assert not (self.folder / made["INFO"]).exists(), "nothing is built yet"
+        return made["told"][0]["line"]
 
     def sources(self) -> list[str]:
         return [Path(s).name for e in self.asked["ext_modules"] for s in e.sources]
@@ -297,6 +298,6 @@ def test_an_isolated_build_finds_the_torch_of_its_environment(build: Setup, ther
         text=True, env={**os.environ, "PYTHONPATH": str(walls), "FOLDCP_BUILD_CUDA": "0"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    none = "none: no torch at build time: install torch, then use pip install --no-build-isolation"
+    none = f"none: there was no torch when it was built: {toolchain.AGAIN}"
     line = "for CPU; CUDA left out: FOLDCP_BUILD_CUDA=0" if there else none
     assert f"foldcp: compiled part: {line}\n" in done.stderr

@@ -45,16 +45,16 @@ def guarded(stock: Callable[..., Any]) -> Callable[..., Any]:
         if not standalone_mode or not predicts(arguments):
             return stock(arguments, prog_name, complete_var, standalone_mode, **extra)
         try:
-            session.start(Place.find(os.environ), _meeting_time())
+            session.start(Place.find(os.environ), meeting_time())
             stock(arguments, prog_name or "boltz", complete_var, standalone_mode=False, **extra)
         except BaseException as error:
-            _end(error)
+            end(error)
         session.leave()
 
     return main
 
 
-def _meeting_time() -> float:
+def meeting_time() -> float:
     """Seconds for all ranks to meet; a wrong FOLDCP_TIMEOUT is reported once they have met."""
     try:
         return min(session.MEETING_TIME, Config.from_env(os.environ).timeout)
@@ -62,7 +62,7 @@ def _meeting_time() -> float:
         return session.MEETING_TIME
 
 
-def _end(error: BaseException) -> NoReturn:
+def end(error: BaseException) -> NoReturn:
     """End every rank after `error`."""
     if interrupted.is_set():  # whatever Lightning makes of Ctrl-C
         session.end(f"interrupted; {kept()}", 130)
@@ -79,17 +79,17 @@ def _end(error: BaseException) -> NoReturn:
         session.end(f"the prediction ended early ({error.code})", code)
     if isinstance(error, TransportError) and str(error).startswith(EXCHANGE):
         session.end(_account(error))
-    if isinstance(error, (RuntimeError, ValueError)) and _is_ours(error):
+    if isinstance(error, (RuntimeError, ValueError)) and is_ours(error):
         session.end(str(error))
     refused = disk.refused(error)
     session.end(f"{refused}; {kept()}" if refused else _account(error))
 
 
-def _is_ours(error: BaseException) -> bool:
+def is_ours(error: BaseException) -> bool:
     """True for errors whose text is written for the user: ours and those of Boltz's own command."""
     frames = traceback.extract_tb(error.__traceback__)
     last = frames[-1].filename.replace(os.sep, "/") if frames else ""
-    ours = ("/boltz/main.py", "/foldcp/config.py", "/foldcp/mesh.py")
+    ours = ("/boltz/main.py", "/foldcp/config.py", "/foldcp/mesh.py", "/foldcp/mesh_shape.py")
     return isinstance(error, UserError) or last.endswith(ours)  # main.py: check_inputs and such
 
 

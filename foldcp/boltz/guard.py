@@ -19,6 +19,7 @@ from itertools import count
 from typing import NoReturn
 
 from foldcp.boltz.lock import release_soon
+from foldcp.report import is_command, kept
 
 _TICK = 0.25  # seconds
 _PAUSE = 2.0  # seconds between two ticks; what is longer is time that this process was stopped
@@ -120,7 +121,7 @@ class Guard:
         end_process(self._decided[1] if self._decided else 1)
 
     def _watch(self) -> None:
-        while True:
+        while not self._down:
             time.sleep(_TICK)
             now = time.monotonic()
             gap, self._ticked = now - self._ticked, now
@@ -145,6 +146,8 @@ class Guard:
 
 def say(message: str) -> None:
     """Print why this process ends."""
+    if not is_command():
+        message = message.replace(f"; {kept()}", "")
     _silent.set()
     with suppress(OSError, ValueError):  # nobody reads it any more
         sys.stdout.flush()

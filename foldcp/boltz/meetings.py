@@ -26,6 +26,8 @@ _PATIENT = 10.0  # seconds until a rank that waits for others to start says for 
 _HEARING = 1.5  # seconds that a rank waits for the first one that failed to say why
 _TURN = 0.5  # seconds between the ranks that find that none has said why all end
 
+_served: dict[tuple[str, int], Any] = {}  # stores that this process serves, by address
+
 
 def open_store(place: Place, serve: bool, seconds: float, guard: Guard) -> Any:
     """Connect to the store.
@@ -41,6 +43,8 @@ def open_store(place: Place, serve: bool, seconds: float, guard: Guard) -> Any:
 
     from foldcp.boltz.sealed_store import SealedStore, listen
 
+    address = place.host, place.port
+    serve = serve and address not in _served  # it goes on serving until this process ends
     told = threading.Timer(_PATIENT, _say, (f"rank {place.rank} waits for rank 0 {place.at()}",))
     told.daemon = True
     # One voice for each machine.
@@ -70,6 +74,8 @@ def open_store(place: Place, serve: bool, seconds: float, guard: Guard) -> Any:
         raise UserError(f"{unmet} ({str(error).splitlines()[0]})") from error
     finally:
         told.cancel()
+    if serve:
+        _served[address] = store
     return SealedStore(place.prefix, store, guard, f"the store that {place.server} serves")
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import PurePath
 
 from foldcp.config import asks_for_ranks
-from foldcp.report import UserError
+from foldcp.report import UserError, with_ranks
 
 ROLE = "foldcp"  # of ranks that foldcp starts by torch's launcher
 _PORT = 20000  # first of 20000 ports that jobs are spread over
@@ -107,7 +107,7 @@ class Place:
         except (KeyError, ValueError) as error:
             raise UserError(
                 f"the launcher's environment variables cannot be used ({_said(error)}): start with "
-                "`foldcp run --nproc N predict ...`, torchrun or srun, or unset RANK and WORLD_SIZE"
+                f"{with_ranks('N')} or srun, or unset RANK and WORLD_SIZE"
             ) from error
         return cls()
 
@@ -117,7 +117,7 @@ class Place:
         return (
             f"at {self.host}:{self.port}: {self.launcher} says that there are {self.world} ranks "
             f"({self.told_by}). If nothing starts them, end this and start ranks yourself: "
-            f"`env {names} foldcp run --nproc {self.world} predict ...`"
+            f"{with_ranks(self.world).replace('`', f'`env {names} ', 1)}"
         )
 
 

@@ -25,6 +25,7 @@ from boltz.data.msa import mmseqs2
 from boltz.data.parse import schema as stock_schema
 
 from foldcp.boltz import alignments, answers, leftovers, queries, trust
+from foldcp.boltz.apart import read
 from foldcp.boltz.document import codes, schema
 from foldcp.boltz.document.explain import explain, readable
 from foldcp.boltz.document.faults import at, visible
@@ -111,7 +112,7 @@ def on_root(stock: Callable[..., None]) -> Callable[..., None]:
             with tempfile.TemporaryDirectory(prefix="foldcp_") as folder:
                 run.reasons = Path(folder)
                 try:
-                    stock(data=data, out_dir=out_dir, **options)
+                    read(partial(stock, data=data, out_dir=out_dir, **options), run.apart)
                 finally:
                     for path in data:
                         if not (out_dir / "processed" / "records" / f"{path.stem}.json").exists():

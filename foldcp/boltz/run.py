@@ -34,6 +34,7 @@ class Run:
         keeper: keeps the trunks of unfinished inputs (FOLDCP_RESUME).
         replay: draws the random numbers of an input that another group folds.
         output_format: `--output_format`.
+        apart: inputs are read in a process of their own.
         seal: of the lock of the results folder; None where nothing locks it, as in tests of parts.
         watching: shows how far the run is; None in tests of parts.
         known: inputs that could be read. asked: of these are folded now, and
@@ -54,6 +55,7 @@ class Run:
     replay: Callable[[dict[str, Any]], None] | None = None
     keeper: TrunkKeeper | None = None
     output_format: str = "mmcif"
+    apart: bool = False
     seal: Seal | None = None
     watching: Watching | None = None
     known: tuple[str, ...] = ()

@@ -14,7 +14,9 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, NoReturn
 
 from foldcp.boltz.guard import end_process, say
@@ -36,15 +38,17 @@ _ROOT_FIRST = 0.75  # seconds that rank 0 is given to report what several ranks 
 _PARTING = 10.0  # seconds that the rank that serves the store waits for others at a good end
 
 _current: Session | None = None
+_begun = 0  # sessions of this process
 _unreachable = False  # rank 0's store, in an earlier attempt of this process
 
 
-def start(place: Place, meeting_time: float = MEETING_TIME) -> Session:
+def start(place: Place, meeting_time: float = MEETING_TIME, signals: bool = True) -> Session:
     """Join the run of this process, once.
 
     Args:
         place: this process among the ranks.
         meeting_time: seconds to wait for rank 0's store.
+        signals: such as SIGTERM end the run while it lasts.
 
     Returns:
         The session; the same one when it was already started.
@@ -52,12 +56,15 @@ def start(place: Place, meeting_time: float = MEETING_TIME) -> Session:
     Raises:
         UserError: rank 0's store was not reached in time.
     """
-    global _current, _unreachable
+    global _current, _unreachable, _begun
     if _current is None:
+        _begun += 1
+        if _begun > 1:  # of a program that predicts several times: the keys of each are its own
+            place = replace(place, prefix=f"{place.prefix}/{_begun}")
         with suppress(ValueError):  # `Config.from_env` tells once the ranks have met
             use_secret(secret(os.environ))
         try:
-            _current = Session(place, meeting_time)
+            _current = Session(place, meeting_time, signals)
         except RuntimeError as error:
             _unreachable = True
             if isinstance(error, UserError):
@@ -71,6 +78,12 @@ def start(place: Place, meeting_time: float = MEETING_TIME) -> Session:
 def current() -> Session | None:
     """The session of this process, None outside of a run."""
     return _current
+
+
+def forget() -> None:
+    """Leave the session of a rank that is alone; the next `start` begins another."""
+    global _current
+    _current = None
 
 
 def end(message: str, code: int = 1) -> NoReturn:
@@ -104,11 +117,13 @@ def leave(code: int = 0) -> NoReturn:
 class Session(Watch):
     """The ranks of one run. Made by `start`."""
 
-    def __init__(self, place: Place, meeting_time: float) -> None:
+    def __init__(self, place: Place, meeting_time: float, signals: bool = True) -> None:
         super().__init__(place)
+        self._leave_signals: Callable[[], None] = lambda: None
         with suppress(ValueError):  # told once the ranks have met
             self.patience = float(Config.from_env(os.environ).timeout)
-        end_on_signals(self)
+        if signals:
+            self._leave_signals = end_on_signals(self)
         if place.world == 1:
             return
         from foldcp.boltz.peers import Peers
@@ -188,8 +203,12 @@ class Session(Watch):
                     self.mesh.close()
                 if dist.is_initialized():
                     dist.destroy_process_group()
+                if self.mesh is not None:
+                    self.mesh.forget()  # or threads of the group abort the end of the process
             self.part(_PARTING if self.serves else 0.0)
             self.guard.stand_down()
+            atexit.unregister(self._stop_watching)
+        self._leave_signals()
         _current = None
 
     def depart(self) -> None:

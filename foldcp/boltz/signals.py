@@ -12,6 +12,7 @@ import socket
 import struct
 import threading
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from foldcp.report import kept
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from foldcp.boltz.session import Session
 
 _ENDING = (signal.SIGTERM, signal.SIGHUP)  # SIGHUP: the terminal is gone
+_OVER = b"\0"  # no signal: the session is over
 _GRACE = 3.0  # seconds in which the main thread may end by itself after Ctrl-C
 
 _HAS_SENDERS = hasattr(socket, "SO_PASSCRED")  # Linux
@@ -28,31 +30,53 @@ _SENDER = struct.Struct("3i")  # pid, uid, gid of who wrote
 interrupted = threading.Event()  # this process got SIGINT: whatever then fails, fails of that
 
 
-def end_on_signals(session: Session) -> None:
+_on = threading.Event()  # signals end a session of this process
+_known_to_forks: list[bool] = []
+
+
+def end_on_signals(session: Session) -> Callable[[], None]:
     """Make SIGTERM, SIGHUP and SIGINT end all ranks of a session, unless they are ignored.
 
     Does nothing outside the main thread.
 
     Args:
         session: of this process.
+
+    Returns:
+        Undoes it.
     """
     if threading.current_thread() is not threading.main_thread():
-        return
+        return lambda: None
     reader, writer = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     if _HAS_SENDERS:
         reader.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
     writer.setblocking(False)
     # Only signals with a Python handler reach the socket; this one need not do more.
-    for number in _ENDING:
-        if signal.getsignal(number) != signal.SIG_IGN:
+    before = {number: signal.getsignal(number) for number in _ENDING}
+    for number, action in before.items():
+        if action != signal.SIG_IGN:
             signal.signal(number, lambda *_: None)
-    signal.set_wakeup_fd(writer.detach(), warn_on_full_buffer=False)
-    os.register_at_fork(after_in_child=_forget)
+    woken = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    _on.set()
+    if not _known_to_forks:
+        _known_to_forks.append(True)
+        os.register_at_fork(after_in_child=_forget)
     threading.Thread(target=_wait, args=(session, reader), daemon=True).start()
+
+    def undo() -> None:
+        signal.set_wakeup_fd(woken)
+        for number, action in before.items():
+            signal.signal(number, signal.SIG_DFL if action is None else action)
+        _on.clear()
+        writer.send(_OVER)
+
+    return undo
 
 
 def _forget() -> None:
     """Give a forked worker the default actions."""
+    if not _on.is_set():
+        return
     signal.set_wakeup_fd(-1)
     for number in _ENDING:
         if signal.getsignal(number) != signal.SIG_IGN:
@@ -82,6 +106,8 @@ def _wait(session: Session, reader: socket.socket) -> None:
             interrupted.set()
             time.sleep(_GRACE)
             session.fail(f"interrupted; {kept()}", 128 + signal.SIGINT)
+        if number == _OVER[0]:
+            return
 
 
 def _lost(session: Session) -> str | None:

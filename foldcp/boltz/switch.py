@@ -65,29 +65,47 @@ def patch(main: ModuleType) -> None:
 
 
 def _predict(stock: Callable[..., None]) -> Callable[..., None]:
-    """The command itself, between the checks at the start and the summary at the end."""
+    """The command itself, and the list of failures at its end."""
 
     @wraps(stock)
     def predict(**options: Any) -> None:
-        start = time.perf_counter()
-        with ExitStack() as until_end:
-            until_end.callback(_forget)
-            run = begin(options, until_end)
-            set_current(run)
-            try:
-                stock(**options)
-            except OSError as error:
-                raise _not_written(error, run.failed) from error
-            failed = _sum_up(run, results_folder(options), start)
-        if failed:
-            listed = "; ".join(f"{name} ({reason})" for name, reason in failed.items())
+        run = fold(stock, options)
+        if run.failed:
+            listed = "; ".join(f"{name} ({reason})" for name, reason in run.failed.items())
             raise UserError(
-                f"{len(failed)} input(s) could not be folded: {listed}. Correct them and run the "
-                "same command again; finished predictions are kept and skipped"
+                f"{len(run.failed)} input(s) could not be folded: {listed}. Correct them and run "
+                "the same command again; finished predictions are kept and skipped"
             )
         run.session.close()
 
     return predict
+
+
+def fold(stock: Callable[..., None], options: dict[str, Any], apart: bool = False) -> Run:
+    """Make a prediction on all ranks, which all call it, between the checks and the summary.
+
+    Args:
+        stock: the function of Boltz's `predict` command. options: its arguments.
+        apart: read inputs in a process of their own, for programs that predict several times.
+
+    Returns:
+        What was done. `failed` is complete on every rank; the session is still to be closed.
+
+    Raises:
+        Exception: what ends a run; the session is open.
+    """
+    start = time.perf_counter()
+    with ExitStack() as until_end:
+        until_end.callback(_forget)
+        run = begin(options, until_end)
+        run.apart = apart
+        set_current(run)
+        try:
+            stock(**options)
+        except OSError as error:
+            raise _not_written(error, run.failed) from error
+        run.failed = _sum_up(run, results_folder(options), start)
+    return run
 
 
 def _forget() -> None:

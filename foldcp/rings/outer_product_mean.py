@@ -14,7 +14,7 @@ from foldcp.exchange import fetch
 from foldcp.layout import PairLayout
 from foldcp.mesh import Mesh
 from foldcp.plans import token_plan
-from foldcp_kernels import outer_product_mean as op
+from foldcp_kernels.outer_product_mean import outer_product_mean as local
 from foldcp_kernels.recompute import nothing
 
 
@@ -55,4 +55,4 @@ def outer_product_mean(
     wide = torch.float64 if mask.dtype == torch.float64 else torch.float32
     with torch.autocast(z.device.type, enabled=False):
         count = mask_r.to(wide).transpose(1, 2) @ mask_c.to(wide)
-    return op.outer_product_mean(z, a, b, count, weight, bias)
+    return local(z, a, b, count, weight, bias)

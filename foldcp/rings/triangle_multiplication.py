@@ -27,7 +27,6 @@ from foldcp.rings.channel_multiplication import LABEL, channel_products
 from foldcp.rings.pipeline import Move, Regions, chained
 from foldcp.strategy import strategy
 from foldcp.triangle_plans import blocks_of_lines, triangle_multiplication_plan
-from foldcp_kernels import triangle_multiplication as op
 from foldcp_kernels.chunking import chunk_bytes
 from foldcp_kernels.dispatch import compute_dtype, default_impl
 from foldcp_kernels.recompute import nothing
@@ -38,6 +37,7 @@ from foldcp_kernels.triangle_multiplication import (
     gated_update,
     plane_panels,
 )
+from foldcp_kernels.triangle_multiplication import triangle_multiplication as local
 
 # Panels are cut in pieces of at least this part of a chunk's bytes: below it, latency and launches
 # cost more than the memory is worth.
@@ -91,7 +91,7 @@ def triangle_multiplication(
     if not z.numel():
         return nothing(z, *vars(w).values())
     if layout.size == 1 and default_impl() == "cuequivariance":
-        return op.triangle_multiplication(z, mask, w, outgoing, "cuequivariance")
+        return local(z, mask, w, outgoing, "cuequivariance")
     return gated_update(z, contraction(z, mask, w, outgoing, layout, mesh), w)
 
 
