@@ -1,4 +1,4 @@
-# make demo   fold ubiquitin with stock Boltz and on a 2x2 mesh, and compare (under 4 minutes)
+# make demo   what foldcp does, on a CPU: stock Boltz's structure, in less memory (under 4 minutes)
 # make test   all tests (about 25 minutes on 2 cores, two at a time)
 # make lint   ruff
 # make bench  what the README's figures come from (about 30 minutes); writes bench/results
@@ -49,8 +49,8 @@ lint: setup
 	@$(PY) -m ruff check .
 
 bench: setup
-	@set -e; for name in roofline aot native bytes_moved live_memory tile_memory transports loading \
-		cpu_vs_stock; do $(PY) -m bench.$$name; done
+	@set -e; for name in roofline aot native bytes_moved live_memory mesh_memory tile_memory \
+		transports loading cpu_vs_stock; do $(PY) -m bench.$$name; done
 	@$(PY) -m bench.rings_model --out bench/results
 	@$(PY) -m bench.rings --out "$$($(PY) -c \
 		'from bench.machine import results_folder; print(results_folder() / "rings")')"

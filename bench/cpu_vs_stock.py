@@ -25,6 +25,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from bench.machine import ROOT, write_csv
 
 SIDES = ("stock", "foldcp")
@@ -113,12 +115,14 @@ class Stages:
         self.top = max(self.top, self.peak[name])
 
 
-def worker(side: str, folder: str, yaml_path: str, threads: int) -> dict[str, Any]:
+def worker(
+    side: str, folder: str, yaml_path: str, threads: int, coords: Path | None = None
+) -> dict[str, Any]:
     """Run one prediction and return its cost.
 
     Args:
         side: "stock" or "foldcp". folder: session folder of `parity.prepare`.
-        yaml_path: the input. threads: of torch.
+        yaml_path: the input. threads: of torch. coords: file for the coordinates [atoms, 3].
 
     Returns:
         `seconds`, `cpu_seconds`, `peak_mib` beyond the loaded model, `stages` (name -> [wall s,
@@ -151,7 +155,7 @@ def worker(side: str, folder: str, yaml_path: str, threads: int) -> dict[str, An
     reset_high_water()
     base, wall, cpu = _status("VmRSS"), time.perf_counter(), time.process_time()
     out = parity.stock_outputs(model, feats, recycling=RECYCLES, steps=STEPS, samples=SAMPLES)
-    return {
+    cost = {
         "seconds": time.perf_counter() - wall,
         "cpu_seconds": time.process_time() - cpu,
         "peak_mib": (max(stages.top, high_water()) - base) / MIB,
@@ -162,13 +166,20 @@ def worker(side: str, folder: str, yaml_path: str, threads: int) -> dict[str, An
         "tokens": feats["token_index"].shape[1],
         "checksum": float(out["coords"].abs().mean()),
     }
+    if coords is not None:
+        there = feats["atom_pad_mask"][0].bool()
+        np.save(coords, out["coords"].float().reshape(-1, len(there), 3)[0][there].numpy())
+    return cost
 
 
-def run(side: str, folder: str, yaml_path: Path, threads: int) -> dict[str, Any]:
+def run(
+    side: str, folder: str, yaml_path: Path, threads: int, coords: Path | None = None
+) -> dict[str, Any]:
     """Run `worker` in a new process."""
     command = [sys.executable, "-m", "bench.cpu_vs_stock", "--worker", side]
     command += ["--folder", folder, "--yaml", str(yaml_path), "--threads", str(threads)]
-    env = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    command += ["--coords", str(coords)] if coords is not None else []
+    env = os.environ | {"OMP_NUM_THREADS": str(threads), "FOLDCP": "0"}  # stock is stock
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"the {side} run failed:\n{done.stderr[-3000:]}")
@@ -250,9 +261,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--worker", choices=SIDES)
     parser.add_argument("--folder")
     parser.add_argument("--yaml")
+    parser.add_argument("--coords", type=Path)
     options = parser.parse_args(argv)
     if options.worker:
-        result = worker(options.worker, options.folder, options.yaml, options.threads)
+        chosen = options.folder, options.yaml, options.threads, options.coords
+        result = worker(options.worker, *chosen)
         print(json.dumps(result))
         return 0
     sizes = {n: options.runs or (3 if n <= 256 else 1) for n in options.tokens}

@@ -3,52 +3,18 @@
 from __future__ import annotations
 
 import itertools
-import json
 from pathlib import Path
 
 import gemmi
 import numpy as np
 import pytest
+from predictions import COORDS, results, write
 from scipy.spatial.transform import Rotation
 
 from foldcp import compare, similarity
 from foldcp.report import UserError
 
 RNG = np.random.default_rng(5)
-COORDS = RNG.normal(size=(40, 3)) * 8
-
-
-def _write(path: Path, coords: np.ndarray) -> Path:
-    """A structure of two chains, four atoms a residue."""
-    structure = gemmi.Structure()
-    structure.add_model(gemmi.Model("1"))
-    for i, at in enumerate(coords):
-        name = "A" if i < 20 else "B"
-        chain = structure[0].find_chain(name) or structure[0].add_chain(gemmi.Chain(name))
-        if i % 4 == 0:
-            residue = gemmi.Residue()
-            residue.name, residue.seqid = "ALA", gemmi.SeqId(str(i // 4 + 1))
-            chain.add_residue(residue)
-        atom = gemmi.Atom()
-        atom.name, atom.pos = ("N", "CA", "C", "O")[i % 4], gemmi.Position(*at)
-        atom.element = gemmi.Element("C")
-        chain[-1].add_atom(atom)
-    structure.setup_entities()
-    if path.suffix == ".pdb":
-        structure.write_pdb(str(path))
-    else:
-        structure.make_mmcif_document().write_file(str(path))
-    return path
-
-
-def _results(folder: Path, coords: np.ndarray, name: str = "one", off: float = 0.0) -> Path:
-    at = folder / "boltz_results_x" / "predictions" / name
-    at.mkdir(parents=True)
-    _write(at / f"{name}_model_0.cif", coords)
-    np.savez(at / f"plddt_{name}_model_0.npz", plddt=np.full(10, 0.7))
-    np.savez(at / f"pae_{name}_model_0.npz", pae=np.full((10, 10), 3.0 + off))
-    (at / f"confidence_{name}_model_0.json").write_text(json.dumps({"ptm": 0.5, "iptm": 0.25}))
-    return folder / "boltz_results_x"
 
 
 def test_superposition_undoes_any_rotation_and_no_reflection() -> None:
@@ -81,20 +47,20 @@ def test_lddt_is_that_of_its_definition(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_the_verdict_is_the_exit_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     turned = Rotation.from_euler("x", 70, degrees=True).apply(COORDS) + 9
-    a = _results(tmp_path / "a", COORDS)
+    a = results(tmp_path / "a", COORDS)
     cases = {
         "same structure": (turned, 0.0, 0),
         "similar structures": (COORDS, 1.0, 1),
         "different structures": (COORDS * 1.5, 0.0, 1),
     }
     for i, (verdict, (coords, off, code)) in enumerate(cases.items()):
-        b = _results(tmp_path / f"b{i}", coords, off=off)
+        b = results(tmp_path / f"b{i}", coords, off=off)
         assert compare.main([str(a), str(b.parent)]) == code
         said = capsys.readouterr().out
         assert verdict in said and ("TOO FAR" in said) == bool(code), said
         assert all(f"\n{name} " in said for name in ("coords", "plddt", "pae", "ptm", "iptm"))
     # A structure against another format of it, against a folder, and NaN, which is never the same.
-    pdb = _write(tmp_path / "x.pdb", COORDS)
+    pdb = write(tmp_path / "x.pdb", COORDS)
     assert compare.main([str(pdb), str(a / "predictions" / "one")]) == 0
     assert "one: 40 atoms" in capsys.readouterr().out
     broken = compare.Prediction(compare.read(pdb).atoms, COORDS * np.nan)
@@ -105,16 +71,16 @@ def test_many_inputs_are_matched_by_name(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("one", "two"):
-        a, b = (_results(tmp_path / side, COORDS, name) for side in "ab")
+        a, b = (results(tmp_path / side, COORDS, name) for side in "ab")
     assert compare.main([str(a), str(b)]) == 0
     assert "2 of 2 are the same" in capsys.readouterr().out
-    _results(tmp_path / "b", COORDS, "three")
+    results(tmp_path / "b", COORDS, "three")
     assert compare.main([str(a), str(b)]) == 1
     assert "in one of them only: three" in capsys.readouterr().out
 
 
 def test_what_cannot_be_compared_is_named(tmp_path: Path) -> None:
-    a, shorter = _write(tmp_path / "a.cif", COORDS), _write(tmp_path / "b.cif", COORDS[:36])
+    a, shorter = write(tmp_path / "a.cif", COORDS), write(tmp_path / "b.cif", COORDS[:36])
     (tmp_path / "text.cif").write_text("not a structure")
     (tmp_path / "empty").mkdir()
     for other, said in (
@@ -126,5 +92,5 @@ def test_what_cannot_be_compared_is_named(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=said):
             compare.main([str(a), str(other)])
     with pytest.raises(UserError, match="no model 3: pass --model"):
-        results = _results(tmp_path / "r", COORDS)
-        compare.main([str(results), str(results), "--model", "3"])
+        made = results(tmp_path / "r", COORDS)
+        compare.main([str(made), str(made), "--model", "3"])
