@@ -142,24 +142,25 @@ def _run(arguments: list[str]) -> int:
         )
     if util.find_spec("boltz") is None:
         launch.report_missing_boltz()
-    nproc = _processes(config, arguments)
+    wanted = _processes(config)
+    os.environ["FOLDCP_NPROC"] = str(wanted)
+    source = launch.source_of_boltz()
+    if source is not None:
+        early.refuse(arguments, source, os.environ)
+    nproc = launch.resolve_processes(wanted, arguments)
     os.environ["FOLDCP_NPROC"] = str(nproc)
     if nproc > 1:
         mesh_shape.choose(mesh_shape.group_size(nproc, config.dp, config.mesh), config.mesh)
-        source = launch.source_of_boltz()
-        if source is not None:
-            early.refuse(arguments, source, os.environ)
         return launch.run_ranks(nproc, arguments)
     return _boltz(arguments)
 
 
-def _processes(config: Config, arguments: list[str]) -> int:
-    if config.nproc is not None:
-        return launch.resolve_processes(config.nproc, arguments)
-    if config.mesh != "auto":
+def _processes(config: Config) -> int | str:
+    """Number of ranks that is asked for, or "auto"."""
+    if config.nproc is None and config.mesh != "auto":
         rows, _, cols = config.mesh.partition("x")
         return int(rows) * int(cols) * config.dp
-    return launch.resolve_processes("auto", arguments)
+    return config.nproc or "auto"
 
 
 def _boltz(arguments: list[str]) -> int:
