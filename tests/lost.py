@@ -119,7 +119,7 @@ def _rank(case: Case, rank: int, port: int, folder: Path) -> None:
         _work(case, run, rank, reach)
         run.close()
     except BaseException as error:
-        command._end(error)
+        command.end(error)
     session.leave()
 
 
