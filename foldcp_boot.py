@@ -68,6 +68,13 @@ def _leave_working_folder() -> None:
         del sys.path[0]
 
 
+def _open_streams() -> None:
+    """Give a process that was started without output or errors (`>&-`) ones that go nowhere."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+
+
 class _Reminder(importlib.abc.MetaPathFinder):
     """Says, where Boltz runs, that it runs as it is; finds nothing."""
 
@@ -129,6 +136,7 @@ class _Loader(importlib.abc.Loader):
 
         launch.check_version(ends_process=runs_boltz())
         if runs_boltz() and launch.predicts(sys.argv[1:]):
+            _open_streams()
             from foldcp.boltz import early
 
             early.refuse(sys.argv[1:], Path(str(module.__file__)), os.environ)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import sys
 import traceback
 import warnings
@@ -14,9 +15,10 @@ from unittest import mock
 import pytest
 import torch
 
+import foldcp_boot
 from foldcp import progress, report
 from foldcp.boltz import summary
-from foldcp.boltz.console import Console, Log, Screened, is_news
+from foldcp.boltz.console import Console, Log, Screened, is_news, put
 from foldcp.boltz.quiet import one_voice
 from foldcp.boltz.watching import Watching
 from foldcp.mesh import Mesh
@@ -144,6 +146,18 @@ def test_a_full_disk_costs_the_log_only() -> None:
     screened = Screened(io.StringIO(), console, is_news)
     print("news", file=screened)
     assert screened.stream.getvalue() == "news\n"
+
+
+def test_a_prediction_goes_on_where_nobody_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as stream:  # as after `| head -1`
+        for text in ("a\n", "b\n"):
+            put(stream, text)
+    for name in ("stdout", "stderr"):  # as after `>&-`
+        monkeypatch.setattr(sys, name, None)
+    foldcp_boot._open_streams()
+    assert sys.stdout.write("a") == sys.stderr.write("b") == 1
 
 
 def test_the_summary_says_what_there_is(tmp_path: Path) -> None:

@@ -75,8 +75,7 @@ class Console:
     def say(self, line: str) -> None:
         """Print a line that stays."""
         self.clear()
-        self._stream.write(f"{line}\n")
-        self._stream.flush()
+        put(self._stream, f"{line}\n")
         self.log.write(line)
 
     def show(self, what: str, fraction: float | None, left: str, fresh: bool) -> None:
@@ -101,13 +100,12 @@ class Console:
         if bar:
             plain = f"{what} {bar} {', '.join(part for part in (percent, left) if part)}"
         self._drawn = f"foldcp: {plain}"[:width]
-        self._stream.write(_CLEAR + self._drawn)
-        self._stream.flush()
+        put(self._stream, _CLEAR + self._drawn)
 
     def clear(self) -> None:
         """Take away what `show` left on a terminal."""
         if self._drawn:
-            self._stream.write(_CLEAR)
+            put(self._stream, _CLEAR)
             self._drawn = ""
 
     def again(self) -> None:
@@ -146,18 +144,32 @@ class Screened:
         if self._held:
             held, self._held = self._held, ""
             self._pass(held, "")
-        self.stream.flush()
 
     def _pass(self, line: str, end: str) -> None:
         if line.strip() and end:
             self._console.log.write(line.rpartition("\r")[2])
         if self._open or self._shown(line):
             self._console.clear()
-            self.stream.write(line + end)
+            put(self.stream, line + end)
             self._open = not end
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
+
+
+def put(stream: Any, text: str) -> None:
+    """Write at once; where nobody reads any more, as after `| head`, a prediction goes on.
+
+    Args:
+        stream: of this process. text: for it.
+    """
+    try:
+        stream.write(text)
+        stream.flush()
+    except BrokenPipeError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
 
 
 def is_news(line: str) -> bool:
