@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from foldcp.mesh import Mesh
 
 
+SEE_LOG = "foldcp.log in the results folder says why"
 _LARGE = 512  # tokens from which on ranks on CPUs may pay
 
 _MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "alloc_failed")

@@ -171,6 +171,8 @@ def test_finished_predictions_stay(folder: Path, ends: dict[str, Ended]) -> None
         written = list((folder / out).glob("boltz_results_*/predictions/*/*_model_0.cif"))
         assert len(written) == names, (out, written)
     assert not list(folder.glob("*/boltz_results_*/.partial_*"))
+    log = (folder / "out" / "boltz_results_pair" / "foldcp.log").read_text()
+    assert "failed: first: its features" in log and "Molecule loading failed for first" in log
     assert not list((folder / "empty").glob("*.ckpt"))
 
 

@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Callable
 from contextlib import suppress
 
-from foldcp.report import UserError
+from foldcp.report import SEE_LOG, UserError
 
 
 def read(work: Callable[[], None], apart: bool) -> None:
@@ -43,4 +43,4 @@ def read(work: Callable[[], None], apart: bool) -> None:
             os._exit(code)
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     if code:
-        raise UserError(f"the process that reads the inputs ended with {code}, see above")
+        raise UserError(f"the process that reads the inputs ended with {code}: {SEE_LOG}")

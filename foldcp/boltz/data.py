@@ -17,6 +17,7 @@ from foldcp.boltz import features, sharing
 from foldcp.boltz.recovery import together
 from foldcp.boltz.run import Run, current
 from foldcp.message import known
+from foldcp.report import SEE_LOG
 
 # What Boltz knows of an input besides its features, as it travels between ranks.
 for _kind in (
@@ -166,7 +167,7 @@ def once(getitem: Callable[[Any, int], dict[str, Any]]) -> Callable[[Any, int], 
     def __getitem__(self: Any, idx: int) -> dict[str, Any]:
         nonlocal busy
         if busy:
-            raise RuntimeError("its features could not be computed, see the message above")
+            raise RuntimeError(f"its features could not be computed, {SEE_LOG}")
         busy = True
         try:
             return getitem(self, idx)

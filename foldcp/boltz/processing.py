@@ -34,7 +34,7 @@ from foldcp.boltz.run import Run, current
 from foldcp.boltz.seal import Lost
 from foldcp.boltz.watching import Bar, Watching
 from foldcp.names import LONGEST, Unsafe, check, inside, regular
-from foldcp.report import UserError
+from foldcp.report import SEE_LOG, UserError
 from foldcp.spool import sync, sync_path
 
 # Where stock puts what it makes of an input; the record must be last.
@@ -117,7 +117,7 @@ def on_root(stock: Callable[..., None]) -> Callable[..., None]:
                     for path in data:
                         if not (out_dir / "processed" / "records" / f"{path.stem}.json").exists():
                             reason = run.reasons / path.name
-                            known = reason.read_text() if reason.exists() else "see above"
+                            known = reason.read_text() if reason.exists() else SEE_LOG
                             run.failed[path.name] = known
                     run.reasons = None
         run.session.wait_for_root()
@@ -187,7 +187,7 @@ class _Tee:
 
     def write(self, text: str) -> int:
         if text.startswith("Failed to process"):
-            self.failure = text.partition("Error:")[2].strip() or "see above"
+            self.failure = text.partition("Error:")[2].strip() or SEE_LOG
             self._ends = not text.endswith("\n")
             return len(text)
         if self._ends and text == "\n":

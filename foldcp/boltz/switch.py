@@ -128,7 +128,8 @@ def _sum_up(run: Run, folder: Path, start: float) -> dict[str, str]:
         [name for name in names if name not in failed] for names in (run.asked, run.scored)
     )
     skipped = len({*run.known} - {*run.asked, *run.scored})
-    run.watching.conclude(summary.lines(folder, folded, scored, skipped, len(failed), numbers))
+    said = summary.lines(folder, folded, scored, skipped, len(failed), numbers)
+    run.watching.conclude(said, failed)
     return failed
 
 

@@ -6,7 +6,7 @@ the root of each data-parallel group counts what its group has finished.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -116,8 +116,12 @@ class Watching:
             return f"{done} of {self._total} inputs done, {name}"
         return f"input {min(done + 1, self._total)} of {self._total}, {name}"
 
-    def conclude(self, said: list[str]) -> None:
-        """Print the summary of the run; of a long one the first lines, and the log gets all."""
+    def conclude(self, said: list[str], failed: Mapping[str, str]) -> None:
+        """Print the summary of the run; of a long one the first lines, and the log gets all.
+
+        Args:
+            said: its lines. failed: inputs and why, which the end of the run says on the screen.
+        """
         if self._console is None:
             return
         self._console.clear()
@@ -125,6 +129,8 @@ class Watching:
         print("\n".join(f"foldcp: {line}" for line in shown), flush=True)
         for line in said[len(shown) - 2 : -1] if len(shown) < len(said) else ():
             self._console.log.write(line)
+        for name, why in failed.items():
+            self._console.log.write(f"failed: {name}: {why}")
 
     def clear(self) -> None:
         """Take away what is shown."""
