@@ -112,7 +112,9 @@ def test_one_of_several_at_a_time(links: bool, tmp_path: Path) -> None:
 def test_one_of_many_takes_over_from_a_dead_one(links: bool, tmp_path: Path) -> None:
     """All find the dead lock at once; two of them are killed while they take it over."""
     won = 0
-    for number in range(10):
+    for number in range(40):
+        if won >= 6 and number >= 10:
+            break
         folder = tmp_path / str(number)
         folder.mkdir()
         _leave(folder)
@@ -166,7 +168,7 @@ def test_one_of_many_takes_over_from_a_dead_one(links: bool, tmp_path: Path) -> 
         told = [path.read_text() for path in folder.glob("*.told")]
         assert len(told) == list(codes.values()).count(1)
         assert all(any(f"process {p} on " in text for p in [*winners, *dead]) for text in told)
-    assert won >= 2  # of the others a winner was killed
+    assert won >= 6  # of the others a winner was killed
 
 
 @pytest.fixture
