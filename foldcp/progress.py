@@ -60,7 +60,7 @@ class Progress:
         self._parts = {"recycle": passes, "diffusion": 1, "confidence": 1}
         self._finished = dict.fromkeys(self._work, 0.0)  # share of each kind
         self._seconds = dict.fromkeys(self._work, 0.0)
-        self._begun, self._since = time.monotonic(), time.monotonic()
+        self._since = time.monotonic()
         self.stage, self.done, self.total, self.fresh = "", 0, 1, False
         self._shown = 0.0
 
@@ -91,11 +91,6 @@ class Progress:
         """Which one of its kind the stage is, from 1."""
         number = self.stage.partition(" ")[2].partition("/")[0]
         return int(number) if number.isdigit() else 1
-
-    @property
-    def seconds(self) -> float:
-        """Since the input was begun."""
-        return time.monotonic() - self._begun
 
     @property
     def fraction(self) -> float:

@@ -124,7 +124,7 @@ def start_line(
     groups: int = 1,
     sizes: Sequence[int] = (),
 ) -> str:
-    """The line that rank 0 prints when the model is ready, of at most 100 characters.
+    """The line that rank 0 prints when the model is ready; up to 64 ranks it fits 100 columns.
 
     Args:
         mesh: the mesh of ranks. precision: "fp32" or "bf16". launcher: what started the ranks.
