@@ -101,7 +101,7 @@ class _Finder(importlib.abc.MetaPathFinder):
         spec = self._next_spec(name, path, target)
         if name == "boltz":
             if spec is None and runs_boltz():
-                from foldcp.boltz import launch
+                from foldcp.runtime import launch
 
                 launch.report_missing_boltz()
             return spec
@@ -131,19 +131,18 @@ class _Loader(importlib.abc.Loader):
         return self.inner.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
-        from foldcp import allocator
-        from foldcp.boltz import launch
+        from foldcp.runtime import allocator, launch
 
         launch.check_version(ends_process=runs_boltz())
         if runs_boltz() and launch.predicts(sys.argv[1:]):
             _open_streams()
-            from foldcp.boltz import early
+            from foldcp.boltz.command import early
 
             early.refuse(sys.argv[1:], Path(str(module.__file__)), os.environ)
             allocator.grow_segments(os.environ)
             launch.start_processes_if_asked(sys.argv[1:])
             launch.announce(os.environ)
-        from foldcp.boltz import caches
+        from foldcp.boltz.command import caches
 
         caches.choose_numba_folder(os.environ, Path(str(module.__file__)).parent)
         self.inner.exec_module(module)

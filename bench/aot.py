@@ -148,7 +148,7 @@ def _compile(
     only: str = "",
 ) -> None:
     """Add what a case launches; `only`: the options that mark a candidate."""
-    from foldcp_kernels.fused.launch import compile_for
+    from foldcp_kernels.core.triton_launch import compile_for
 
     with compile_for(chip) as found:
         call()
@@ -168,7 +168,7 @@ def _compile_candidates(
     n: int,
     groups: Sequence[Any],
 ) -> None:
-    from foldcp_kernels.fused import configs
+    from foldcp_kernels.core import triton_configs as configs
 
     for kernel, (group, names) in LAUNCHED_BY.items():
         for config in configs.candidates(kernel, 2, f"sm_{chip}")[1:]:

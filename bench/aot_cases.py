@@ -90,9 +90,9 @@ def attention(draw: Meta, n: int) -> Iterator[tuple[str, Callable[[], Any]]]:
 
 def heads(draw: Meta, n: int) -> Iterator[tuple[str, Callable[[], Any]]]:
     """Relative positions, symmetric and separate heads, conditioned layers of tokens and atoms."""
-    from foldcp_kernels.fused.adaptive_norm import adaptive_norm_fwd, gated_residual_fwd
-    from foldcp_kernels.fused.heads import expected_values_fwd
-    from foldcp_kernels.fused.relative_position import relative_position_fwd
+    from foldcp_kernels.adaptive_norm.fused import adaptive_norm_fwd, gated_residual_fwd
+    from foldcp_kernels.binned_heads.fused import expected_values_fwd
+    from foldcp_kernels.relative_position.fused import relative_position_fwd
 
     z, dtype = draw.normal(1, n, n, 128), draw.dtype
     side = tuple(torch.empty(n, dtype=torch.int32, device="meta") for _ in range(3))

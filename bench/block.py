@@ -30,7 +30,7 @@ from bench.kernels import CHECK_N, Outcome, attempt, relative_error
 from bench.machine import own_folder, write_csv
 from bench.shapes import ATOMS_PER_TOKEN, LAYERS, PAIR, SAMPLES, SINGLE, TOKEN, TOKEN_HEADS
 from bench.timing import Clock, interleaved
-from foldcp.layout import PairLayout
+from foldcp.layout.tiles import PairLayout
 
 SIZES = {"cuda": "256,512,1024,2048", "cpu": "64"}
 PARTS = ("pairformer", "diffusion_step", "token_transformer")
@@ -93,8 +93,8 @@ class Pairformer:
         s, z = inputs
         n = s.shape[1]
         if side == "foldcp":
-            from foldcp.mesh import Mesh
-            from foldcp.modules.pairformer import PairformerLayer
+            from foldcp.fabric.mesh import Mesh
+            from foldcp.modules.trunk.pairformer import PairformerLayer
 
             mesh = Mesh.create(1, 1, self.device)
             layer, layout = PairformerLayer(copy.copy(self.stock), mesh), mesh.layout(n)
@@ -136,8 +136,8 @@ class TokenTransformer:
         a, s, bias = inputs
         n = a.shape[1]
         if side == "foldcp":
-            from foldcp.mesh import Mesh
-            from foldcp.modules.token_transformer import token_transformer
+            from foldcp.fabric.mesh import Mesh
+            from foldcp.modules.diffusion.token_transformer import token_transformer
 
             mesh = Mesh.create(1, 1, self.device)
             layout = mesh.layout(n)
@@ -183,7 +183,7 @@ class DiffusionStep:
     def step(self, side: str, inputs: Outputs) -> Step:
         """A callable that runs the score model on prepared conditioning."""
         from bench.live_memory import features
-        from foldcp.boltz.dense import dense_view
+        from foldcp.boltz.features.dense import dense_view
 
         s_inputs, s, z, relpos, noisy = inputs
         n = s.shape[1]
@@ -201,10 +201,10 @@ class DiffusionStep:
         return lambda: (self.stock(s_inputs, s, noisy, times, feats, made, SAMPLES),)
 
     def _foldcp(self, feats: dict[str, Tensor], inputs: Outputs, times: Tensor) -> Step:
-        from foldcp.layout import AtomLayout
-        from foldcp.mesh import Mesh
-        from foldcp.modules.diffusion import DiffusionModule
-        from foldcp.modules.diffusion_conditioning import DiffusionConditioning
+        from foldcp.fabric.mesh import Mesh
+        from foldcp.layout.tiles import AtomLayout
+        from foldcp.modules.diffusion.conditioning import DiffusionConditioning
+        from foldcp.modules.diffusion.score_model import DiffusionModule
 
         s_inputs, s, z, relpos, noisy = inputs
         mesh = Mesh.create(1, 1, self.device)

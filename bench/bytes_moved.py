@@ -25,14 +25,14 @@ import torch
 
 from bench.fake_mesh import fake_mesh
 from bench.machine import ROOT, write_csv
-from foldcp.exchange import Exchange
-from foldcp.layout import PairLayout
-from foldcp.mesh import STRATEGIES
+from foldcp.fabric.exchange.autograd import Exchange
+from foldcp.fabric.mesh import STRATEGIES
+from foldcp.fabric.transport.wire import part_bytes
+from foldcp.layout.schedule import Piece, intersect, volume
+from foldcp.layout.tiles import PairLayout
 from foldcp.rings.triangle_attention import triangle_attention
 from foldcp.rings.triangle_multiplication import triangle_multiplication
-from foldcp.schedule import Piece, intersect, volume
-from foldcp.wire import part_bytes
-from foldcp_kernels.carry import Carry
+from foldcp_kernels.attention.carry import Carry
 from foldcp_kernels.triangle_attention import Lines, TriangleAttentionWeights
 from foldcp_kernels.triangle_multiplication import TriangleMultiplicationWeights
 

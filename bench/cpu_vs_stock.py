@@ -138,8 +138,8 @@ def worker(
     if side == "stock":
         feats = parity.stock_features(prepared)
     else:
-        from foldcp.boltz.swap import apply
-        from foldcp.mesh import Mesh
+        from foldcp.boltz.families.swap import apply
+        from foldcp.fabric.mesh import Mesh
 
         apply(model, Mesh.create(1, 1))
         feats = parity.compact_features(prepared)

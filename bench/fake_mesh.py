@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foldcp.mesh import Mesh
-from foldcp.wire import Message
+from foldcp.fabric.mesh import Mesh
+from foldcp.fabric.transport.wire import Message
 
 
 class Nobody:

@@ -43,8 +43,8 @@ from torch import Tensor
 from bench.fake_mesh import FakeMesh, fake_mesh
 from bench.machine import ROOT, write_csv
 from bench.no_gpu import Counted, Launches, as_on_a_gpu, launched, short_shapes
-from foldcp.layout import PairLayout
-from foldcp.schedule import Plan
+from foldcp.layout.schedule import Plan
+from foldcp.layout.tiles import PairLayout
 
 MESHES, TOKENS = ((1, 1), (2, 2), (2, 4)), (256, 512, 1024, 2048, 3605)
 OUT = ROOT / "bench" / "results" / "host" / "host_time.csv"
@@ -54,8 +54,8 @@ _ROUNDS = 5
 
 def mesh_of(rows: int, cols: int, communicators: int) -> FakeMesh:
     """Rank 0 of a mesh on no device, with the compiled engine and links that do nothing."""
-    from foldcp.native import NativeTransport
-    from foldcp_kernels.extension import load
+    from foldcp.fabric.transport.engine_transport import NativeTransport
+    from foldcp_kernels.core.extension import load
 
     device = torch.device("meta")
     if rows * cols == 1:
@@ -78,7 +78,7 @@ def block(n: int, mesh: FakeMesh) -> Callable[[], Any]:
     """One pairformer block."""
     from boltz.model.layers.pairformer import PairformerLayer as Stock
 
-    from foldcp.modules import pairformer
+    from foldcp.modules.trunk import pairformer
 
     with torch.device("meta"):
         stock = Stock(SINGLE, PAIR, num_heads=HEADS, v2=True).eval().requires_grad_(False)
@@ -118,9 +118,9 @@ def diffusion_step(n: int, mesh: FakeMesh) -> Callable[[], Any]:
 
     from bench.fake_device import fake_cuda
     from bench.live_memory import features, onto
-    from foldcp.layout import AtomLayout
-    from foldcp.modules.diffusion import DiffusionModule
-    from foldcp.modules.diffusion_conditioning import DiffusionConditioning
+    from foldcp.layout.tiles import AtomLayout
+    from foldcp.modules.diffusion.conditioning import DiffusionConditioning
+    from foldcp.modules.diffusion.score_model import DiffusionModule
 
     depth = dict(
         atom_encoder_depth=3, atom_encoder_heads=4, token_transformer_depth=24,
@@ -136,7 +136,7 @@ def diffusion_step(n: int, mesh: FakeMesh) -> Callable[[], Any]:
     feats = features(n)
     atoms = feats["atom_pad_mask"].shape[1]
     atom_layout = AtomLayout(atoms // 32, layout.size, 0)
-    with fake_cuda() as device, mock.patch("foldcp_kernels.dispatch._default", ["torch"]):
+    with fake_cuda() as device, mock.patch("foldcp_kernels.core.dispatch._default", ["torch"]):
         torch.set_autocast_enabled("cuda", False)
         here = fake_mesh(mesh.rows, mesh.cols, 0, "cuda")
         fake = deepcopy(stock)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from bench import shapes
-from foldcp_kernels.fused.configs import candidates
+from foldcp_kernels.core.triton_configs import candidates
 
 PARTS = 8  # of a loop: how finely programs are followed
 WAVES = 400  # followed at most: they repeat
@@ -56,7 +56,7 @@ def traffic(grid: Grid, at_a_time: int, l2_bytes: float) -> float:
         grid: of the launch. at_a_time: programs that run at the same time.
         l2_bytes: of the chip; half of it counts.
     """
-    from foldcp_kernels.fused.order import place_program
+    from foldcp_kernels.attention.order import place_program
 
     total, sides = grid.programs, (grid.blocks, grid.heads, grid.groups, grid.group)
     followed = min(total, WAVES * at_a_time)

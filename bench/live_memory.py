@@ -34,10 +34,10 @@ from bench.fake_device import FakeDevice, fake_cuda
 from bench.fake_mesh import fake_mesh
 from bench.machine import ROOT, write_csv
 from bench.synthetic.checkpoint import hyperparameters
-from foldcp.boltz.swap import apply
+from foldcp.boltz.families.swap import apply
 from foldcp.modules.model import Settings
-from foldcp_kernels.chunking import set_chunk_bytes, spans
-from foldcp_kernels.dispatch import default_impl, set_impl
+from foldcp_kernels.core.chunking import set_chunk_bytes, spans
+from foldcp_kernels.core.dispatch import default_impl, set_impl
 
 TOKENS, ATOMS_PER_TOKEN, STEPS = 2048, 8, 2
 BLOCKS, MSA_BLOCKS, CONFIDENCE_BLOCKS = 2, 1, 1
@@ -46,11 +46,12 @@ OUT = ROOT / "bench" / "results" / "memory" / "live.csv"
 
 # Modules whose chunk loops only write into tensors that exist already.
 _IN_PLACE_LOOPS = (
-    "foldcp_kernels.weighted", "foldcp_kernels.chunking", "foldcp_kernels.norm_linear",
-    "foldcp_kernels.outer_product_mean", "foldcp_kernels.relative_position",
+    "foldcp_kernels.attention.weighted", "foldcp_kernels.core.chunking",
+    "foldcp_kernels.norm_linear", "foldcp_kernels.outer_product_mean",
+    "foldcp_kernels.relative_position",
     "foldcp_kernels.transition", "foldcp_kernels.triangle_multiplication", "foldcp.modules.model",
-    "foldcp.modules.atom_encoder", "foldcp.modules.diffusion_conditioning",
-    "foldcp.modules.confidence",
+    "foldcp.modules.atoms.encoder", "foldcp.modules.diffusion.conditioning",
+    "foldcp.modules.confidence.module",
 )  # fmt: skip
 
 # (stage, owner, method)

@@ -44,7 +44,7 @@ def load(side: str, path: Path) -> dict[str, Any]:
     import torch
     from boltz.model.models.boltz2 import Boltz2
 
-    from foldcp.boltz import loading, weights
+    from foldcp.boltz.families import loading, weights
 
     torch.set_num_threads(1)
     before = private_bytes()

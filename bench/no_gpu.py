@@ -115,7 +115,7 @@ def no_driver() -> Iterator[None]:
     import triton
     from triton.runtime.jit import JITFunction
 
-    from foldcp_kernels.fused import launch
+    from foldcp_kernels.core import triton_launch as launch
 
     def made(self: Any, key: Any, signature: Any, device: Any, *_: Any) -> _Kernel:
         kernel = self.device_caches[device][0][key] = _Kernel()
@@ -158,7 +158,7 @@ def as_on_a_gpu() -> Iterator[None]:
             mock.patch.object(torch, "autocast", cuda),
             mock.patch.object(torch, "baddbmm", widening),
             mock.patch.object(_MULTIPLICATION, "_widens", lambda device: True),
-            mock.patch("foldcp_kernels.dispatch._triton_runs", lambda device: True),
+            mock.patch("foldcp_kernels.core.dispatch._triton_runs", lambda device: True),
             no_driver(),
         ):
             yield

@@ -23,7 +23,7 @@ from typing import Any
 
 from bench import roofline
 from bench.machine import ROOT
-from foldcp_kernels.fused.configs import Config, candidates
+from foldcp_kernels.core.triton_configs import Config, candidates
 
 AOT = ROOT / "bench/results/aot.csv"
 KERNELS = ("attention_32", "attention_output", "multiplication_output", "transition")

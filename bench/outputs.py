@@ -55,7 +55,7 @@ def blocks(n: int, data: str) -> Iterator[tuple[int, Tensor]]:
 
 def worker(side: str, n: int, data: str, folder: Path) -> dict[str, Any]:
     """Bring one matrix to `folder`/pae.npz; returns the measured columns."""
-    from foldcp.spool import Background, Spool
+    from foldcp.output.spool import Background, Spool
 
     if side == "foldcp":  # everything is imported and started before the count
         (folder / "warm").mkdir()

@@ -33,7 +33,7 @@ from typing import Any
 import torch
 
 from bench.machine import ROOT, own_folder, write_csv
-from foldcp.allocator import grow_segments
+from foldcp.runtime.allocator import grow_segments
 
 SIDES = ("stock", "stock-kernels", "foldcp")
 SIZES = {"cuda": "256,512,1024,2048,3605", "cpu": "48"}

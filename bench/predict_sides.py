@@ -62,8 +62,8 @@ class Sides:
 
     def model(self, side: str, check: bool) -> Any:
         """The model of a side; of one depth at a time, as several do not leave room for a run."""
-        from foldcp.boltz.swap import apply
-        from foldcp.mesh import Mesh
+        from foldcp.boltz.families.swap import apply
+        from foldcp.fabric.mesh import Mesh
 
         depth = self.depth(check)
         if depth not in self._models:
@@ -99,7 +99,7 @@ class Sides:
         import parity
 
         from bench.live_memory import features
-        from foldcp.boltz.dense import dense_view
+        from foldcp.boltz.features.dense import dense_view
 
         model = self.model(side, check)
         torch.manual_seed(0)

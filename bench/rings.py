@@ -30,12 +30,12 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from bench.machine import own_folder, write_csv
-from foldcp import timeline
-from foldcp.mesh import STRATEGIES, Mesh, local_gpu
-from foldcp.mesh_shape import choose
+from foldcp.fabric.exchange import timeline
+from foldcp.fabric.exchange.timeline import Interval, hidden
+from foldcp.fabric.mesh import STRATEGIES, Mesh, local_gpu
+from foldcp.layout.mesh_shape import choose
 from foldcp.rings.triangle_attention import triangle_attention
 from foldcp.rings.triangle_multiplication import triangle_multiplication
-from foldcp.timeline import Interval, hidden
 from foldcp_kernels.triangle_attention import TriangleAttentionWeights
 from foldcp_kernels.triangle_multiplication import TriangleMultiplicationWeights
 

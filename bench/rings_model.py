@@ -1,4 +1,4 @@
-"""What the triangle ops should cost on 4 to 256 GPUs by `foldcp.cost`. **Modelled, not measured.**
+"""Model the cost of the triangle ops on 4 to 256 GPUs. **Modelled, not measured.**
 
     foldcp bench rings --model             # tables, and foldcp_bench/{rings,traffic}/*.csv
     foldcp bench rings --model --table     # the README's table, nothing is written
@@ -20,10 +20,11 @@ from typing import Any
 
 from bench.bytes_moved import CHANNELS, bound_tiles
 from bench.machine import own_folder, write_csv
-from foldcp.cost import ATTENTION, MULTIPLICATION, Prediction, Sizes
-from foldcp.layout import PairLayout
-from foldcp.mesh import STRATEGIES
-from foldcp.rates import (
+from foldcp.fabric.mesh import STRATEGIES
+from foldcp.layout.tiles import PairLayout
+from foldcp.planner.choice import cheapest, predict, received
+from foldcp.planner.cost import ATTENTION, MULTIPLICATION, Prediction, Sizes
+from foldcp.planner.rates import (
     B200,
     BLACKWELL,
     H100,
@@ -38,8 +39,7 @@ from foldcp.rates import (
     Chip,
     Links,
 )
-from foldcp.strategy import cheapest, predict, received
-from foldcp.traffic import cannon_tiles
+from foldcp.planner.traffic import cannon_tiles
 
 SIDES, LOCAL, WIRES = (2, 4, 8, 16), (512, 1024, 2048, 4096), ("raw", "fp8")
 PLATFORMS = ((H100, HOPPER), (H200, HOPPER), (B200, BLACKWELL), (SM80, Links(PCIE4, NDR)))

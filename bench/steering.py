@@ -58,7 +58,7 @@ def structure(atoms: int, samples: int, spacing: float) -> tuple[dict[str, Tenso
 def prepare(side: str, feats: dict[str, Tensor]) -> tuple[Callable[..., Tensor], ...]:
     """The functions (energy, gradient) of coordinates."""
     if side == "foldcp":
-        from foldcp.boltz.potentials_overlap import overlap
+        from foldcp.boltz.steering.overlap import overlap
 
         term = overlap(feats, PARAMETERS)
         return lambda x: term.energy(x, {}), lambda x: term.gradient(x, {})

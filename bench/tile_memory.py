@@ -25,8 +25,8 @@ from bench.fake_device import LiveBytes
 from bench.live_memory import birth, features, shallow_model
 from bench.machine import ROOT, write_csv
 from bench.synthetic.checkpoint import build_model
-from foldcp.boltz.swap import apply
-from foldcp.mesh import Mesh
+from foldcp.boltz.families.swap import apply
+from foldcp.fabric.mesh import Mesh
 from foldcp.modules.model import Settings
 
 TOKENS, STEPS = 384, 2

@@ -22,10 +22,10 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from bench.machine import results_folder, write_csv
-from foldcp.mesh import Mesh
-from foldcp.native import tag
-from foldcp.transport import TorchTransport, Transport
-from foldcp.wire import Message
+from foldcp.fabric.mesh import Mesh
+from foldcp.fabric.transport.base import TorchTransport, Transport
+from foldcp.fabric.transport.engine_transport import tag
+from foldcp.fabric.transport.wire import Message
 
 STEPS = 3
 SIZES = (4 << 10, 256 << 10, 16 << 20)  # bytes of a message

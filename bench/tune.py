@@ -4,11 +4,10 @@
     python -m bench.tune --hottest 8 --within 60 --out DIR
 
 Nothing is tuned unless this is run. What it finds goes to the user's cache
-(`foldcp_kernels.fused.configs.cache_file`), which later runs on this kind of GPU read; deleting
-that file brings the shipped table back. Every kernel's listed candidates come first, then all other
-combinations for as long as there is time. A candidate whose result differs from that of the shipped
-configuration by more than rounding is dropped, however fast it is.
-"""
+(`foldcp_kernels.core.triton_configs.cache_file`), which later runs on this kind of GPU read;
+deleting that file brings the shipped table back. Every kernel's listed candidates come first, then
+all other combinations for as long as there is time. A candidate whose result differs from that of
+the shipped configuration by more than rounding is dropped, however fast it is."""
 
 from __future__ import annotations
 
@@ -29,8 +28,8 @@ from torch import Tensor
 from bench.machine import write_csv
 from bench.shapes import OPS, Draw
 from bench.timing import Clock, interleaved
-from foldcp_kernels.fused import configs
-from foldcp_kernels.fused.configs import Config
+from foldcp_kernels.core import triton_configs as configs
+from foldcp_kernels.core.triton_configs import Config
 
 DTYPE = torch.bfloat16
 SAME = 2e-2  # of the largest value: another order of sums in bf16, not another function

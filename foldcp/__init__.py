@@ -8,12 +8,12 @@ from typing import Any
 __version__ = "0.1.0"
 # Where what is public lives; loaded on use: `import foldcp` needs neither Boltz nor a second.
 _PUBLIC = {
-    "Mesh": "foldcp.mesh",
-    "Model": "foldcp.boltz.api",
-    "Prediction": "foldcp.boltz.predictions",
-    "UserError": "foldcp.report",
-    "apply": "foldcp.boltz.swap",
-    "load": "foldcp.boltz.api",
+    "Mesh": "foldcp.fabric.mesh",
+    "Model": "foldcp.boltz.api.session",
+    "Prediction": "foldcp.boltz.api.predictions",
+    "UserError": "foldcp.errors",
+    "apply": "foldcp.boltz.families.swap",
+    "load": "foldcp.boltz.api.session",
 }
 __all__ = ["__version__", *_PUBLIC]  # noqa: PLE0604
 

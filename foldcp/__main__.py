@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from foldcp.cli import main
+from foldcp.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -53,7 +53,7 @@ class Config:
         dp: FOLDCP_DP, data-parallel groups: that many meshes fold different inputs at once.
         resume: FOLDCP_RESUME, folder where the trunk's result of an unfinished input is kept, or
             None.
-        report: FOLDCP_REPORT, file for the run's costs (JSON, see foldcp.report.costs) or None.
+        report: FOLDCP_REPORT, file for the run's costs (JSON, see `foldcp.runtime.report`) or None.
         verbose: FOLDCP_VERBOSE, show what otherwise foldcp.log alone gets, and details at start.
     """
 

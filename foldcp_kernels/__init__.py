@@ -1,14 +1,15 @@
 """Single-device ops of foldcp: torch implementations, float64 references, Triton kernels.
 
-The ops by name, each with its definition in its docstring; `foldcp_kernels.reference` has the same
-in float64. A module that is called like its op is reached by `from foldcp_kernels.NAME import ...`.
+The ops by name, each with its definition in its docstring; `foldcp_kernels.definitions` has the
+same in float64. A package that is called like its op is reached by
+`from foldcp_kernels.NAME import ...`.
 """
 
 from foldcp_kernels.adaptive_norm import adaptive_norm, gated_residual
 from foldcp_kernels.attention import attend
-from foldcp_kernels.dispatch import default_impl, set_impl
+from foldcp_kernels.binned_heads import expected_values
+from foldcp_kernels.core.dispatch import default_impl, set_impl
 from foldcp_kernels.gated_output import gated_output
-from foldcp_kernels.heads import expected_values
 from foldcp_kernels.outer_product_mean import outer_product_mean
 from foldcp_kernels.pair_weighted_averaging import pair_weighted_averaging
 from foldcp_kernels.relative_position import add_relative_position, relative_position

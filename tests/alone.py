@@ -10,7 +10,7 @@ import torch
 
 from foldcp.boltz.run import Run, set_current
 from foldcp.config import Config
-from foldcp.mesh import Mesh
+from foldcp.fabric.mesh import Mesh
 
 
 @contextmanager

@@ -103,7 +103,7 @@ def dataset(folder: str | Path, name: str) -> PredictionDataset:
 
 def features(folder: str | Path, name: str, compact: bool, seed: int = 0) -> dict[str, Any]:
     """The collated features of one input, stock's or foldcp's, equal random draws at one seed."""
-    from foldcp.boltz import boltz1_features
+    from foldcp.boltz.features import boltz1 as boltz1_features
 
     data = dataset(folder, name)
     if compact:

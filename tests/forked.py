@@ -205,8 +205,8 @@ def _rig(what: str) -> None:
     """Replace the swap: stock's own prediction on every rank, up to the failure."""
     import rigs
 
-    from foldcp.boltz import models
-    from foldcp.boltz.features import dense_view
+    from foldcp.boltz.features.boltz2 import dense_view
+    from foldcp.boltz.lightning import trainer
 
     if what.startswith("files "):
         _, left, start = what.split(" ", 2)
@@ -236,7 +236,7 @@ def _rig(what: str) -> None:
         model.predict_step = predict_step
         return SimpleNamespace(summary=lambda: "swapped nothing")
 
-    models.swap = SimpleNamespace(apply=apply)
+    trainer.swap = SimpleNamespace(apply=apply)
 
 
 if __name__ == "__main__":

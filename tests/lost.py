@@ -94,8 +94,9 @@ def _until(happened: Callable[[], Any], seconds: float = LIMIT) -> bool:
 
 
 def _rank(case: Case, rank: int, port: int, folder: Path) -> None:
-    from foldcp.boltz import command, session
-    from foldcp.boltz.place import Place
+    from foldcp.boltz.command import guarded
+    from foldcp.runtime import session
+    from foldcp.runtime.place import Place
 
     variables = {"RANK": rank, "WORLD_SIZE": SIZE, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": SIZE}
     variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "FOLDCP_TIMEOUT": case.timeout}
@@ -119,7 +120,7 @@ def _rank(case: Case, rank: int, port: int, folder: Path) -> None:
         _work(case, run, rank, reach)
         run.close()
     except BaseException as error:
-        command.end(error)
+        guarded.end(error)
     session.leave()
 
 
@@ -128,7 +129,7 @@ def _work(case: Case, run: Any, rank: int, reach: Callable[..., None]) -> None:
     from test_lost_ranks import ring
 
     from foldcp.config import Config
-    from foldcp.exchange import stream
+    from foldcp.fabric.exchange.autograd import stream
 
     config = Config(transport=case.transport, timeout=case.timeout)
     mesh = run.form(2, SIZE // 2, torch.device("cpu"), config)
@@ -227,10 +228,8 @@ def main() -> None:
     sys.path.insert(0, str(Path(__file__).parent.parent))
     import test_lost_ranks  # noqa: F401
 
-    import foldcp.boltz.command
-    import foldcp.boltz.peers
-    import foldcp.boltz.session
-    import foldcp.mesh  # noqa: F401
+    import foldcp.boltz.command.guarded
+    import foldcp.fabric.mesh  # noqa: F401
 
     cases = {name: Case(**case) for name, case in json.load(sys.stdin).items()}
     with ThreadPoolExecutor(_AT_ONCE) as pool:

@@ -22,7 +22,7 @@ FP8 = torch.float8_e4m3fn
 
 def operators() -> Any:
     """`torch.ops.foldcp`; fails where the extension is missing."""
-    from foldcp_kernels.extension import load
+    from foldcp_kernels.core.extension import load
 
     extension = load()
     assert extension.ops is not None, extension.why

@@ -10,9 +10,9 @@ from native import Place
 from nccl_engine import SIZE, SLACK, SOON, Engine, Waiting, ends, until
 from torch.distributed import HashStore
 
-from foldcp.boltz.session import Session
-from foldcp.native import NativeTransport
-from foldcp.transport import TransportError
+from foldcp.errors import TransportError
+from foldcp.fabric.transport.engine_transport import NativeTransport
+from foldcp.runtime.session import Session
 
 
 def case_aborts(place: Place) -> None:
@@ -41,7 +41,7 @@ def case_aborts(place: Place) -> None:
 
 
 class _Beats:
-    """Stands for foldcp.boltz.peers.Peers."""
+    """Stands for foldcp.runtime.liveness.peers.Peers."""
 
     count = 0
 

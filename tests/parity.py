@@ -134,7 +134,7 @@ def compact_features(prepared: Prepared, seed: int = 0) -> dict[str, Any]:
     Returns:
         The collated batch of one, on the CPU.
     """
-    from foldcp.boltz import features
+    from foldcp.boltz.features import boltz2 as features
 
     dataset = prepared.dataset()
     features.install(dataset)

@@ -16,7 +16,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from strict import strict
 
-from foldcp.mesh import Mesh
+from foldcp.fabric.mesh import Mesh
 
 
 def run(rows: int, cols: int, fn: Callable[..., Any], *args: Any, **options: Any) -> list:

@@ -17,13 +17,14 @@ from typing import Any
 
 import torch
 
-from foldcp.boltz import session, writers
-from foldcp.boltz.session import Session
-from foldcp.exchange import Exchange
-from foldcp.modules.confidence import ConfidenceModule
-from foldcp.modules.diffusion import DiffusionModule
+from foldcp.boltz.lightning import writers
+from foldcp.fabric.exchange.autograd import Exchange
+from foldcp.modules.confidence.module import ConfidenceModule
+from foldcp.modules.diffusion.score_model import DiffusionModule
 from foldcp.modules.model import FoldOnMesh
-from foldcp.modules.pairformer import PairformerModule
+from foldcp.modules.trunk.pairformer import PairformerModule
+from foldcp.runtime import session
+from foldcp.runtime.session import Session
 
 # Place -> (class, method, how many calls of it to let pass).
 PLACES: dict[str, tuple[type, str, int]] = {

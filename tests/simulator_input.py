@@ -1,4 +1,4 @@
-"""Programs for csrc/simulator.cpp: what foldcp.exchange tells the streams of every rank of a mesh.
+"""Programs for csrc/simulator.cpp: what exchanges tell the streams of every rank.
 
 The real `stream`, `Exchange`, `ahead` and `behind` run once per rank with a link that only writes
 down what it is asked for, under a dispatch mode that writes down the copies and sums between;
@@ -20,14 +20,15 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from foldcp.exchange import Exchange, stream
-from foldcp.layout import Box, PairLayout
-from foldcp.plans import root_plan
-from foldcp.pool import Pool
-from foldcp.program import Program
-from foldcp.rings.pipeline import Move, ahead, behind
-from foldcp.schedule import Plan
-from foldcp.triangle_plans import (
+from foldcp.fabric.exchange.autograd import Exchange, stream
+from foldcp.fabric.exchange.pipeline import Move, ahead, behind
+from foldcp.fabric.transport.pool import Pool
+from foldcp.fabric.transport.program import Program
+from foldcp.fabric.transport.wire import Message, staging_bytes
+from foldcp.layout.plans import root_plan
+from foldcp.layout.schedule import Plan
+from foldcp.layout.tiles import Box, PairLayout
+from foldcp.layout.triangle_plans import (
     channel_back_plan,
     channel_plan,
     line_chunks,
@@ -37,7 +38,6 @@ from foldcp.triangle_plans import (
     triangle_attention_plan,
     triangle_multiplication_plan,
 )
-from foldcp.wire import Message, staging_bytes
 
 CHANNELS = 2
 _SOURCE = 1 << 20  # numbers of each further source begin here
@@ -337,7 +337,9 @@ PROGRAMS: dict[str, Callable[[PairLayout], str]] = {
 
 
 @torch.no_grad()
-@mock.patch("foldcp.program.LEAST_RUN", 8)  # bytes: here, too, some pieces are cut in transfers
+@mock.patch(
+    "foldcp.fabric.transport.program.LEAST_RUN", 8
+)  # bytes: here, too, some pieces are cut in transfers
 def write_programs(folder: Path, rows: int, cols: int) -> dict[str, Path]:
     """Write the programs of a mesh; their files by name.
 

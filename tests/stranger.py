@@ -63,9 +63,9 @@ def run_cases(folder: Path) -> dict[str, Any]:
 def _rank(rank: int, port: int, folder: Path, secret: str) -> None:
     import torch
 
-    from foldcp.boltz import session
-    from foldcp.boltz.place import Place
     from foldcp.config import Config
+    from foldcp.runtime import session
+    from foldcp.runtime.place import Place
 
     variables = {"RANK": rank, "WORLD_SIZE": 2, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": 2}
     variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "FOLDCP_SECRET": secret}
@@ -91,7 +91,7 @@ def _rank(rank: int, port: int, folder: Path, secret: str) -> None:
 def _strike(case: str, port: int, folder: Path, payload: Path) -> None:
     from torch.distributed import TCPStore
 
-    from foldcp import message
+    from foldcp.fabric import message
 
     until = time.monotonic() + LIMIT
     while not all((folder / f"ready{rank}").exists() for rank in (0, 1)):
@@ -136,8 +136,7 @@ def _one(case: str, folder: Path, payload: Path, secrets: tuple[str, str]) -> di
 def main(folder: Path) -> None:
     """Run the cases one after the other."""
     sys.path.insert(0, str(Path(__file__).parent.parent))
-    import foldcp.boltz.session
-    import foldcp.mesh  # noqa: F401
+    import foldcp.fabric.mesh  # noqa: F401
 
     payload = folder / "open" / "made"
     cases = ["pickle meeting", "unsealed meeting", "guessed root", "pickle beat", "unsealed peer",

@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
-from foldcp_kernels.fused.launch import launch as _launch
+from foldcp_kernels.core.triton_launch import launch as _launch
 
 # Python reads a value, or makes a tensor from host numbers (a copy that is waited for on CUDA).
 _READS = {
@@ -30,11 +30,11 @@ _READS = {
 }  # fmt: skip
 _MOVES = {Tensor.to, Tensor.copy_, Tensor.type}
 _TAGS = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
-# Modules of foldcp_kernels.fused that launch kernels.
+# Modules that launch kernels.
 _LAUNCHERS = [
-    f"foldcp_kernels.fused.{name}"
+    f"foldcp_kernels.{name}.fused"
     for name in (
-        "adaptive_norm", "attention", "gated_output", "heads", "norm_linear",
+        "adaptive_norm", "attention", "binned_heads", "gated_output", "norm_linear",
         "outer_product_mean", "relative_position", "transition",
     )
 ]  # fmt: skip
@@ -105,7 +105,7 @@ class _Operators(TorchDispatchMode):
 
 
 class Tape:
-    """A recorder (see foldcp.modules.step_graph) that does on any device what a CUDA graph does.
+    """A recorder (see step_graph.py) that does on any device what a CUDA graph does.
 
     Operators, and launches of Triton kernels, are kept with the very tensors that they read; a
     replay runs them on those again and writes where they wrote. Host numbers stay what they were.

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from foldcp.modules.alignment import Alignment, rotation_matrix
+from foldcp.modules.diffusion.superposition import Alignment, rotation_matrix
 
 M = 64  # clouds
 

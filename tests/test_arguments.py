@@ -10,29 +10,25 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from foldcp.layout import PairLayout
-from foldcp.mesh import Mesh
+from foldcp.fabric.mesh import Mesh
+from foldcp.layout.tiles import PairLayout
 from foldcp.rings.attention_pair_bias import attention_pair_bias
 from foldcp.rings.outer_product_mean import outer_product_mean as tiled_outer_product_mean
 from foldcp.rings.triangle_attention import triangle_attention as tiled_attention
 from foldcp.rings.triangle_multiplication import triangle_multiplication as tiled_multiplication
-from foldcp_kernels import arguments
 from foldcp_kernels.adaptive_norm import adaptive_norm, gated_residual
 from foldcp_kernels.attention import attend, attend_panel
+from foldcp_kernels.binned_heads import expectations, expected_values
+from foldcp_kernels.core import arguments
 from foldcp_kernels.gated_output import gated_output
-from foldcp_kernels.heads import expectations, expected_values
 from foldcp_kernels.norm_linear import norm_linear_planes, norm_linear_rows
 from foldcp_kernels.outer_product_mean import outer_product_mean
 from foldcp_kernels.pair_weighted_averaging import (
     PairWeightedAveragingWeights,
     pair_weighted_averaging,
 )
-from foldcp_kernels.relative_position import (
-    Positions,
-    Tokens,
-    add_relative_position,
-    relative_position,
-)
+from foldcp_kernels.relative_position import add_relative_position, relative_position
+from foldcp_kernels.relative_position.positions import Positions, Tokens
 from foldcp_kernels.transition import TransitionWeights, swiglu, transition
 from foldcp_kernels.triangle_attention import TriangleAttentionWeights, triangle_attention
 from foldcp_kernels.triangle_multiplication import (

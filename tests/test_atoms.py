@@ -11,10 +11,10 @@ from boltz.model.modules.trunkv2 import InputEmbedder as StockInputEmbedder
 from parity import everything_float64
 from torch import Tensor, nn
 
-from foldcp.layout import WINDOW, AtomLayout, PairLayout
-from foldcp.mesh import Mesh
-from foldcp.modules.atoms import atom_block, key_windows
-from foldcp.modules.input_embedder import InputEmbedder
+from foldcp.fabric.mesh import Mesh
+from foldcp.layout.tiles import WINDOW, AtomLayout, PairLayout
+from foldcp.modules.atoms.windows import atom_block, key_windows
+from foldcp.modules.trunk.input_embedder import InputEmbedder
 
 MESHES = [(1, 1), (2, 2)]  # test_diffusion.py runs the same parts on more meshes
 # 61 tokens: 20 or more windows, N divisible by no mesh; 3 tokens: fewer windows than ranks.

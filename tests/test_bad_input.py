@@ -12,8 +12,8 @@ import pytest
 import torch
 from forked import Case, Ended, run_cases
 
-from foldcp.boltz.holder import Holder
-from foldcp.boltz.lock import NAME
+from foldcp.runtime.files.holder import Holder
+from foldcp.runtime.files.lock import NAME
 
 PROTEIN = "version: 1\nsequences:\n  - protein: {id: A, sequence: MQIFVKT, msa: empty}\n"
 WITH_ION = PROTEIN + "  - ligand: {id: B, ccd: MG}\n"

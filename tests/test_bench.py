@@ -21,7 +21,7 @@ from bench import (
     shapes,
     timing,
 )
-from foldcp import cli
+from foldcp.cli import main as cli
 
 CPU = torch.device("cpu")
 TINY = ("triangle_attention_core", "triangle_multiplication", "transition_single", "adaptive_norm")
@@ -297,7 +297,7 @@ def test_bench_command_says_where_it_works(
     assert "foldcp_bench" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="expects kernels, block, predict, rings, tune, got 'all'"):
         cli.main(["bench", "all"])
-    monkeypatch.setattr(cli, "__file__", str(tmp_path / "foldcp" / "cli.py"))
+    monkeypatch.setattr(cli, "__file__", str(tmp_path / "foldcp" / "cli" / "main.py"))
     with pytest.raises(SystemExit, match="foldcp bench needs a clone"):
         cli.main(["bench", "all"])
 

@@ -20,15 +20,15 @@ from bench.block import randomised
 from bench.fake_device import fake_cuda
 from bench.fake_mesh import fake_mesh
 from bench.live_memory import features, few_chunks, onto, shapes_of_model
-from foldcp.boltz.swap import apply
-from foldcp.layout import PairLayout
-from foldcp.mesh import Mesh
-from foldcp.modules import block_graph, step_graph
+from foldcp.boltz.families.swap import apply
+from foldcp.fabric.mesh import Mesh
+from foldcp.layout.tiles import PairLayout
+from foldcp.modules.graphs import block_graph, step_graph
+from foldcp.modules.graphs.weight_slots import WeightSlots, _named
 from foldcp.modules.model import Settings
-from foldcp.modules.msa import MSALayer
-from foldcp.modules.pairformer import PairBlock, PairformerLayer, PairformerModule
-from foldcp.modules.weight_slots import WeightSlots, _named
-from foldcp_kernels.dispatch import derived, set_impl
+from foldcp.modules.trunk.msa import MSALayer
+from foldcp.modules.trunk.pairformer import PairBlock, PairformerLayer, PairformerModule
+from foldcp_kernels.core.dispatch import derived, set_impl
 
 TOKENS, TEMPLATE_BLOCKS = 20, 1
 
@@ -88,7 +88,7 @@ def predict(
 
     with (
         mock.patch.object(step_graph, "recorder", made),
-        mock.patch("foldcp.modules.sampler.recorder", made),
+        mock.patch("foldcp.modules.diffusion.sampler.recorder", made),
     ):
         found = [net.foldcp(dict(feats), settings) for feats in inputs]
     return [*found, {"drawn": torch.rand(1)}]
@@ -251,7 +251,7 @@ def test_where_memory_is_short_blocks_run_as_they_are(caplog: pytest.LogCaptureF
     plain, inner, tape = stack(None), block_graph.run_blocks, Short()
     watched = lambda *args: inner(*args[:4], done)  # noqa: E731
     with (
-        mock.patch("foldcp.modules.pairformer.run_blocks", watched),
+        mock.patch("foldcp.modules.trunk.pairformer.run_blocks", watched),
         caplog.at_level(logging.WARNING),
     ):
         assert torch.equal(stack(tape), plain)

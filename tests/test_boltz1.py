@@ -17,10 +17,13 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 import foldcp
-from foldcp.boltz import boltz1_features, swap
-from foldcp.mesh import Mesh
-from foldcp.modules.draws import replay
+from foldcp.boltz.families import swap
+from foldcp.boltz.families.predict_step import settings_of
+from foldcp.boltz.features import boltz1 as boltz1_features
+from foldcp.fabric.mesh import Mesh
 from foldcp.modules.model import Settings
+from foldcp.modules.random_draws import replay
+from foldcp.output.folders import SPOOL
 
 FLOAT64 = 1e-9  # relative to the largest value of each output
 RUN = dict(steps=12, samples=2, recycling=1)
@@ -183,7 +186,7 @@ def test_prediction_holds_what_stocks_does(folder: str, flags: dict[str, bool]) 
     assert got.keys() == want.keys()
     matrices = {"pae", "pde"} & want.keys()
     assert {name for name, _ in sink.kept} == {"z"} | matrices
-    assert streamed.keys() - want.keys() == {swap.SPOOL} and not matrices & streamed.keys()
+    assert streamed.keys() - want.keys() == {SPOOL} and not matrices & streamed.keys()
     for name in matrices:
         assert torch.equal(sink.whole(name, 2), got[name]), name
     assert torch.equal(sink.whole("z", 1), got["z"])
@@ -208,7 +211,7 @@ def test_steps_never_wait_and_can_be_recorded(folder: str) -> None:
     feats, found = boltz1.features(folder, "nucleic", compact=True), []
     for recorder, progress in ((None, watch), (tape, None)):
         seed_everything(3, verbose=False)
-        with mock.patch("foldcp.modules.sampler.recorder", lambda *_, r=recorder: r):
+        with mock.patch("foldcp.modules.diffusion.sampler.recorder", lambda *_, r=recorder: r):
             out = model.foldcp(feats, Settings(0, 8, 2, max_parallel_samples=1), progress)
         found.append((out["sample_atom_coords"], out["plddt"]))
     assert watch.syncs.operators > 1000 and watch.syncs.found == []
@@ -229,7 +232,7 @@ def test_swap_keeps_parameters_and_draws(folder: str) -> None:
     # A data-parallel group that steps over an input draws what folding it draws.
     parity.set_predict_args(model, steps=4, samples=2, recycling=1)
     feats, states = boltz1.features(folder, "nucleic", compact=True), []
-    asked = swap.settings_of(model)
+    asked = settings_of(model)
     for fold in (lambda: model.predict_step(feats, 0), lambda: replay(model, feats, asked)):
         seed_everything(2, verbose=False)
         fold()

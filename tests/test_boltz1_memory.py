@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from bench.live_memory import TOKENS, measure
-from foldcp_kernels.chunking import chunk_bytes
+from foldcp_kernels.core.chunking import chunk_bytes
 
 N = TOKENS // 4
 CHUNK = chunk_bytes(torch.device("cuda")) // 16  # the same multiple of N^2 as at full size

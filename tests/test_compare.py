@@ -11,8 +11,8 @@ import pytest
 from predictions import COORDS, results, write
 from scipy.spatial.transform import Rotation
 
-from foldcp import compare, similarity
-from foldcp.report import UserError
+from foldcp.cli import compare, similarity
+from foldcp.errors import UserError
 
 RNG = np.random.default_rng(5)
 

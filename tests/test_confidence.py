@@ -23,14 +23,14 @@ from compact import (
 from ranks import run
 from torch import Tensor, nn
 
-from foldcp.layout import PairLayout
-from foldcp.mesh import Mesh
-from foldcp.modules.confidence import ConfidenceModule
-from foldcp.modules.distogram import DistogramModule
-from foldcp.modules.scores import frame_mask, ligands
-from foldcp.modules.templates import TemplateModule, TemplateV2Module
-from foldcp_kernels import chunking
-from foldcp_kernels.heads import expectations
+from foldcp.fabric.mesh import Mesh
+from foldcp.layout.tiles import PairLayout
+from foldcp.modules.confidence.distogram import DistogramModule
+from foldcp.modules.confidence.module import ConfidenceModule
+from foldcp.modules.confidence.scores import frame_mask, ligands
+from foldcp.modules.trunk.templates import TemplateModule, TemplateV2Module
+from foldcp_kernels.binned_heads import expectations
+from foldcp_kernels.core import chunking
 
 MESHES = [(1, 1), (1, 2), (2, 2), (2, 3)]
 TOLERANCE = 1e-10  # relative, float64
@@ -122,7 +122,7 @@ def _cases() -> dict[str, Any]:
     """What the ranks need: inputs, parameters, and what stock computes. Only here is stock run."""
     from boltz.model.modules import trunkv2
 
-    from foldcp.boltz.dense import dense_view
+    from foldcp.boltz.features.dense import dense_view
 
     feats = complex_feats()
     n = feats["asym_id"].shape[1]

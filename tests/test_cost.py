@@ -11,17 +11,16 @@ import torch
 
 from bench import roofline
 from bench.fake_mesh import fake_mesh
-from foldcp import rates
-from foldcp import triangle_plans as plans
-from foldcp.cost import ATTENTION, MULTIPLICATION, Sizes
-from foldcp.layout import PairLayout
-from foldcp.mesh import STRATEGIES
-from foldcp.plans import chunks
-from foldcp.rates import BLACKWELL, CHIPS, H100, HOPPER, NDR, NVLINK4, PCIE4, Link, Links
-from foldcp.rings.channel_multiplication import channel_chunks
-from foldcp.schedule import Plan, volume
-from foldcp.strategy import chunk_count, predict, received, strategy
-from foldcp.traffic import (
+from foldcp.fabric.mesh import STRATEGIES
+from foldcp.layout import triangle_plans as plans
+from foldcp.layout.plans import chunks
+from foldcp.layout.schedule import Plan, volume
+from foldcp.layout.tiles import PairLayout
+from foldcp.planner import rates
+from foldcp.planner.choice import chunk_count, predict, received, strategy
+from foldcp.planner.cost import ATTENTION, MULTIPLICATION, Sizes
+from foldcp.planner.rates import BLACKWELL, CHIPS, H100, HOPPER, NDR, NVLINK4, PCIE4, Link, Links
+from foldcp.planner.traffic import (
     Load,
     bias_loads,
     cannon_tiles,
@@ -30,6 +29,7 @@ from foldcp.traffic import (
     line_loads,
     panel_loads,
 )
+from foldcp.rings.channel_multiplication import channel_chunks
 
 MESHES = [(r, q) for r in range(1, 17) for q in range(1, 17) if 1 < r * q <= 16]
 CASES = [(op, name) for op, names in STRATEGIES.items() for name in names[1:]]

@@ -15,13 +15,13 @@ from test_diffusion import Case, make_case
 from test_sampler import TOKENS, draw
 from torch import Tensor
 
-from foldcp import agreement
-from foldcp.boltz import recovery
-from foldcp.mesh import Mesh
-from foldcp.modules import step_graph
-from foldcp.modules.sampler import SamplingStep
-from foldcp.modules.step_graph import CudaRecorder
-from foldcp.report import InputLost
+from foldcp.errors import InputLost
+from foldcp.fabric.mesh import Mesh
+from foldcp.modules.diffusion.sampler import SamplingStep
+from foldcp.modules.graphs import step_graph
+from foldcp.modules.graphs.step_graph import CudaRecorder
+from foldcp.planner import agreement
+from foldcp.runtime import recovery
 
 CPU = torch.device("cpu", 0)
 RAND, RANDN, GENERATOR = torch.rand, torch.randn, torch.Generator

@@ -14,7 +14,7 @@ from scipy.spatial.transform import Rotation
 from bench import mesh_memory
 from bench.demo import __main__ as demo
 from bench.demo import larger, overlay, predicted, runs
-from foldcp import compare
+from foldcp.cli import compare
 
 MOVED = np.array(COORDS)
 MOVED[7] += 0.1

@@ -26,14 +26,14 @@ from test_atoms import (
 )
 from torch import Tensor, nn
 
-from foldcp.layout import AtomLayout, PairLayout
-from foldcp.mesh import Mesh
-from foldcp.modules.atom_encoder import MASKED
-from foldcp.modules.atoms import atom_block
-from foldcp.modules.diffusion_conditioning import Conditioning, DiffusionConditioning
-from foldcp.modules.noise import noise_schedule
-from foldcp.modules.sampler import AtomDiffusion
-from foldcp_kernels.chunking import set_chunk_bytes
+from foldcp.fabric.mesh import Mesh
+from foldcp.layout.tiles import AtomLayout, PairLayout
+from foldcp.modules.atoms.encoder import MASKED
+from foldcp.modules.atoms.windows import atom_block
+from foldcp.modules.diffusion.conditioning import Conditioning, DiffusionConditioning
+from foldcp.modules.diffusion.noise import noise_schedule
+from foldcp.modules.diffusion.sampler import AtomDiffusion
+from foldcp_kernels.core.chunking import set_chunk_bytes
 
 TOKEN_S, TOKEN_Z, ATOM_S, ATOM_Z, DEPTH, HEADS, LAYERS = 12, 10, 16, 6, 3, 4, 2
 WINDOWS = dict(atoms_per_window_queries=32, atoms_per_window_keys=128)

@@ -214,7 +214,7 @@ NEVER = re.compile(
 @pytest.fixture(scope="module")
 def process(tiny_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """Read a document as a prediction does: what is said about it, "" if it is read."""
-    from foldcp.boltz import processing
+    from foldcp.boltz.inputs import processing
 
     names = ("process_input", "process_inputs", "run_mmseqs2", "parse_a3m", "parse_csv")
     kept = {name: getattr(boltz.main, name) for name in (*names, "parse_yaml", "parse_fasta")}

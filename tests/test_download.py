@@ -10,9 +10,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from foldcp.boltz import download
-from foldcp.boltz.lock import NAME
-from foldcp.report import UserError
+from foldcp.boltz.inputs import download
+from foldcp.errors import UserError
+from foldcp.runtime.files.lock import NAME
 
 FILES = ("mols.tar", "mols", "boltz2_conf.ckpt", "boltz2_aff.ckpt")
 

@@ -10,8 +10,9 @@ from pathlib import Path
 import click
 import pytest
 
-from foldcp.boltz import declared, early, launch
-from foldcp.report import UserError
+from foldcp.boltz.command import declared, early
+from foldcp.errors import UserError
+from foldcp.runtime import launch
 
 PROTEIN = "version: 1\nsequences:\n  - protein: {id: A, sequence: MQIFVKT, msa: empty}\n"
 CASES: dict[str, tuple[list[str], dict[str, str], int, str]] = {

@@ -15,18 +15,19 @@ from ranks import run
 from torch import Tensor
 
 from bench.transports import compare
-from foldcp import timeline
-from foldcp.agreement import agree
-from foldcp.exchange import Exchange, fetch, scatter_add, stream
-from foldcp.layout import AtomLayout, Box, PairLayout
-from foldcp.mesh import Mesh
-from foldcp.plans import partials_plan, token_plan, transpose_plan
+from foldcp.errors import TransportError
+from foldcp.fabric.exchange import timeline
+from foldcp.fabric.exchange.autograd import Exchange, fetch, scatter_add, stream
+from foldcp.fabric.mesh import Mesh
+from foldcp.fabric.transport.base import TorchTransport
+from foldcp.fabric.transport.wire import decode, encode
+from foldcp.layout.plans import partials_plan, token_plan, transpose_plan
+from foldcp.layout.schedule import Plan, Schedule, Want, plan
+from foldcp.layout.tiles import AtomLayout, Box, PairLayout
+from foldcp.layout.triangle_plans import triangle_attention_plan, triangle_multiplication_plan
+from foldcp.planner.agreement import agree
 from foldcp.rings.triangle_attention import triangle_attention
-from foldcp.schedule import Plan, Schedule, Want, plan
-from foldcp.transport import TorchTransport, TransportError
-from foldcp.triangle_plans import triangle_attention_plan, triangle_multiplication_plan
-from foldcp.wire import decode, encode
-from foldcp_kernels.chunking import set_chunk_bytes
+from foldcp_kernels.core.chunking import set_chunk_bytes
 from foldcp_kernels.triangle_attention import TriangleAttentionWeights
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -81,7 +82,9 @@ def alike(mesh: Mesh) -> str:
                 a, b = (_regions(m, made, sources, dims, wires) for m in (mesh, gloo))
                 assert len(a) == len(b) > 0
                 if wire == "raw":  # cut in transfers, and with the same program replayed elsewhere
-                    with mock.patch.multiple("foldcp.program", LEAST_RUN=1, MOST_RUNS=64):
+                    with mock.patch.multiple(
+                        "foldcp.fabric.transport.program", LEAST_RUN=1, MOST_RUNS=64
+                    ):
                         for x in (sources, [y.clone() for y in sources], sources):
                             again = _regions(mesh, made, x, dims, wires)
                             assert all(map(torch.equal, again, b)), (name, n, "in runs")

@@ -18,7 +18,7 @@ from native import ROOT, SOURCES, compile_shared
 from test_toolchain import CHIPS_13, stub, stub_toolkit
 
 from bench import native as resources
-from foldcp_kernels import extension
+from foldcp_kernels.core import extension
 
 LIBRARY = ROOT / "foldcp_kernels/_C.abi3.so"
 OLDEST_TORCH = "0x{:02x}{:02x}000000000000".format(*extension.OLDEST_TORCH)
@@ -103,7 +103,7 @@ def _run(code: str, **environ: str) -> str:
 def test_loads_without_gpu_driver_and_nccl() -> None:
     assert LIBRARY.name == "_C.abi3.so"
     said = _run(
-        "from foldcp_kernels.extension import load\n"
+        "from foldcp_kernels.core.extension import load\n"
         "print(load().ops.build_info())\n"
         "print([m for m in open('/proc/self/maps') if 'libcuda' in m or 'nccl' in m])",
         CUDA_VISIBLE_DEVICES="",
@@ -160,7 +160,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 HOST_EXCHANGE = """
 import sys
 import torch
-from foldcp_kernels.extension import load
+from foldcp_kernels.core.extension import load
 found = load()
 assert found.ops is not None, found.why
 assert not found.cuda and found.missing(torch.device("cpu")) is None, found

@@ -20,8 +20,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from bench.synthetic.molecules import write_molecules
-from foldcp.boltz import features, rebound
-from foldcp.boltz.dense import dense_view
+from foldcp.boltz.features import boltz2 as features
+from foldcp.boltz.features import stock as rebound
+from foldcp.boltz.features.dense import dense_view
 
 # Host bytes a token per stage, above what was measured at LONG tokens; one bool for every token
 # pair would add 1,200.

@@ -18,9 +18,9 @@ import pytest
 from alone import prediction
 from written import N, inputs_of, make, send, write, writer_of
 
-from foldcp import spool as spools
-from foldcp.boltz import outputs
 from foldcp.boltz.run import Run
+from foldcp.output import folders
+from foldcp.output import spool as spools
 
 if TYPE_CHECKING:
     from parity import Prepared
@@ -86,7 +86,7 @@ def test_full_disk_fails_one_input(
         reason = "its matrices need 0.000144 GB of disk and 1e-08 GB are free"
         with monkeypatch.context() as patch:
             usage = SimpleNamespace(free=10)
-            patch.setattr(outputs.shutil, "disk_usage", lambda path: usage)
+            patch.setattr(folders.shutil, "disk_usage", lambda path: usage)
             assert not send(ours, prediction, name)
         write(ours, {"exception": True}, batch)
     second, again = make(inputs)  # the same run goes on, here with the same input

@@ -17,9 +17,9 @@ from pytorch_lightning import seed_everything
 from ranks import run
 
 from bench.synthetic.molecules import write_molecules
-from foldcp.boltz import features
-from foldcp.boltz.swap import apply
-from foldcp.mesh import Mesh
+from foldcp.boltz.families.swap import apply
+from foldcp.boltz.features import boltz2 as features
+from foldcp.fabric.mesh import Mesh
 
 NAMES = ("alignments", "unforced", "nucleic", "modified", "template", "tiny")
 SETTINGS = {"steps": 20, "samples": 1, "recycling": 1}

@@ -10,16 +10,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from foldcp_kernels import dispatch
-from foldcp_kernels.fused import attention, gated_output, norm_linear
-from foldcp_kernels.fused import outer_product_mean as outer_product
-from foldcp_kernels.fused import transition as swiglu
+from foldcp_kernels.attention import fused as attention
+from foldcp_kernels.core import dispatch
+from foldcp_kernels.gated_output import fused as gated_output
+from foldcp_kernels.norm_linear import fused as norm_linear
+from foldcp_kernels.outer_product_mean import fused as outer_product
 from foldcp_kernels.outer_product_mean import outer_product_mean
 from foldcp_kernels.pair_weighted_averaging import (
     PairWeightedAveragingWeights,
     pair_weighted_averaging,
 )
 from foldcp_kernels.transition import TransitionWeights, transition
+from foldcp_kernels.transition import fused as swiglu
 from foldcp_kernels.triangle_attention import TriangleAttentionWeights, triangle_attention
 from foldcp_kernels.triangle_multiplication import (
     TriangleMultiplicationWeights,

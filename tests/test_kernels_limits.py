@@ -20,13 +20,14 @@ from torch import Tensor
 
 from bench import aot, sass, tune
 from bench.timing import Times
+from foldcp_kernels.adaptive_norm.fused import adaptive_norm_fwd
 from foldcp_kernels.attention import attend
-from foldcp_kernels.fused import configs, outer_product_mean
-from foldcp_kernels.fused.adaptive_norm import adaptive_norm_fwd
-from foldcp_kernels.fused.gated_output import attention_output_fwd, multiplication_output_fwd
-from foldcp_kernels.fused.heads import expected_values_fwd
-from foldcp_kernels.fused.norm_linear import norm_linear_fwd
-from foldcp_kernels.fused.transition import transition_fwd
+from foldcp_kernels.binned_heads.fused import expected_values_fwd
+from foldcp_kernels.core import triton_configs as configs
+from foldcp_kernels.gated_output.fused import attention_output_fwd, multiplication_output_fwd
+from foldcp_kernels.norm_linear.fused import norm_linear_fwd
+from foldcp_kernels.outer_product_mean import fused as outer_product_mean
+from foldcp_kernels.transition.fused import transition_fwd
 
 ROOT = Path(__file__).parent.parent
 # Elements between neighbours: the stride fits int32, the offset of the third entry does not.

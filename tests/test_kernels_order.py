@@ -16,9 +16,11 @@ from torch import Tensor
 
 from bench import aot, l2, occupancy, roofline
 from foldcp_kernels.attention import attend
-from foldcp_kernels.fused import attention, attention_backward, configs
-from foldcp_kernels.fused.launch import INTERPRETED, capability
-from foldcp_kernels.fused.order import place_program
+from foldcp_kernels.attention import fused as attention
+from foldcp_kernels.attention import fused_backward as attention_backward
+from foldcp_kernels.attention.order import place_program
+from foldcp_kernels.core import triton_configs as configs
+from foldcp_kernels.core.triton_launch import INTERPRETED, capability
 
 SHAPES = [(1, 1, 1, 12), (5, 3, 7, 4), (3, 2, 3, 8), (2, 2, 8, 4), (4, 1, 5, 1), (2, 5, 13, 12)]
 

@@ -12,7 +12,7 @@ import torch
 
 from bench.fake_device import fake_cuda
 from bench.live_memory import BYTES_PER_PAIR, SHARE_OF_2X2, TOKENS, measure
-from foldcp_kernels.chunking import chunk_bytes
+from foldcp_kernels.core.chunking import chunk_bytes
 
 N = TOKENS // 2
 CHUNK = chunk_bytes(torch.device("cuda")) // 4

@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from bench.synthetic import FILE_NAMES
-from foldcp.boltz import loading
-from foldcp.boltz.data import random_state, set_random_state
-from foldcp.boltz.mersenne import skip
+from foldcp.boltz.families import loading
+from foldcp.boltz.families.mersenne import skip
+from foldcp.boltz.lightning.data import random_state, set_random_state
 
 
 @pytest.mark.parametrize("drawn", [0, 1, 623, 624, 1000])

@@ -17,15 +17,16 @@ import pytest
 from predict_runs import Case, run_cases
 from result_files import differences
 
-from foldcp.boltz import holder as holders
-from foldcp.boltz import lock as locks
-from foldcp.boltz import session, signals
-from foldcp.boltz.holder import Holder
-from foldcp.boltz.lock import NAME, Held, Lock
-from foldcp.boltz.outputs import Outputs
-from foldcp.boltz.place import Place
-from foldcp.boltz.seal import Lost
-from foldcp.report import UserError
+from foldcp.errors import UserError
+from foldcp.output.folders import Outputs
+from foldcp.runtime import session
+from foldcp.runtime.files import holder as holders
+from foldcp.runtime.files import lock as locks
+from foldcp.runtime.files.holder import Holder
+from foldcp.runtime.files.lock import NAME, Held, Lock
+from foldcp.runtime.files.seal import Lost
+from foldcp.runtime.liveness import signals
+from foldcp.runtime.place import Place
 
 LIMIT = 30  # seconds
 TAKERS = 6

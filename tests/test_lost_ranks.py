@@ -15,11 +15,11 @@ import torch
 import torch.distributed as dist
 from lost import SIZE, SLACK, Case, Ended, run_cases
 
-from foldcp.connect import Options
-from foldcp.exchange import stream
-from foldcp.mesh import Mesh
-from foldcp.schedule import Plan, Schedule, Want, plan
-from foldcp.transport import TransportError
+from foldcp.errors import TransportError
+from foldcp.fabric.connect import Options
+from foldcp.fabric.exchange.autograd import stream
+from foldcp.fabric.mesh import Mesh
+from foldcp.layout.schedule import Plan, Schedule, Want, plan
 
 
 def ring(size: int, rank: int, numel: int) -> Plan:

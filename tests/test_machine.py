@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from ranks import run
 
-from foldcp import connect, machine
-from foldcp.boltz import peers
-from foldcp.mesh import Mesh
-from foldcp.transport import TransportError
+from foldcp.errors import TransportError
+from foldcp.fabric import connect, machine
+from foldcp.fabric.mesh import Mesh
+from foldcp.runtime.liveness import peers
 
 NOWHERE = Path("/proc/no/such/file")
 

@@ -10,11 +10,11 @@ from compact import bare, error, randomise, shard, stock_in_double, tile
 from ranks import run
 from torch import Tensor, nn
 
-from foldcp.layout import PairLayout
-from foldcp.mesh import Mesh
+from foldcp.fabric.mesh import Mesh
+from foldcp.layout.tiles import PairLayout
 from foldcp.modules.boltz1 import trunk
-from foldcp.modules.msa import MSAModule, OuterProductMean, PairWeightedAveraging
-from foldcp.modules.pairformer import PairformerModule
+from foldcp.modules.trunk.msa import MSAModule, OuterProductMean, PairWeightedAveraging
+from foldcp.modules.trunk.pairformer import PairformerModule
 from foldcp.rings.attention_pair_bias import attention_pair_bias
 
 N, S, C_S, C_Z, C_M = 9, 5, 16, 12, 8

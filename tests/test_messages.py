@@ -15,10 +15,10 @@ import stranger
 import torch
 from boltz.data import types
 
-from foldcp import broadcast, message
-from foldcp.boltz import data
+from foldcp.boltz.lightning import data
 from foldcp.config import Config
-from foldcp.connect import Options
+from foldcp.fabric import broadcast, message
+from foldcp.fabric.connect import Options
 
 
 def test_a_stranger_reaches_no_unpickler(tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ import pytest
 import torch
 from ranks import run
 
-from foldcp.boltz.swap import apply
-from foldcp.mesh import Mesh
+from foldcp.boltz.families.swap import apply
+from foldcp.fabric.mesh import Mesh
 
 EXAMPLES = parity.EXAMPLES
 INPUTS = ("ubiquitin", "heterodimer", "tetramer")

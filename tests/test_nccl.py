@@ -141,7 +141,7 @@ def case_pairs(place: Place) -> None:
 
 
 def case_error(place: Place) -> None:
-    """NCCL finds an error on one rank; the others are told, as `foldcp.native` does."""
+    """NCCL finds an error on one rank; the others are told, as the engine's transport does."""
     bad = place.rank == 1
     engine = Engine(place, "error", polls=3, **({"error_at": 1} if bad else {}))
     engine.swap({})

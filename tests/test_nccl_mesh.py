@@ -15,12 +15,13 @@ from native import SOURCES, compile_shared
 from nccl_engine import LIBRARY
 from ranks import run
 
-from foldcp.connect import Options
-from foldcp.exchange import stream
-from foldcp.layout import PairLayout
-from foldcp.mesh import Mesh
-from foldcp.transport import TorchTransport, TransportError
-from foldcp.triangle_plans import triangle_multiplication_plan
+from foldcp.errors import TransportError
+from foldcp.fabric.connect import Options
+from foldcp.fabric.exchange.autograd import stream
+from foldcp.fabric.mesh import Mesh
+from foldcp.fabric.transport.base import TorchTransport
+from foldcp.layout.tiles import PairLayout
+from foldcp.layout.triangle_plans import triangle_multiplication_plan
 
 
 def _regions(mesh: Mesh) -> list[torch.Tensor]:
@@ -108,7 +109,7 @@ def test_a_link_that_corrupts_long_messages(tmp_path: Path) -> None:
 
 def gpus(mesh: Mesh, count: int) -> dict[str, Any]:
     """The GPUs that ranks get where so many are visible, and what NCCL of two releases says."""
-    from foldcp.connect import _same_gpu
+    from foldcp.fabric.connect import _same_gpu
 
     current: list[torch.device] = []
     torch.cuda.device_count = lambda: count

@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 
-from foldcp.boltz import caches, early, launch, preflight
-from foldcp.boltz.options import check_numbers
-from foldcp.boltz.place import Place
+from foldcp.boltz.command import caches, early, preflight
+from foldcp.boltz.command.options import check_numbers
 from foldcp.config import Config
-from foldcp.report import UserError
+from foldcp.errors import UserError
+from foldcp.runtime import launch
+from foldcp.runtime.place import Place
 
 # What Boltz itself predicts with; step 1 of a schedule is 0 / 0.
 GOOD = {

@@ -21,12 +21,12 @@ from alone import prediction
 from written import SAMPLES, N, inputs_of, make, send, write, writer_of
 
 from bench.outputs import blocks, measure
-from foldcp import spool as spools
-from foldcp.boltz import outputs
-from foldcp.boltz.outputs import SPOOL
+from foldcp.boltz.lightning.writers import RootAffinityWriter
 from foldcp.boltz.run import Run
-from foldcp.boltz.writers import RootAffinityWriter
-from foldcp.spool import Background, Spool
+from foldcp.output import folders
+from foldcp.output import spool as spools
+from foldcp.output.folders import SPOOL
+from foldcp.output.spool import Background, Spool
 
 if TYPE_CHECKING:
     from parity import Prepared
@@ -173,7 +173,7 @@ def test_killed_run_leaves_no_final_name_and_is_redone(
         "import os, signal, sys, threading, torch\n"
         "from pathlib import Path\n"
         "from foldcp import spool\n"
-        "from foldcp.boltz.outputs import Matrices, Outputs\n"
+        "from foldcp.output.folders import Matrices, Outputs\n"
         "stock = spool._copy\n"
         "def copy(*args):\n"
         "    stock(*args)\n"
@@ -218,7 +218,7 @@ def test_override_replaces_whole_predictions(
     mine = dict(prediction)
     assert send(ours, mine, name)
     with monkeypatch.context() as patch:
-        patch.setattr(outputs, "append", None)
+        patch.setattr(folders, "append", None)
         patch.setattr(Path, "rename", lambda *_: (_ for _ in ()).throw(OSError(errno.EIO, "bad")))
         write(ours, mine, batch)
         ours._outputs.finish()

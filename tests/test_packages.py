@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from test_toolchain import toolchain
 
-from foldcp_kernels import extension
+from foldcp_kernels.core import extension
 
 ROOT = Path(__file__).parent.parent
 OURS = ("foldcp", "foldcp_kernels", "csrc", "tests", "bench", "examples")
@@ -89,7 +89,7 @@ def test_archive_and_wheels_are_whole_and_of_this_build(used: Path, tmp_path: Pa
     assert held == {*_python(ROOT), *sources, *build, *TOP, *made}
 
     # Without a clone there are no benches, which is said before anything is loaded.
-    code = "import sys; from foldcp.cli import main\n"
+    code = "import sys; from foldcp.cli.main import main\n"
     code += "try: main(['bench', 'kernels'])\nfinally: assert 'torch' not in sys.modules"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=unpacked, capture_output=True, text=True

@@ -9,7 +9,7 @@ import torch
 from native import SEGMENT, decode, encode, operators, scale_bytes, wire_bytes
 from torch import Tensor
 
-from foldcp import wire
+from foldcp.fabric.transport import wire
 
 FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 RAW = [*FLOATS, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool]
@@ -98,7 +98,7 @@ def _numbers(dtype: torch.dtype, count: int) -> Tensor:
 
 
 def _check_twin(x: Tensor, message: Tensor) -> None:
-    """foldcp.wire, which other transports use, makes and reads the same bytes."""
+    """foldcp.fabric.transport.wire, which other transports use, makes and reads the same bytes."""
     sent = wire.pack(wire.Message(0, (x,), (True,)), x.device)
     gap = slice(4 * -(-x.numel() // SEGMENT), scale_bytes(x.numel()))
     sent[gap] = 0

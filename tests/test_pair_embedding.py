@@ -9,11 +9,11 @@ from boltz.model.modules.trunkv2 import ContactConditioning
 from compact import complex_feats, error, randomise, stock_in_double
 from torch import Tensor, nn
 
-from foldcp.boltz.dense import dense_view
-from foldcp.layout import PairLayout
-from foldcp.mesh import Mesh
-from foldcp.modules.pair_embedding import PairEmbedding
-from foldcp_kernels import chunking
+from foldcp.boltz.features.dense import dense_view
+from foldcp.fabric.mesh import Mesh
+from foldcp.layout.tiles import PairLayout
+from foldcp.modules.trunk.pair_embedding import PairEmbedding
+from foldcp_kernels.core import chunking
 
 C = 12
 MESHES = [(1, 1), (1, 2), (2, 1), (2, 2), (2, 3), (3, 3)]

@@ -15,11 +15,11 @@ from alone import prediction
 from boltz.data.msa import mmseqs2
 from path_scan import scan
 
-from foldcp.boltz import answers, processing
-from foldcp.boltz.outputs import move_into
-from foldcp.boltz.outputs import replace as finish
-from foldcp.names import Unsafe
-from foldcp.report import UserError
+from foldcp.boltz.inputs import answers, processing
+from foldcp.errors import UserError
+from foldcp.output.folders import move_into
+from foldcp.output.folders import replace as finish
+from foldcp.runtime.files.names import Unsafe
 
 
 def test_inputs_and_folders_are_refused_at_the_start(tmp_path: Path) -> None:

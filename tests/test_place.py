@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from foldcp.boltz.place import Place, starts
 from foldcp.config import Config
-from foldcp.report import UserError
+from foldcp.errors import UserError
+from foldcp.runtime.place import Place, starts
 
 TORCHRUN = {
     "RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "n1",
@@ -218,7 +218,7 @@ def test_a_rank_that_is_alone_says_for_whom_it_waits(tmp_path: Path) -> None:
         "import os, sys\n"
         "sys.argv = ['boltz', 'predict']\n"
         "from foldcp.boltz import meetings, session\n"
-        "from foldcp.boltz.place import Place\n"
+        "from foldcp.runtime.place import Place\n"
         "meetings._PATIENT = 0.5\n"
         "session.start(Place.find(os.environ), 4.0).gather(None)\n"
     )

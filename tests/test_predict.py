@@ -23,9 +23,9 @@ from ranks import run
 from result_files import differences
 
 from bench.synthetic import write_checkpoint
-from foldcp.boltz import predictions
-from foldcp.boltz.swap import apply
-from foldcp.mesh import Mesh
+from foldcp.boltz.api import predictions
+from foldcp.boltz.families.swap import apply
+from foldcp.fabric.mesh import Mesh
 
 TOLERANCE = 1e-6  # absolute, in the unit of the number (angstrom, 0 to 1)
 FAST = "--accelerator cpu --sampling_steps 20 --recycling_steps 1 --num_workers 0"

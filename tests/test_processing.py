@@ -22,7 +22,7 @@ from boltz.data.module import inferencev2
 from boltz_inputs import OTHER, PROTEIN, protein, random_a3m, random_csv, write_template
 from rdkit import Chem
 
-from foldcp.boltz import processing
+from foldcp.boltz.inputs import processing
 from foldcp.boltz.run import Run
 
 LIGAND = "- ligand: {id: L, smiles: 'CC(=O)Oc1ccccc1'}"

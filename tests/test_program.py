@@ -81,7 +81,7 @@ def ended(tmp_path_factory: pytest.TempPathFactory, small_cache: Path) -> dict[s
     for name, variables in {"mesh": {"FOLDCP_MESH": "2x2"}, "nproc": {"FOLDCP_NPROC": "4"}}.items():
         cases[name] = Case([], 1, {**cached, **variables}, rig="real", program=one)
     lost = "import os\nif os.environ['RANK'] == '1': raise ValueError('the program failed')\n"
-    fails = "import foldcp.boltz.predictions as p\np.read = None\n"
+    fails = "import foldcp.boltz.api.predictions as p\np.read = None\n"
     cases["root fails"] = Case([], 2, cached, rig="real", program=fails + one)
     cases["one leaves"] = Case(
         [], 2, {**cached, "FOLDCP_TIMEOUT": "3"}, rig="real", program=lost + one
@@ -128,7 +128,7 @@ def test_a_program_goes_on_after_what_it_did_wrong(ranks: int, ended: dict[str, 
 def test_remedies_are_those_of_a_program(ended: dict[str, Ended]) -> None:
     for name in ("mesh", "nproc"):
         last = ended[name].stderr[0].strip().splitlines()[-1]
-        assert ended[name].codes == [1] and last.startswith("foldcp.report.UserError: "), last
+        assert ended[name].codes == [1] and last.startswith("foldcp.errors.UserError: "), last
         assert "`torchrun --nproc-per-node 4 program.py`" in last and "--nproc " not in last
         assert "Traceback" in ended[name].stderr[0] and "direct cause" not in ended[name].stderr[0]
 

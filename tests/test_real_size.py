@@ -13,9 +13,9 @@ from strict import strict
 from torch import nn
 
 from bench.synthetic import checkpoint
-from foldcp.boltz.swap import apply
-from foldcp.compare import TOLERANCES
-from foldcp.mesh import Mesh
+from foldcp.boltz.families.swap import apply
+from foldcp.cli.compare import TOLERANCES
+from foldcp.fabric.mesh import Mesh
 
 INPUT = parity.EXAMPLES / "heterodimer.yaml"  # 67 tokens, 64 and 40 sequences
 SETTINGS = {"steps": 20, "samples": 1, "recycling": 0}  # recycles: tests/test_model.py

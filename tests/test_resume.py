@@ -11,10 +11,10 @@ import pytest
 import torch
 from forked import Case, Ended, run_cases
 
-from foldcp import resume
-from foldcp.boltz.kept import KeptTrunk, TrunkKeeper
-from foldcp.mesh import Mesh
+from foldcp.fabric.mesh import Mesh
 from foldcp.modules.model import Settings
+from foldcp.output import trunk_file
+from foldcp.output.trunk_keeper import KeptTrunk, TrunkKeeper
 
 PROTEIN = "version: 1\nsequences:\n  - protein: {id: A, sequence: MQIFVKTLTGKT, msa: empty}\n"
 FAST = "--accelerator cpu --num_workers 0 --sampling_steps 8 --recycling_steps 1"
@@ -28,30 +28,30 @@ def test_a_file_comes_back_or_is_refused(tmp_path: Path) -> None:
         "state": torch.get_rng_state(),
         "empty": torch.empty(0, 3),
     }
-    assert resume.load(path, torch.device("cpu")) is None
-    resume.save(path, tensors)
-    back = resume.load(path, torch.device("cpu"))
+    assert trunk_file.load(path, torch.device("cpu")) is None
+    trunk_file.save(path, tensors)
+    back = trunk_file.load(path, torch.device("cpu"))
     assert back is not None and back.keys() == tensors.keys()
     assert all(torch.equal(back[k], x) and back[k].dtype == x.dtype for k, x in tensors.items())
     assert [p.name for p in path.parent.iterdir()] == ["x.trunk"]
     whole = path.read_bytes()
     for at in (0, 20, 60, whole.index(b"\n", 20) + 9, len(whole) - 1):
         path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
-        with pytest.raises(resume.Damaged, match="x.trunk is "):
-            resume.load(path, torch.device("cpu"))
+        with pytest.raises(trunk_file.Damaged, match="x.trunk is "):
+            trunk_file.load(path, torch.device("cpu"))
     for cut in (whole[:-1], whole[:200], whole + b"x", b""):
         path.write_bytes(cut)
-        with pytest.raises(resume.Damaged):
-            resume.load(path, torch.device("cpu"))
+        with pytest.raises(trunk_file.Damaged):
+            trunk_file.load(path, torch.device("cpu"))
 
 
 def test_the_key_follows_every_part() -> None:
     feats = {"a": torch.arange(4), "b": torch.zeros(2)}
-    keys = {resume.key({"seed": 1}, feats), resume.key({"seed": 2}, feats),
-            resume.key({"seed": 1}, {**feats, "a": torch.arange(4).int()}),
-            resume.key({"seed": 1}, {**feats, "b": torch.ones(2)})}  # fmt: skip
+    keys = {trunk_file.key({"seed": 1}, feats), trunk_file.key({"seed": 2}, feats),
+            trunk_file.key({"seed": 1}, {**feats, "a": torch.arange(4).int()}),
+            trunk_file.key({"seed": 1}, {**feats, "b": torch.ones(2)})}  # fmt: skip
     assert len(keys) == 4
-    assert resume.key({"seed": 1}, dict(reversed(feats.items()))) in keys
+    assert trunk_file.key({"seed": 1}, dict(reversed(feats.items()))) in keys
 
 
 LIKE = {"s": ((1, 6, 4), (torch.float32,)), "z": ((1, 6, 6, 8), (torch.float32,))}
@@ -68,7 +68,7 @@ def test_a_whole_file_of_something_else_is_refused(
     kept, s, z = begin(), torch.rand(1, 6, 4), torch.rand(1, 6, 6, 8)
     kept.save(s, z)
     (path,) = tmp_path.rglob("*.trunk")
-    good = resume.load(path, torch.device("cpu"))
+    good = trunk_file.load(path, torch.device("cpu"))
     found = begin().load(LIKE)
     assert good is not None and found is not None
     assert torch.equal(found[0], s) and torch.equal(found[1], z)
@@ -96,7 +96,7 @@ def test_a_whole_file_of_something_else_is_refused(
     state = torch.get_rng_state()
     for said, change in wrong.items():
         changed = {k: v for k, v in (good | change).items() if v is not None}
-        resume.save(path, changed)
+        trunk_file.save(path, changed)
         again = begin()
         assert again.load(LIKE) is None, said
         told = capsys.readouterr().err

@@ -10,7 +10,7 @@ import pytest
 
 from bench import rings
 from bench.machine import ROOT
-from foldcp.timeline import Interval, hidden
+from foldcp.fabric.exchange.timeline import Interval, hidden
 
 
 @pytest.mark.parametrize("strategies", [("panel-direct", "panel-direct"), ("channel", "rows")])

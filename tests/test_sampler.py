@@ -20,13 +20,14 @@ from torch import Tensor
 from bench.fake_device import fake_cuda
 from bench.fake_mesh import fake_mesh
 from bench.live_memory import features, few_chunks, onto, shapes_of_model, taken_as_finite
-from foldcp.boltz.swap import apply
-from foldcp.mesh import Mesh
-from foldcp.modules import alignment, samples, step_graph
-from foldcp.modules.diffusion import DiffusionModule
+from foldcp.boltz.families.swap import apply
+from foldcp.fabric.mesh import Mesh
+from foldcp.modules.diffusion import batch_size, superposition
+from foldcp.modules.diffusion.sampler import AtomDiffusion, SamplingStep
+from foldcp.modules.diffusion.score_model import DiffusionModule
+from foldcp.modules.graphs import step_graph
 from foldcp.modules.model import Settings
-from foldcp.modules.sampler import AtomDiffusion, SamplingStep
-from foldcp_kernels.dispatch import set_impl
+from foldcp_kernels.core.dispatch import set_impl
 
 TOKENS, STEPS = 20, 4
 FEW, MANY = 8, 16  # samples, enough to take more than what is made before the first step
@@ -60,7 +61,7 @@ def watched(mesh: Mesh, least: int = 0) -> list[str]:
     model = parity.build_model(steering={"contact_guidance_update": False})
     apply(model, mesh)
     watch = Watch()
-    with mock.patch.object(alignment, "MIN_ATOMS", least or alignment.MIN_ATOMS):
+    with mock.patch.object(superposition, "MIN_ATOMS", least or superposition.MIN_ATOMS):
         model.foldcp(features(TOKENS), Settings(0, STEPS, 2), watch)
     assert watch.steps == STEPS
     assert watch.syncs.operators > 100 * (STEPS - 1), "the operators were not seen"
@@ -159,7 +160,7 @@ def draw(mesh: Mesh, case: Case, recorder: Any = None, steps: int = 20, **option
     """Samples of a case, and then one number of the generator, in one tensor."""
     shards = (_shard(case.trunk.s_inputs, case.layout), _shard(case.trunk.s, case.layout))
     torch.manual_seed(5)
-    with mock.patch("foldcp.modules.sampler.recorder", lambda *_: recorder):
+    with mock.patch("foldcp.modules.diffusion.sampler.recorder", lambda *_: recorder):
         coords = AtomDiffusion(stock_sampler().to(case.ours.q.dtype), mesh).sample(
             case.ours,
             *shards,
@@ -296,15 +297,15 @@ def short_of_memory(mesh: Mesh) -> list[list[int]]:
         each = []
 
         def free(mesh: Mesh, room: int = room, each: list = each) -> int:
-            return int(room * each[0] / samples._SHARE) + 1
+            return int(room * each[0] / batch_size._SHARE) + 1
 
-        def measured(*args: Any, each: list = each, inner: Any = samples.sample_bytes) -> int:
+        def measured(*args: Any, each: list = each, inner: Any = batch_size.sample_bytes) -> int:
             each.append(inner(*args))
             return each[-1]
 
         with (
-            mock.patch.object(samples, "free_bytes", free),
-            mock.patch("foldcp.modules.sampler.sample_bytes", measured),
+            mock.patch.object(batch_size, "free_bytes", free),
+            mock.patch("foldcp.modules.diffusion.sampler.sample_bytes", measured),
             Calls() as calls,
         ):
             draw(mesh, case, steps=2, multiplicity=6, max_parallel_samples=5)
@@ -329,7 +330,7 @@ def measured_and_estimated(tokens: int, rows: int, kernels: str) -> tuple[float,
                 peaks.append(device.live.peak)
             return inner(**options)
 
-        def estimate(*args: Any, inner: Any = samples.sample_bytes) -> int:
+        def estimate(*args: Any, inner: Any = batch_size.sample_bytes) -> int:
             found.append(inner(*args))
             return found[-1]
 
@@ -337,7 +338,7 @@ def measured_and_estimated(tokens: int, rows: int, kernels: str) -> tuple[float,
         try:
             with (
                 mock.patch.object(model.structure_module, "sample", sample),
-                mock.patch("foldcp.modules.sampler.sample_bytes", estimate),
+                mock.patch("foldcp.modules.diffusion.sampler.sample_bytes", estimate),
             ):
                 model.foldcp(feats, Settings(0, 2, 1))
         finally:

@@ -8,10 +8,10 @@ from math import lcm
 import pytest
 
 from bench.fake_mesh import fake_mesh
-from foldcp.layout import Box, PairLayout
-from foldcp.plans import partials_plan, root_plan, slots_plan, token_plan, transpose_plan
-from foldcp.schedule import Plan, intersect, volume
-from foldcp.triangle_plans import (
+from foldcp.layout.plans import partials_plan, root_plan, slots_plan, token_plan, transpose_plan
+from foldcp.layout.schedule import Plan, intersect, volume
+from foldcp.layout.tiles import Box, PairLayout
+from foldcp.layout.triangle_plans import (
     channel_back_plan,
     channel_plan,
     key_panels,

@@ -13,11 +13,12 @@ import pytest
 import torch
 from forked import Case, Ended, run_cases
 
-from foldcp.boltz import sharing
-from foldcp.boltz.swap import apply, settings_of
-from foldcp.mesh import Mesh
-from foldcp.mesh_shape import group_size
-from foldcp.modules.draws import replay
+from foldcp.boltz.families.predict_step import settings_of
+from foldcp.boltz.families.swap import apply
+from foldcp.fabric.mesh import Mesh
+from foldcp.layout.mesh_shape import group_size
+from foldcp.modules.random_draws import replay
+from foldcp.runtime import sharing
 
 FAST = "--accelerator cpu --sampling_steps 4 --recycling_steps 1 --seed 1 --diffusion_samples 2"
 SEQUENCE = "MQIFVKTLTGKTITLEVEPSDTIENVKAKIQDKEG"

@@ -1,6 +1,6 @@
 """The engine's waits are enough, and each is needed: ranks simulated on CPU threads, no GPU.
 
-csrc/simulator.cpp runs the engine of csrc/engine.h, unchanged, on what foldcp.exchange asks of it.
+csrc/simulator.cpp runs the engine of csrc/engine.h, unchanged, on what exchanges ask of it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Nothing is packed between ranks in a pairformer block on CUDA (see foldcp/program.py).
+"""Nothing is packed between ranks in a pairformer block on CUDA (see transport/program.py).
 
 A block in Boltz-2's dimensions runs on fake CUDA tensors with the fused kernels, on every rank of a
 mesh without the others. Counted is every byte that the executor would pack before it sends or after
@@ -19,13 +19,13 @@ from boltz.model.layers.pairformer import PairformerLayer as Stock
 
 from bench.fake_device import fake_cuda
 from bench.fake_mesh import FakeMesh, fake_mesh
-from foldcp.mesh import STRATEGIES
-from foldcp.modules.pairformer import PairformerLayer
+from foldcp.fabric.mesh import STRATEGIES
+from foldcp.layout.schedule import ROUTES
+from foldcp.modules.trunk.pairformer import PairformerLayer
 from foldcp.rings import triangle_attention
-from foldcp.schedule import ROUTES
-from foldcp_kernels.dispatch import default_impl, set_impl
-from foldcp_kernels.lines import bias_panels, project_bias, project_lines
+from foldcp_kernels.core.dispatch import default_impl, set_impl
 from foldcp_kernels.triangle_attention import TriangleAttentionWeights
+from foldcp_kernels.triangle_attention.lines import bias_panels, project_bias, project_lines
 from foldcp_kernels.triangle_multiplication import (
     TriangleMultiplicationWeights,
     plane_panels,

@@ -21,10 +21,10 @@ from syncs import Syncs
 from torch import Tensor
 
 from bench import steering as bench
-from foldcp.boltz.potentials_overlap import near_pairs, overlap
-from foldcp.boltz.steering import BoltzSteering, steering_factory
-from foldcp.boltz.swap import apply
-from foldcp.mesh import Mesh
+from foldcp.boltz.families.swap import apply
+from foldcp.boltz.steering.factory import BoltzSteering, steering_factory
+from foldcp.boltz.steering.overlap import near_pairs, overlap
+from foldcp.fabric.mesh import Mesh
 
 ALL_ON = asdict(boltz.main.BoltzSteeringParams()) | dict(
     fk_steering=True, physical_guidance_update=True, num_gd_steps=3, num_particles=2

@@ -18,11 +18,11 @@ import setuptools
 import torch
 
 import foldcp_boot
-from foldcp import allocator
-from foldcp.boltz.launch import resolve_processes
-from foldcp.boltz.place import Place, first_host
 from foldcp.config import VARIABLES, Config
-from foldcp.report import UserError
+from foldcp.errors import UserError
+from foldcp.runtime import allocator
+from foldcp.runtime.launch import resolve_processes
+from foldcp.runtime.place import Place, first_host
 from foldcp_kernels._build_info import BUILD
 
 ROOT = Path(__file__).parent.parent
@@ -385,7 +385,7 @@ def test_segments_grow_where_the_gpu_can(
 def test_help_is_quick_and_wrong_commands_are_named() -> None:
     """Without torch and without Boltz: what is asked before anything runs costs no second."""
     code = (
-        "import sys; from foldcp.cli import main\n"
+        "import sys; from foldcp.cli.main import main\n"
         "try: main(sys.argv[1:])\n"
         "except SystemExit as end: print(end.code if isinstance(end.code, str) else '')\n"
         "assert not {'torch', 'boltz', 'importlib.metadata'} & set(sys.modules)"

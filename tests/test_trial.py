@@ -16,12 +16,12 @@ import pytest
 import torch
 from native import ROOT
 
-from foldcp import cli
-from foldcp.boltz import preflight
+from foldcp.boltz.command import preflight
+from foldcp.cli import main as cli
 from foldcp.config import Config
-from foldcp.report import UserError
-from foldcp_kernels import dispatch, trial
-from foldcp_kernels.extension import Extension
+from foldcp.errors import UserError
+from foldcp_kernels.core import dispatch, trial
+from foldcp_kernels.core.extension import Extension
 
 LACKS = "no C compiler: install gcc, or name one in CC"
 GPU = torch.device("cuda", 0)
@@ -132,17 +132,17 @@ def test_doctor_repeats_what_does_not_run(gpus: Gpus, monkeypatch: pytest.Monkey
     monkeypatch.setattr(torch.cuda.nccl, "version", lambda: (2, 28, 9))
     monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: True)
     plain = Extension(object(), line="for CPU; CUDA left out: nvcc was not found")
-    monkeypatch.setattr("foldcp_kernels.extension.load", lambda: plain)
+    monkeypatch.setattr("foldcp_kernels.core.extension.load", lambda: plain)
     assert cli._transport(2) == "torch-nccl (torch.distributed; NCCL 2.28.9)"
     other = Extension(object(), "12.8", "12.0", "", "for CPU and CUDA 12.8 (12.0)")
-    monkeypatch.setattr("foldcp_kernels.extension.load", lambda: other)
+    monkeypatch.setattr("foldcp_kernels.core.extension.load", lambda: other)
     unused = "the extension cannot be used, it is for 12.0, the GPU is sm_90: "
     assert cli._transport(2).startswith(f"torch-nccl (torch.distributed; NCCL 2.28.9): {unused}")
 
 
 def test_the_trial_kernel_computes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Interpreted here; a device on which it does something else is not trusted."""
-    from foldcp_kernels.fused import trial as kernel
+    from foldcp_kernels.core import trial_kernel as kernel
 
     assert trial.launch_on(torch.device("cpu")) is None
     monkeypatch.setattr(kernel, "run", lambda x, out: out.fill_(1))

@@ -25,11 +25,11 @@ from boltz.main import process_inputs
 from boltz_inputs import OTHER, PROTEIN, protein, random_a3m, write_template
 from rdkit import Chem
 
-from foldcp.boltz import answers, trust
-from foldcp.boltz.kept import TrunkKeeper
-from foldcp.boltz.outputs import Outputs
+from foldcp.boltz.inputs import answers, trust
 from foldcp.modules.model import Settings
-from foldcp.names import Unsafe, check
+from foldcp.output.folders import Outputs
+from foldcp.output.trunk_keeper import TrunkKeeper
+from foldcp.runtime.files.names import Unsafe, check
 
 INSTALLED = [
     (types.NumpySerializable, "load"), (types.JSONSerializable, "load"), (types.Manifest, "load"),

@@ -16,13 +16,13 @@ import pytest
 import torch
 
 import foldcp_boot
-from foldcp import progress, report
-from foldcp.boltz import summary
-from foldcp.boltz.console import Console, Log, Screened, is_news, put
-from foldcp.boltz.quiet import one_voice
-from foldcp.boltz.watching import Watching
-from foldcp.mesh import Mesh
-from foldcp.progress import Progress, clock
+from foldcp.fabric.mesh import Mesh
+from foldcp.runtime import report
+from foldcp.runtime.screen import progress, summary
+from foldcp.runtime.screen.console import Console, Log, Screened, is_news, put
+from foldcp.runtime.screen.progress import Progress, clock
+from foldcp.runtime.screen.quiet import one_voice
+from foldcp.runtime.screen.watching import Watching
 
 COSTS = {"seconds": 83.0, "peak_rss_bytes": [2.5e9, 3.25e9], "peak_gpu_bytes": [0, 0]}
 
@@ -43,7 +43,7 @@ def watched(screen: io.StringIO, groups: int = 1, elsewhere: int = 0) -> tuple[W
 def fold(watching: Watching, now: list[float]) -> list[float]:
     """Two inputs with a pass a second each; returns the shares that were told."""
     shares = []
-    with mock.patch("foldcp.progress.time.monotonic", lambda: now[0]):
+    with mock.patch("foldcp.runtime.screen.progress.time.monotonic", lambda: now[0]):
         progress.listen(watching.hear)
         for name in ("a", "b"):
             with Progress(name, 1000, passes=2, steps=4, samples=1, rated=1) as way:
@@ -62,7 +62,7 @@ def fold(watching: Watching, now: list[float]) -> list[float]:
 
 def test_shares_rise_to_the_whole_and_time_is_learned() -> None:
     watching, stages = watched(io.StringIO())
-    with mock.patch.dict("foldcp.progress._pace", clear=True):
+    with mock.patch.dict("foldcp.runtime.screen.progress._pace", clear=True):
         shares = fold(watching, [0.0])
         assert progress._pace.keys() == {"recycle", "diffusion", "confidence"}
         # 1000 tokens: a pass is 157 TFLOP; the second input knows from the first what it takes.
@@ -80,7 +80,7 @@ def test_a_terminal_has_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     screen = Terminal()
     watching, _ = watched(screen)
     watching.expect(2)
-    with mock.patch("foldcp.boltz.console._EVERY", (-1.0, 30.0)):
+    with mock.patch("foldcp.runtime.screen.console._EVERY", (-1.0, 30.0)):
         fold(watching, [0.0])
     told = screen.getvalue()
     assert "\n" not in told and all(len(s) < 80 for s in told.split("\r\x1b[K"))
@@ -93,7 +93,7 @@ def test_a_file_has_plain_lines() -> None:
     screen = io.StringIO()
     watching, _ = watched(screen, groups=2, elsewhere=3)
     watching.expect(7)
-    with mock.patch("foldcp.boltz.console.time.monotonic", lambda: 0.0):
+    with mock.patch("foldcp.runtime.screen.console.time.monotonic", lambda: 0.0):
         fold(watching, [0.0])
     watching.wait()
     *lines, waiting = screen.getvalue().splitlines()

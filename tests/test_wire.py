@@ -11,11 +11,11 @@ from ranks import run
 from test_ops import _pad_tile, _rand, _valid, _whole
 from torch import Tensor
 
-from foldcp.layout import PairLayout
-from foldcp.mesh import STRATEGIES, Mesh
+from foldcp.fabric.mesh import STRATEGIES, Mesh
+from foldcp.layout.tiles import PairLayout
 from foldcp.rings.triangle_attention import triangle_attention
 from foldcp.rings.triangle_multiplication import triangle_multiplication
-from foldcp_kernels import reference
+from foldcp_kernels import definitions as reference
 from foldcp_kernels.triangle_attention import TriangleAttentionWeights
 from foldcp_kernels.triangle_multiplication import TriangleMultiplicationWeights
 

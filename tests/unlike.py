@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from bench.live_memory import features
-from foldcp import agreement
-from foldcp.boltz.swap import apply
-from foldcp.mesh import Mesh
+from foldcp.boltz.families.swap import apply
+from foldcp.fabric.mesh import Mesh
 from foldcp.modules.model import Settings
+from foldcp.planner import agreement
 
 TOKENS = 12
 

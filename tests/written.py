@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from foldcp.boltz.outputs import SPOOL
-from foldcp.boltz.writers import RootWriter
+from foldcp.boltz.lightning.writers import RootWriter
+from foldcp.output.folders import SPOOL
 
 if TYPE_CHECKING:
     from parity import Prepared

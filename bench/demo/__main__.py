@@ -18,7 +18,7 @@ from typing import TypeVar
 from bench import cpu_vs_stock
 from bench.demo import larger, overlay, predicted, runs, weights, words
 from bench.machine import ROOT
-from foldcp.compare import compare, read
+from foldcp.cli.compare import compare, read
 
 INPUT = ROOT / "examples" / "ubiquitin.yaml"
 WORK = ROOT / ".demo"

@@ -10,7 +10,7 @@ import numpy as np
 
 from bench import cpu_vs_stock
 from bench.cpu_vs_stock import MIB
-from foldcp.similarity import rmsd, superposed
+from foldcp.cli.similarity import rmsd, superposed
 
 # Two sampling steps make no structure, but the same cloud of atoms: what rounding moves grows with
 # its size. Seen: 2e-7.

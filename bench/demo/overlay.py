@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from bench.demo.words import distance
-from foldcp.compare import TOLERANCES, Prediction
-from foldcp.similarity import rmsd, superposed
+from foldcp.cli.compare import TOLERANCES, Prediction
+from foldcp.cli.similarity import rmsd, superposed
 
 STOCK, OURS, LIMIT = "#c4c4c4", "#0072b2", "#d55e00"
 ALONG = "viridis"  # from the first residue to the last

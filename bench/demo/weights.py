@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from foldcp.report import host_memory
+from foldcp.fabric.memory import host_memory
 
 GB = 1e9
 # Stock Boltz holds the weights twice while it loads them. Ranks share one mapped copy of them and

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from foldcp.compare import TOLERANCES, Comparison
+from foldcp.cli.compare import TOLERANCES, Comparison
 
 NAMES = {"coords": "atom positions", "plddt": "pLDDT", "pae": "PAE", "pde": "PDE", "ptm": "pTM",
          "iptm": "ipTM"}  # fmt: skip

@@ -54,7 +54,7 @@ if [ "$(cat $DEPS/PACKAGES 2>/dev/null)" != "$WANTED" ]; then
   [ -n "$COMPLETE" ] && echo "$WANTED" >$DEPS/PACKAGES # else fetched again next time
 fi
 
-"$PY" -c 'from foldcp_kernels.extension import load; print("extension:", load().described())'
+"$PY" -c 'from foldcp_kernels.core.extension import load; print("extension:", load().described())'
 newer=$(find csrc setup.py -newer ${EXTENSION[0]} -name '*.*' 2>/dev/null | head -n 1)
 [ -n "$newer" ] && echo "extension: $newer is newer; build it again, or leave it out and it is built there"
 du -h $DEPS/*

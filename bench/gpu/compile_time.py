@@ -76,7 +76,7 @@ def launch(case: Case) -> None:
 
 
 def _relative_position(draw: Shapes, n: int) -> None:
-    from foldcp_kernels.fused.relative_position import relative_position_fwd
+    from foldcp_kernels.relative_position.fused import relative_position_fwd
 
     side = tuple(torch.empty(n, dtype=torch.int32, device="meta") for _ in range(3))
     classes = torch.empty((3, 3), dtype=torch.int32, device="meta")
@@ -87,7 +87,7 @@ def _relative_position(draw: Shapes, n: int) -> None:
 
 def measure() -> Iterator[dict[str, Any]]:
     """A row per case: kernels that no case before it needed, and seconds."""
-    from foldcp_kernels.fused.launch import compile_for
+    from foldcp_kernels.core.triton_launch import compile_for
 
     seen: set[str] = set()
     for case in cases(fast=False):

@@ -30,13 +30,13 @@ from torch import Tensor
 
 from bench.machine import ROOT, results_folder, write_csv
 from bench.rings import weights
-from foldcp.connect import Options
-from foldcp.layout import PairLayout
-from foldcp.mesh import STRATEGIES, Mesh
+from foldcp.fabric.connect import Options
+from foldcp.fabric.mesh import STRATEGIES, Mesh
+from foldcp.layout.tiles import PairLayout
 from foldcp.rings.triangle_attention import triangle_attention
 from foldcp.rings.triangle_multiplication import triangle_multiplication
-from foldcp_kernels.dispatch import set_impl
-from foldcp_kernels.extension import load
+from foldcp_kernels.core.dispatch import set_impl
+from foldcp_kernels.core.extension import load
 
 TOLERANCE = {"raw": 2e-5, "fp8": 0.15}  # relative, float32; FP8 rounds panels to 3 bits
 N, CHANNELS = 200, 128

@@ -23,14 +23,14 @@ from bench.block import LAYERS, DiffusionStep, padded, randomised
 from bench.machine import results_folder, write_csv
 from bench.shapes import PAIR, SINGLE, TOKEN_HEADS
 from bench.timing import MIB
-from foldcp.layout import AtomLayout
-from foldcp.mesh import Mesh
-from foldcp.modules.block_graph import Fixed, recorded, run_blocks
-from foldcp.modules.diffusion_conditioning import DiffusionConditioning
-from foldcp.modules.msa import MSAModule
-from foldcp.modules.pairformer import PairformerModule, stack_masks
-from foldcp.modules.sampler import AtomDiffusion
-from foldcp.modules.step_graph import set_graphs
+from foldcp.fabric.mesh import Mesh
+from foldcp.layout.tiles import AtomLayout
+from foldcp.modules.diffusion.conditioning import DiffusionConditioning
+from foldcp.modules.diffusion.sampler import AtomDiffusion
+from foldcp.modules.graphs.block_graph import Fixed, recorded, run_blocks
+from foldcp.modules.graphs.step_graph import set_graphs
+from foldcp.modules.trunk.msa import MSAModule
+from foldcp.modules.trunk.pairformer import PairformerModule, stack_masks
 
 SIZES = {"cuda": "128,512,1024", "cpu": "24"}
 FEW, MANY = 12, 36  # steps

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from bench import eager
 from bench.shapes import OPS, Draw, Inputs
-from foldcp.modules.step_graph import CudaRecorder
+from foldcp.modules.graphs.step_graph import CudaRecorder
 from foldcp_kernels.triangle_attention import triangle_attention
 from foldcp_kernels.triangle_multiplication import triangle_multiplication
 

@@ -14,7 +14,7 @@
 #      that was measured; "+" behind it means uncommitted changes: do not publish those)
 #   4. summary.txt first: a part that failed says why, log.txt has the rest. Figures of a row whose
 #      status is not "ok" do not exist. Then, if all is right:
-#      - foldcp_kernels/fused/configs.py: entries by tune.csv, with that file as their source
+#      - foldcp_kernels/core/triton_configs.py: entries by tune.csv, with that file as their source
 #      - README: "Nothing has run on a GPU yet" (Limits), "Not yet run on a GPU" (The sampler), "not
 #        measured" in What was measured and Kernels: replace by the figures, naming file and machine
 #   5. a second call with time left: PARTS=predict (more and larger N), PARTS=kernels (all other

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 from foldcp.config import Config
 
 if TYPE_CHECKING:
-    from foldcp.boltz.kept import TrunkKeeper
-    from foldcp.boltz.seal import Seal
-    from foldcp.boltz.session import Session
-    from foldcp.boltz.watching import Watching
-    from foldcp.mesh import Mesh
+    from foldcp.fabric.mesh import Mesh
+    from foldcp.output.trunk_keeper import TrunkKeeper
+    from foldcp.runtime.files.seal import Seal
+    from foldcp.runtime.screen.watching import Watching
+    from foldcp.runtime.session import Session
 
 
 @dataclass

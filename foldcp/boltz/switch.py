@@ -13,32 +13,27 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from foldcp import allocator, mesh_shape, progress, report
-from foldcp.boltz import (
-    disk,
-    download,
-    early,
-    lock,
-    models,
-    preflight,
-    processing,
-    session,
-    summary,
-)
-from foldcp.boltz.boltz1_data import RootBoltz1DataModule
-from foldcp.boltz.command import guarded
-from foldcp.boltz.data import RootDataModule
-from foldcp.boltz.options import check_numbers, results_folder
-from foldcp.boltz.place import Place
-from foldcp.boltz.quiet import one_voice, silent
+from foldcp.boltz.command import early, preflight
+from foldcp.boltz.command.guarded import guarded
+from foldcp.boltz.command.options import check_numbers, results_folder
+from foldcp.boltz.inputs import download, processing
+from foldcp.boltz.lightning import trainer
+from foldcp.boltz.lightning.boltz1_data import RootBoltz1DataModule
+from foldcp.boltz.lightning.data import RootDataModule
+from foldcp.boltz.lightning.writers import RootAffinityWriter, RootWriter
 from foldcp.boltz.run import Run, current, set_current
-from foldcp.boltz.seal import Seal
-from foldcp.boltz.watching import Watching
-from foldcp.boltz.writers import RootAffinityWriter, RootWriter
 from foldcp.config import Config
-from foldcp.modules.step_graph import set_graphs
-from foldcp.report import UserError
-from foldcp_kernels.chunking import set_chunk_bytes
+from foldcp.errors import UserError, kept
+from foldcp.layout import mesh_shape
+from foldcp.modules.graphs.step_graph import set_graphs
+from foldcp.runtime import allocator, report, session
+from foldcp.runtime.files import disk, lock
+from foldcp.runtime.files.seal import Seal
+from foldcp.runtime.place import Place
+from foldcp.runtime.screen import progress, summary
+from foldcp.runtime.screen.quiet import one_voice, silent
+from foldcp.runtime.screen.watching import Watching
+from foldcp_kernels.core.chunking import set_chunk_bytes
 
 
 def patch(main: ModuleType) -> None:
@@ -55,11 +50,11 @@ def patch(main: ModuleType) -> None:
     main.Manifest = _RootManifest(main.Manifest)
     main.filter_inputs_structure = _decided_by_root(main.filter_inputs_structure)
     main.filter_inputs_affinity = _decided_by_root(main.filter_inputs_affinity, affinity=True)
-    main.Trainer = models.trainer_class(main.Trainer)
+    main.Trainer = trainer.trainer_class(main.Trainer)
     main.BoltzWriter, main.BoltzAffinityWriter = RootWriter, RootAffinityWriter
     main.Boltz2InferenceDataModule = RootDataModule
     main.BoltzInferenceDataModule = RootBoltz1DataModule
-    main.Boltz2, main.Boltz1 = models.Loader(main.Boltz2), models.Loader(main.Boltz1)
+    main.Boltz2, main.Boltz1 = trainer.Loader(main.Boltz2), trainer.Loader(main.Boltz1)
     main.predict.callback = _predict(main.predict.callback)
     main.cli.main = guarded(main.cli.main)
 
@@ -139,7 +134,7 @@ def _not_written(error: OSError, failed: dict[str, str]) -> Exception:
     if said is None:
         return error
     lost = f"; not folded: {', '.join(sorted(failed))}" if failed else ""
-    return UserError(f"{said}{lost}; {report.kept()}")
+    return UserError(f"{said}{lost}; {kept()}")
 
 
 def _write_report(numbers: dict[str, Any], path: str) -> None:

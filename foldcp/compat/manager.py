@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from foldcp.mesh import Mesh, local_gpu
+from foldcp.fabric.mesh import Mesh, local_gpu
 
 _BACKENDS = {"cuda": "nccl", "cpu": "gloo"}
 _GRID = '{"dp": 1, "cp": (R, Q)}'
@@ -228,7 +228,7 @@ class Ring2DComm:
             )
 
     def mesh(self, device: torch.device) -> Mesh:
-        """The same ranks as a `foldcp.mesh.Mesh`."""
+        """The same ranks as a `foldcp.fabric.mesh.Mesh`."""
         rows, cols = self.layout.shape
         group = self.group_2d if rows * cols > 1 else None
         return Mesh(rows, cols, dist.get_rank(self.group_2d), device, group)

@@ -16,14 +16,14 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_module
 
 from foldcp.compat.manager import Ring2DComm
-from foldcp.exchange import fetch
-from foldcp.layout import Box, PairLayout, Span
-from foldcp.mesh import Mesh
+from foldcp.fabric.exchange.autograd import fetch
+from foldcp.fabric.mesh import Mesh
+from foldcp.layout.schedule import Plan, boxes_plan
+from foldcp.layout.tiles import Box, PairLayout, Span
 from foldcp.modules.base import wide
-from foldcp.modules.triangle import TriangleMultiplication
+from foldcp.modules.trunk.triangle import TriangleMultiplication
 from foldcp.rings.triangle_multiplication import contraction
-from foldcp.schedule import Plan, boxes_plan
-from foldcp_kernels.recompute import nothing
+from foldcp_kernels.core.recompute import nothing
 from foldcp_kernels.triangle_multiplication import TriangleMultiplicationWeights, gated_update
 
 _PARAMETERS = {

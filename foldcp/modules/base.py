@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from foldcp.mesh import Mesh
+from foldcp.fabric.mesh import Mesh
 
 
 class TiledModule(nn.Module):

@@ -1,8 +1,9 @@
 """Numbers that rank 0 makes for all ranks: a seed gives other ones on another kind of GPU.
 
 How many numbers of the generator a draw of many elements takes, and which, depends on the number of
-multiprocessors of a GPU and on torch's version (`foldcp.agreement`). Ranks that are alike draw the
-same numbers each for itself; else all take those of rank 0, which are stock's on its GPU.
+multiprocessors of a GPU and on torch's version (`foldcp.planner.agreement`). Ranks that are
+alike draw the same numbers each for itself; else all take those of rank 0, which are stock's on
+its GPU.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from foldcp.exchange import fetch
-from foldcp.mesh import Mesh
-from foldcp.schedule import boxes_plan
+from foldcp.fabric.exchange.autograd import fetch
+from foldcp.fabric.mesh import Mesh
+from foldcp.layout.schedule import boxes_plan
 
 
 def from_root(mesh: Mesh, make: Callable[[], Tensor], like: Tensor, label: str) -> Tensor:

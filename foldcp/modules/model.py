@@ -13,16 +13,16 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from foldcp.agreement import agree
-from foldcp.exchange import fetch, stream
-from foldcp.layout import WINDOW, AtomLayout, PairLayout
-from foldcp.mesh import Mesh
-from foldcp.modules.block_graph import recorded
-from foldcp.modules.pair_embedding import PairEmbedding
-from foldcp.plans import root_plan, token_plan
-from foldcp.report import InputLost
-from foldcp.spool import MatrixSink
-from foldcp_kernels.chunking import chunk_length, spans
+from foldcp.errors import InputLost
+from foldcp.fabric.exchange.autograd import fetch, stream
+from foldcp.fabric.mesh import Mesh
+from foldcp.layout.plans import root_plan, token_plan
+from foldcp.layout.tiles import WINDOW, AtomLayout, PairLayout
+from foldcp.modules.graphs.block_graph import recorded
+from foldcp.modules.sink import MatrixSink
+from foldcp.modules.trunk.pair_embedding import PairEmbedding
+from foldcp.planner.agreement import agree
+from foldcp_kernels.core.chunking import chunk_length, spans
 
 Features = dict[str, Any]
 Outputs = dict[str, Any]
@@ -66,7 +66,7 @@ class FoldOnMesh:
     """Runs a swapped Boltz-2.
 
     Args:
-        model: Boltz-2 whose submodules are tiled modules (see foldcp.boltz.swap).
+        model: Boltz-2 whose submodules are tiled modules (see foldcp.boltz.families.boltz2).
         mesh: the mesh.
         steering: makes the steering of one sample from its features, None when none applies.
     """

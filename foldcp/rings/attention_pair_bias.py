@@ -16,13 +16,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from foldcp.exchange import fetch
-from foldcp.layout import PairLayout
-from foldcp.mesh import Mesh
-from foldcp.plans import partials_plan, token_plan
+from foldcp.fabric.exchange.autograd import fetch
+from foldcp.fabric.mesh import Mesh
+from foldcp.layout.plans import partials_plan, token_plan
+from foldcp.layout.tiles import PairLayout
 from foldcp_kernels.attention import attend_some
-from foldcp_kernels.carry import merge_all
-from foldcp_kernels.recompute import nothing
+from foldcp_kernels.attention.carry import merge_all
+from foldcp_kernels.core.recompute import nothing
 
 
 def attention_pair_bias(

@@ -23,16 +23,16 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from foldcp import timeline
-from foldcp.cost import GROUPS, MULTIPLICATION, Sizes
-from foldcp.layout import PairLayout, Span
-from foldcp.mesh import Mesh
-from foldcp.rings.pipeline import Move, ahead, behind
-from foldcp.strategy import chunks_taken
-from foldcp.traffic import channel_widths
-from foldcp.triangle_plans import channel_back_plan, channel_plan, tile_blocks
-from foldcp_kernels.chunking import chunk_bytes
-from foldcp_kernels.dispatch import compute_dtype
+from foldcp.fabric.exchange import timeline
+from foldcp.fabric.exchange.pipeline import Move, ahead, behind
+from foldcp.fabric.mesh import Mesh
+from foldcp.layout.tiles import PairLayout, Span
+from foldcp.layout.triangle_plans import channel_back_plan, channel_plan, tile_blocks
+from foldcp.planner.choice import chunks_taken
+from foldcp.planner.cost import GROUPS, MULTIPLICATION, Sizes
+from foldcp.planner.traffic import channel_widths
+from foldcp_kernels.core.chunking import chunk_bytes
+from foldcp_kernels.core.dispatch import compute_dtype
 from foldcp_kernels.triangle_attention import swapped
 from foldcp_kernels.triangle_multiplication import (
     TriangleMultiplicationWeights,
@@ -44,7 +44,7 @@ LABEL = "triangle_multiplication"
 
 
 def channel_chunks(z: Tensor, channels: int, layout: PairLayout, mesh: Mesh) -> list[list[Span]]:
-    """Chunks of channels (see `foldcp.strategy.chunk_count`) by group.
+    """Chunks of channels (see `foldcp.planner.choice.chunk_count`) by group.
 
     The planes of a group are projected together. A projection reads all of z again, in float32 as
     many bytes as a and b of all channels have in bfloat16: one per chunk would do so more often,

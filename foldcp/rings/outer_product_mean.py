@@ -10,12 +10,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from foldcp.exchange import fetch
-from foldcp.layout import PairLayout
-from foldcp.mesh import Mesh
-from foldcp.plans import token_plan
+from foldcp.fabric.exchange.autograd import fetch
+from foldcp.fabric.mesh import Mesh
+from foldcp.layout.plans import token_plan
+from foldcp.layout.tiles import PairLayout
+from foldcp_kernels.core.recompute import nothing
 from foldcp_kernels.outer_product_mean import outer_product_mean as local
-from foldcp_kernels.recompute import nothing
 
 
 def outer_product_mean(

@@ -15,10 +15,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from foldcp.exchange import fetch
-from foldcp.layout import PairLayout
-from foldcp.mesh import Mesh
-from foldcp.plans import partials_plan, row_plan, token_plan
+from foldcp.fabric.exchange.autograd import fetch
+from foldcp.fabric.mesh import Mesh
+from foldcp.layout.plans import partials_plan, row_plan, token_plan
+from foldcp.layout.tiles import PairLayout
 from foldcp_kernels.pair_weighted_averaging import average, masked
 
 

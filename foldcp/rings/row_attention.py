@@ -27,23 +27,22 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from foldcp.cost import ATTENTION, Sizes
-from foldcp.layout import PairLayout
-from foldcp.mesh import Mesh
-from foldcp.rings.pipeline import Move, Regions, ahead, behind, chained
-from foldcp.strategy import chunks_taken
-from foldcp.triangle_plans import (
+from foldcp.fabric.exchange.pipeline import Move, Regions, ahead, behind, chained
+from foldcp.fabric.mesh import Mesh
+from foldcp.fabric.transport.wire import FP8_THERE
+from foldcp.layout.tiles import PairLayout
+from foldcp.layout.triangle_plans import (
     key_panels,
     line_chunks,
     rows_back_plan,
     rows_bias_plan,
     rows_plan,
 )
-from foldcp.wire import FP8_THERE
-from foldcp_kernels.carry import Carry
-from foldcp_kernels.chunking import chunk_bytes
-from foldcp_kernels.dispatch import compute_dtype
-from foldcp_kernels.lines import bias_panels, norm_lines, project_normed
+from foldcp.planner.choice import chunks_taken
+from foldcp.planner.cost import ATTENTION, Sizes
+from foldcp_kernels.attention.carry import Carry
+from foldcp_kernels.core.chunking import chunk_bytes
+from foldcp_kernels.core.dispatch import compute_dtype
 from foldcp_kernels.triangle_attention import (
     TriangleAttentionWeights,
     attend_lines,
@@ -52,6 +51,7 @@ from foldcp_kernels.triangle_attention import (
     least_chunks,
     updated_lines,
 )
+from foldcp_kernels.triangle_attention.lines import bias_panels, norm_lines, project_normed
 
 LABEL = "triangle_attention"
 _DIMS = (0, 2, 3)  # of [parts, B, lines, positions, ..]

@@ -22,20 +22,19 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from foldcp.cost import ATTENTION, Sizes
-from foldcp.exchange import Dims
-from foldcp.layout import PairLayout, Span
-from foldcp.mesh import Mesh
-from foldcp.rings.pipeline import Move, Regions, chained
+from foldcp.fabric.exchange.autograd import Dims
+from foldcp.fabric.exchange.pipeline import Move, Regions, chained
+from foldcp.fabric.mesh import Mesh
+from foldcp.layout.tiles import PairLayout, Span
+from foldcp.layout.triangle_plans import key_panels, triangle_attention_plan
+from foldcp.planner.choice import chunks_taken, strategy
+from foldcp.planner.cost import ATTENTION, Sizes
 from foldcp.rings.row_attention import row_attention
-from foldcp.strategy import chunks_taken, strategy
-from foldcp.triangle_plans import key_panels, triangle_attention_plan
-from foldcp_kernels import chunking
-from foldcp_kernels.carry import Carry
-from foldcp_kernels.chunking import chunk_bytes, map_chunks
-from foldcp_kernels.dispatch import compute_dtype
-from foldcp_kernels.lines import Lines, bias_panels, project_lines
-from foldcp_kernels.recompute import nothing
+from foldcp_kernels.attention.carry import Carry
+from foldcp_kernels.core import chunking
+from foldcp_kernels.core.chunking import chunk_bytes, map_chunks
+from foldcp_kernels.core.dispatch import compute_dtype
+from foldcp_kernels.core.recompute import nothing
 from foldcp_kernels.triangle_attention import (
     TriangleAttentionWeights,
     attend_lines,
@@ -44,6 +43,7 @@ from foldcp_kernels.triangle_attention import (
     line_output,
     lines_per_chunk,
 )
+from foldcp_kernels.triangle_attention.lines import Lines, bias_panels, project_lines
 
 
 def triangle_attention(

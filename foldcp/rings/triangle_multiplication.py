@@ -19,17 +19,17 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from foldcp.cost import GROUPS, PIECES
-from foldcp.layout import PairLayout, Span
-from foldcp.mesh import Mesh
-from foldcp.plans import chunks
+from foldcp.fabric.exchange.pipeline import Move, Regions, chained
+from foldcp.fabric.mesh import Mesh
+from foldcp.layout.plans import chunks
+from foldcp.layout.tiles import PairLayout, Span
+from foldcp.layout.triangle_plans import blocks_of_lines, triangle_multiplication_plan
+from foldcp.planner.choice import strategy
+from foldcp.planner.cost import GROUPS, PIECES
 from foldcp.rings.channel_multiplication import LABEL, channel_products
-from foldcp.rings.pipeline import Move, Regions, chained
-from foldcp.strategy import strategy
-from foldcp.triangle_plans import blocks_of_lines, triangle_multiplication_plan
-from foldcp_kernels.chunking import chunk_bytes
-from foldcp_kernels.dispatch import compute_dtype, default_impl
-from foldcp_kernels.recompute import nothing
+from foldcp_kernels.core.chunking import chunk_bytes
+from foldcp_kernels.core.dispatch import compute_dtype, default_impl
+from foldcp_kernels.core.recompute import nothing
 from foldcp_kernels.triangle_multiplication import (
     TriangleMultiplicationWeights,
     accumulated,
@@ -103,7 +103,7 @@ def contraction(
     layout: PairLayout,
     mesh: Mesh,
 ) -> Tensor:
-    """sum_k a b over all k, by the strategy that `foldcp.strategy` names: [B, D, T_r, T_c]."""
+    """sum_k a b over all k, by the strategy that the planner chooses: [B, D, T_r, T_c]."""
     channels = w.p_in.shape[0] // 2
     sizes = z.element_size(), compute_dtype(z).itemsize
     name = strategy("triangle_multiplication", layout, mesh, *sizes, channels=channels)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from foldcp.boltz.document.reading import Fields, Items, Mark, Odd
-from foldcp.names import kind
+from foldcp.runtime.files.names import kind
 
 MOST = 6  # mistakes that one message tells
 _DASHES = ("-", "\u2010", "\u2011", "\u2012", "\u2013", "\u2014", "\u2022", "\u2212")

@@ -7,16 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from foldcp.layout import WINDOW, AtomLayout, PairLayout
-from foldcp.mesh import Mesh
-from foldcp.modules.atoms import Feats
+from foldcp.fabric.mesh import Mesh
+from foldcp.layout.tiles import WINDOW, AtomLayout, PairLayout
+from foldcp.modules.atoms.windows import Feats
 from foldcp.modules.boltz1.trunk import InputEmbedder, MSAModule, PairformerModule
-from foldcp.modules.confidence import ConfidenceModule as SharedConfidenceModule
-from foldcp.modules.confidence import Tokens
-from foldcp.modules.confidence_heads import ConfidenceHeads
-from foldcp.modules.pair_embedding import PairEmbedding
-from foldcp.modules.scores import InterfaceWeights
-from foldcp_kernels.chunking import chunk_length, spans
+from foldcp.modules.confidence.heads import ConfidenceHeads
+from foldcp.modules.confidence.module import ConfidenceModule as SharedConfidenceModule
+from foldcp.modules.confidence.module import Tokens
+from foldcp.modules.confidence.scores import InterfaceWeights
+from foldcp.modules.trunk.pair_embedding import PairEmbedding
+from foldcp_kernels.core.chunking import chunk_length, spans
 
 
 class ConfidenceModule(SharedConfidenceModule):
@@ -25,7 +25,7 @@ class ConfidenceModule(SharedConfidenceModule):
     weights = InterfaceWeights(ligand=2.0, interface=1.0, other=0.0, floor=1e-5)
 
     def adopt(self, twin: nn.Module, mesh: Mesh) -> None:
-        """See `foldcp.modules.confidence.ConfidenceModule.adopt`."""
+        """See `foldcp.modules.confidence.module.ConfidenceModule.adopt`."""
         self.imitate_trunk, self.use_s_diffusion = twin.imitate_trunk, twin.use_s_diffusion
         self.no_update_s, self.add_s_to_z_prod = twin.no_update_s, twin.add_s_to_z_prod
         self.confidence_heads = ConfidenceHeads(twin.confidence_heads, mesh)
@@ -53,7 +53,7 @@ class ConfidenceModule(SharedConfidenceModule):
         s_diffusion: Tensor | None = None,
         **options: Any,
     ) -> dict[str, Any]:
-        """Rate M predicted structures, see `foldcp.modules.confidence.ConfidenceModule.forward`.
+        """Rate M predicted structures, see `ConfidenceModule.forward` of Boltz-2.
 
         Args:
             s_inputs, s, z, x_pred, feats, contact_probability, layout, options: see there.
@@ -78,27 +78,27 @@ class ConfidenceModule(SharedConfidenceModule):
             self._s_diffusion = None
 
     def singles(self, s_inputs: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
-        """See `foldcp.modules.confidence.ConfidenceModule.singles`."""
+        """See `foldcp.modules.confidence.module.ConfidenceModule.singles`."""
         if not self.imitate_trunk:
             return super().singles(s_inputs, s)
         return s_inputs, self.s_init(s_inputs) + self.s_recycle(self.s_norm(s))
 
     def sides(self, s_inputs: Tensor) -> list[Tensor]:
-        """See `foldcp.modules.confidence.ConfidenceModule.sides`."""
+        """See `foldcp.modules.confidence.module.ConfidenceModule.sides`."""
         row, col = super().sides(s_inputs)
         if self.imitate_trunk:
             row, col = row + self.z_init_1(s_inputs), col + self.z_init_2(s_inputs)
         return [row, col]
 
     def pair_rows(self, z: Tensor) -> Tensor:
-        """See `foldcp.modules.confidence.ConfidenceModule.pair_rows`."""
+        """See `foldcp.modules.confidence.module.ConfidenceModule.pair_rows`."""
         rows = super().pair_rows(z)
         return self.z_recycle(rows) if self.imitate_trunk else rows
 
     def refine(
         self, tokens: Tokens, tile: Tensor, sample: int, feats: Feats, layout: PairLayout
     ) -> tuple[Tensor, Tensor]:
-        """See `foldcp.modules.confidence.ConfidenceModule.refine`."""
+        """See `foldcp.modules.confidence.module.ConfidenceModule.refine`."""
         s = tokens.s
         if self.use_s_diffusion:
             found = self.s_diffusion_norm(self._s_diffusion[sample : sample + 1])

@@ -15,15 +15,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from foldcp.mesh import Mesh
-from foldcp.modules.atom_encoder import AtomEncoder
+from foldcp.fabric.mesh import Mesh
+from foldcp.modules.atoms.encoder import AtomEncoder
 from foldcp.modules.base import TiledModule
 from foldcp.modules.boltz1.trunk import finish_layers, pair_projections
-from foldcp.modules.diffusion import DiffusionModule as SharedDiffusionModule
-from foldcp.modules.diffusion_conditioning import DiffusionConditioning
-from foldcp.modules.noise import NoiseStep, StepNumbers
-from foldcp.modules.sampler import AtomDiffusion as SharedAtomDiffusion
-from foldcp.modules.sampler import SamplingStep
+from foldcp.modules.diffusion.conditioning import DiffusionConditioning
+from foldcp.modules.diffusion.noise import NoiseStep, StepNumbers
+from foldcp.modules.diffusion.sampler import AtomDiffusion as SharedAtomDiffusion
+from foldcp.modules.diffusion.sampler import SamplingStep
+from foldcp.modules.diffusion.score_model import DiffusionModule as SharedDiffusionModule
 from foldcp_kernels.adaptive_norm import adaptive_norm, gated_residual
 
 
@@ -144,7 +144,7 @@ class AtomDiffusion(SharedAtomDiffusion):
 
     @property
     def step(self) -> type[SamplingStep]:
-        """See `foldcp.modules.sampler.AtomDiffusion.step`."""
+        """See `foldcp.modules.diffusion.sampler.AtomDiffusion.step`."""
         return FollowedStep if self.accumulate_token_repr else SamplingStep
 
     def _run(

@@ -8,16 +8,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from foldcp.mesh import Mesh
+from foldcp.fabric.mesh import Mesh
 from foldcp.modules.model import Features, FoldOnMesh, Outputs
-from foldcp.modules.pair_embedding import PairEmbedding
+from foldcp.modules.trunk.pair_embedding import PairEmbedding
 
 
 class FoldBoltz1OnMesh(FoldOnMesh):
     """Runs a swapped Boltz-1.
 
     Args:
-        model: Boltz-1 whose submodules are tiled modules (see foldcp.boltz.boltz1_swap).
+        model: Boltz-1 whose submodules are tiled modules (see foldcp.boltz.families.boltz1).
         mesh: the mesh.
         steering: makes the steering of one sample from its features, None when none applies.
     """

@@ -6,22 +6,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from foldcp.layout import AtomLayout, PairLayout
-from foldcp.mesh import Mesh
-from foldcp.modules.atom_encoder import AtomEncoder
-from foldcp.modules.atoms import Feats
+from foldcp.fabric.mesh import Mesh
+from foldcp.layout.tiles import AtomLayout, PairLayout
+from foldcp.modules.atoms.encoder import AtomEncoder
+from foldcp.modules.atoms.windows import Feats
 from foldcp.modules.base import TiledModule, draw_pair_dropout
-from foldcp.modules.input_embedder import atom_part
-from foldcp.modules.msa import MSAModule as SharedMSAModule
-from foldcp.modules.msa import (
+from foldcp.modules.trunk.input_embedder import atom_part
+from foldcp.modules.trunk.msa import MSAModule as SharedMSAModule
+from foldcp.modules.trunk.msa import (
     OuterProductMean,
     PairWeightedAveraging,
     draw_row_dropout,
     msa_operations,
 )
-from foldcp.modules.pairformer import AttentionPairBias, PairBlock
-from foldcp.modules.pairformer import PairformerModule as SharedPairformerModule
-from foldcp.modules.transition import Transition
+from foldcp.modules.trunk.pairformer import AttentionPairBias, PairBlock
+from foldcp.modules.trunk.pairformer import PairformerModule as SharedPairformerModule
+from foldcp.modules.trunk.transition import Transition
 
 RES_TYPES, POCKET_KINDS = 33, 4  # Boltz's numbers of residue types and of pocket classes
 
@@ -109,7 +109,7 @@ class MSALayer(PairBlock):
         msa_mask: Tensor,
         layout: PairLayout,
     ) -> tuple[Tensor, Tensor]:
-        """See `foldcp.modules.msa.MSALayer.compute`."""
+        """See `foldcp.modules.trunk.msa.MSALayer.compute`."""
         m = self.pair_weighted_averaging(m, z, layout, keys)
         m = self.msa_transition(m)
         z = self.outer_product_mean(z, m, msa_mask, layout)
@@ -147,7 +147,7 @@ class PairformerLayer(PairBlock):
         tokens: Tensor | None,
         layout: PairLayout,
     ) -> tuple[Tensor, Tensor]:
-        """See `foldcp.modules.pairformer.PairformerLayer.compute`."""
+        """See `foldcp.modules.trunk.pairformer.PairformerLayer.compute`."""
         z = self.update_pair(z, layout, mask, keys)
         if not self.no_update_s:
             attention = self.attention

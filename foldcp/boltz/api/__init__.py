@@ -1,0 +1,1 @@
+"""Predict from Python: `foldcp.load(...).predict(...)`."""

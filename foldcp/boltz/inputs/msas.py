@@ -1,0 +1,184 @@
+"""Alignments that cannot be read: found while an input is read, and named with what to do.
+
+Stock ends in a traceback without the file's name, or fails when the features are computed.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import shutil
+import zlib
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+from boltz.data.types import MSA
+
+from foldcp.boltz.run import current
+from foldcp.runtime.files.names import Unsafe, regular
+
+_FORM = {
+    ".a3m": "an a3m file holds '>name' lines, each followed by one line of aligned residues",
+    ".csv": "a csv file holds the columns 'key' and 'sequence', one aligned sequence per row",
+}
+
+read: list[Path] = []  # files that were parsed for the input under way, in order
+_made: dict[Path, Path] = {}  # what those were unpacked or copied from
+_folder: list[Path] = []  # for unpacked files, while an input is read
+
+
+class Unreadable(BaseException):
+    """An input cannot be used, as the message says.
+
+    Not an `Exception`: Boltz answers those with a traceback.
+    """
+
+
+def begin(folder: Path) -> None:
+    """Begin an input.
+
+    Args:
+        folder: where alignments may be unpacked; removed with what is left of the input.
+    """
+    read.clear()
+    _made.clear()
+    _folder[:] = [folder]
+
+
+def unpacked(stock: Callable[..., Any]) -> Callable[..., Any]:
+    """Boltz's parser of one kind of input, whose alignments may be packed and in any case.
+
+    Boltz reads `.a3m` and `.csv` only, although its parsers of both would unpack.
+
+    Args:
+        stock: `parse_yaml` or `parse_fasta`.
+    """
+
+    @wraps(stock)
+    def parse(path: Path, *args: Any, **options: Any) -> Any:
+        target = stock(path, *args, **options)
+        if current() is not None and _folder:
+            for chain in target.record.chains:
+                if isinstance(chain.msa_id, str):
+                    chain.msa_id = _plain(chain.msa_id)
+        return target
+
+    return parse
+
+
+def _plain(name: str) -> str:
+    """The file itself, or one made of it under a name that Boltz reads."""
+    path = Path(name)
+    packed = path.suffix.lower() == ".gz"
+    kind = Path(path.stem if packed else path.name).suffix.lower()
+    if path.suffix in _FORM or kind not in _FORM or not path.is_file():
+        return name
+    known = next((made for made, source in _made.items() if source == path), None)
+    if known is None:
+        known = _folder[0] / f"{len(_made)}{kind}"
+        known.parent.mkdir(parents=True, exist_ok=True)
+        _made[known] = path
+        try:
+            with (gzip.open if packed else open)(path, "rb") as source, known.open("wb") as made:
+                shutil.copyfileobj(source, made)
+        except gzip.BadGzipFile as error:
+            raise unreadable(path, "it cannot be unpacked: gzip did not make it") from error
+        except (EOFError, zlib.error) as error:
+            raise unreadable(path, "it cannot be unpacked: it is damaged or cut short") from error
+    return str(known)
+
+
+def checked(stock: Callable[..., MSA]) -> Callable[..., MSA]:
+    """Boltz's parser of one kind of alignment, with messages that name the file.
+
+    Args:
+        stock: `parse_a3m` or `parse_csv`.
+
+    Returns:
+        A parser that raises `Unreadable` for whatever `stock` fails on, or would let pass although
+        it is no alignment.
+    """
+
+    @wraps(stock)
+    def parse(path: Path, *args: Any, **options: Any) -> MSA:
+        if current() is None:
+            return stock(path, *args, **options)
+        try:
+            msa = stock(regular(path), *args, **options)
+        except Unsafe as error:
+            raise Unreadable(f"the MSA {error}: correct its path in the input") from error
+        except OSError as error:
+            raise unreadable(path, error.strerror or str(error)) from error
+        except UnicodeDecodeError as error:
+            with path.open("rb") as file:
+                packed = file.read(2) == b"\x1f\x8b"
+            what = "it is packed by gzip: let its name end in .gz" if packed else "it is not text"
+            raise unreadable(path, what) from error
+        except KeyError as error:
+            what = "is a byte order mark" if error.args == ("\ufeff",) else "stands for no residue"
+            raise unreadable(path, f"the letter {error} {what}") from error
+        except UnboundLocalError as error:
+            raise unreadable(path, "its first sequence has no '>name' line above") from error
+        except AttributeError as error:  # of the missing value that pandas puts there
+            raise unreadable(path, "a row has no sequence") from error
+        except Exception as error:
+            if path.suffix == ".csv" and (where := _wrong_key(path)):
+                raise unreadable(path, where) from error
+            if "invalid literal" in str(error):  # pandas takes what is too much for an index
+                raise unreadable(path, "a row has more than two columns") from error
+            if "EOF inside string" in str(error):
+                raise unreadable(path, "a quotation mark is not closed") from error
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            raise unreadable(path, lines[0]) from error
+        if len(msa.sequences) == 0:
+            raise unreadable(path, "it has no sequences; `msa: empty` folds without any")
+        read.append(_made.get(path, path))
+        return msa
+
+    return parse
+
+
+def checked_template(stock: Callable[..., Any]) -> Callable[..., Any]:
+    """Boltz's parser of one kind of template, which reads regular files only.
+
+    Args:
+        stock: `parse_mmcif` or `parse_pdb`.
+    """
+
+    @wraps(stock)
+    def parse(path: str, *args: Any, **options: Any) -> Any:
+        if current() is not None:
+            try:
+                regular(Path(path))
+            except Unsafe as error:
+                raise Unreadable(f"the template {error}: correct its path in the input") from error
+        return stock(path, *args, **options)
+
+    return parse
+
+
+def _wrong_key(path: Path) -> str:
+    """Where a csv file has a key that is no number, or ""."""
+    with path.open(newline="") as file:
+        rows = csv.DictReader(file)
+        for row in rows:
+            key = (row.get("key") or "").strip()
+            try:
+                if key and abs(int(float(key))) >= 2**31:
+                    raise ValueError(key)
+            except (ValueError, OverflowError):
+                return f"line {rows.line_num}: the key '{key[:40]}' is no whole number below 2**31"
+    return ""
+
+
+def unreadable(path: Path, why: str) -> Unreadable:
+    """What to raise for an alignment that cannot be used.
+
+    Args:
+        path: of its file, or of the one that was made of it. why: it cannot be.
+    """
+    path = _made.get(path, path)
+    form = next((text for kind, text in _FORM.items() if kind in path.name.lower()), "")
+    return Unreadable(f"the MSA {path} cannot be used ({why}): correct the file; {form}")

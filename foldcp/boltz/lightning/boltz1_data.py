@@ -1,0 +1,25 @@
+"""Boltz-1's data module: the root rank featurises, every rank receives its features."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from boltz.data.module.inference import BoltzInferenceDataModule, PredictionDataset
+
+from foldcp.boltz.features import boltz1 as boltz1_features
+from foldcp.boltz.lightning.data import RootData, once
+
+
+class OncePerInput(PredictionDataset):
+    """Boltz-1's dataset; the class of a stock dataset can be replaced by it."""
+
+    __getitem__ = once(PredictionDataset.__getitem__)
+
+
+class RootBoltz1DataModule(RootData, BoltzInferenceDataModule):
+    """Boltz-1's data module."""
+
+    def compact(self, dataset: Any) -> None:
+        """See `foldcp.boltz.lightning.data.RootData.compact`."""
+        boltz1_features.install(dataset)
+        dataset.__class__ = OncePerInput

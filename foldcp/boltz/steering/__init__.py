@@ -1,0 +1,1 @@
+"""Evaluate Boltz's steering potentials on compact features."""

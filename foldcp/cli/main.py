@@ -1,0 +1,302 @@
+"""The `foldcp` command: run Boltz on several ranks, or say what this machine can do."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from importlib import import_module, util
+from pathlib import Path
+
+import foldcp_boot
+from foldcp import __version__
+from foldcp.boltz.command import early
+from foldcp.config import VARIABLES, Config, order_nccl
+from foldcp.errors import UserError
+from foldcp.layout import mesh_shape
+from foldcp.runtime import launch
+from foldcp.runtime.place import Place
+
+# torch takes a second to import: `--help`, `--version` and wrong arguments do without it.
+
+USAGE = """usage: foldcp predict INPUT [--nproc N|auto] [--mesh RxQ] [options of boltz predict]
+       foldcp boltz predict INPUT [options]    Boltz in this process, switched over
+       foldcp doctor                           what this machine can do
+       foldcp compare A B                      are two predictions the same?
+       foldcp bench kernels|block|predict|rings|tune ...  time this machine (in a clone)
+       foldcp --version
+       foldcp COMMAND --help
+"""
+_OWN = ("--nproc", "--mesh")  # options of foldcp itself
+BENCHES = ("kernels", "block", "predict", "rings", "tune")
+_HELP = {
+    "predict": """usage: foldcp predict INPUT [--nproc N|auto] [--mesh RxQ] [OPTIONS]
+
+Fold one input or a folder of them with Boltz on several ranks of this machine.
+
+  --nproc N|auto   ranks to start (FOLDCP_NPROC); auto: one per visible GPU
+  --mesh RxQ       mesh of ranks (FOLDCP_MESH), for example 2x4; auto: the most square one
+
+Everything else is handed to `boltz predict`, see `boltz predict --help`. `foldcp run predict ...`
+is the same. Variables (README says what each of them means):
+""",
+    "boltz": """usage: foldcp boltz predict INPUT [options of boltz predict]
+
+Run Boltz's own command in this process with FOLDCP=1, for launchers that start the ranks
+themselves. Variables (README says what each of them means):
+""",
+    "doctor": """usage: foldcp doctor
+
+Print what this machine can do: versions, GPUs, kernels, extension, transport, meshes. Ends with 1
+when Boltz is missing or of a version that is not supported.
+""",
+    "compare": """usage: foldcp compare A B [--model K]
+
+Compare two predictions: results folders of `boltz predict` (boltz_results_...), folders of one
+prediction, or structures (.cif, .pdb). Prints RMSD, lDDT and the differences of pLDDT, PAE, PDE,
+pTM and ipTM; ends with 0 when all are within what float32 rounding explains, 1 when not.
+
+  --model K   of each prediction, by rank (0)
+""",
+    "bench": """usage: foldcp bench kernels|block|predict|rings|tune [options]
+
+Time this machine. The benches are in a clone of the repository, not in a wheel. Tables go to the
+folder foldcp_bench here, or to what --out names; tune keeps what it finds in your cache. `foldcp
+bench NAME --help` lists the options of one.
+""",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line and exit.
+
+    Args:
+        argv: arguments; those of the process when None.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    commands = {
+        "predict": _run, "run": _run, "boltz": _boltz, "doctor": _doctor,
+        "compare": _compare, "bench": _bench,
+    }  # fmt: skip
+    command, rest = arguments[:1], arguments[1:]
+    try:
+        if command == ["--version"]:
+            print(f"foldcp {__version__}")
+        elif command in ([], ["-h"], ["--help"], ["help"]):
+            print(USAGE, end="")
+        elif command[0].partition("=")[0] in _OWN:
+            sys.exit(_run(arguments))
+        elif command[0] not in commands:
+            raise UserError(
+                f"no command {command[0]!r}: use predict, boltz, doctor, compare or bench\n{USAGE}"
+            )
+        elif _asks_for_help(command[0], rest):
+            print(_help(command[0]), end="")
+        else:
+            sys.exit(commands[command[0]](arguments if command == ["predict"] else rest))
+    except (UserError, ValueError) as error:
+        sys.exit(f"foldcp: {error}")
+
+
+def _asks_for_help(command: str, rest: list[str]) -> bool:
+    asked = {"-h", "--help"}
+    if command in ("predict", "run"):
+        return bool(asked & set(rest))
+    return rest[:1] in (["-h"], ["--help"])
+
+
+def _help(command: str) -> str:
+    name = "predict" if command == "run" else command
+    listed = "".join(f"  {variable}\n" for variable in VARIABLES[1:-1])
+    return _HELP[name] + (listed if name in ("predict", "boltz") else "")
+
+
+def _run(arguments: list[str]) -> int:
+    """`foldcp predict` or `foldcp run`: start the ranks of this machine, each of which runs Boltz.
+
+    Options of foldcp itself may stand before `predict` or after it.
+    """
+    own: dict[str, str] = {}
+    others: list[str] = []
+    while arguments:
+        word = arguments.pop(0)
+        name, equals, value = word.partition("=")
+        if name not in _OWN:
+            others.append(word)
+        elif not equals and not arguments:
+            raise UserError(f"{name} needs a value\n{USAGE}")
+        else:
+            own[name] = value if equals else arguments.pop(0)
+    arguments = others
+    if arguments[:1] != ["predict"]:
+        got = arguments[0] if arguments else "nothing"
+        raise UserError(f"foldcp run expects `predict` after its own options, got {got!r}\n{USAGE}")
+    for option, variable in (("--nproc", "FOLDCP_NPROC"), ("--mesh", "FOLDCP_MESH")):
+        if option in own:
+            os.environ[variable] = own[option]
+    os.environ["FOLDCP"] = "1"
+    config = Config.from_env(os.environ)
+    if Place.find(os.environ).world > 1:
+        raise UserError(
+            "foldcp starts the ranks itself and cannot run under torchrun or srun: start "
+            "`boltz predict ...` (srun) or `-m boltz.main predict ...` (torchrun) with FOLDCP=1"
+        )
+    if util.find_spec("boltz") is None:
+        launch.report_missing_boltz()
+    wanted = _processes(config)
+    os.environ["FOLDCP_NPROC"] = str(wanted)
+    source = launch.source_of_boltz()
+    if source is not None:
+        early.refuse(arguments, source, os.environ)
+    nproc = launch.resolve_processes(wanted, arguments)
+    os.environ["FOLDCP_NPROC"] = str(nproc)
+    if nproc > 1:
+        mesh_shape.choose(mesh_shape.group_size(nproc, config.dp, config.mesh), config.mesh)
+        return launch.run_ranks(nproc, arguments)
+    return _boltz(arguments)
+
+
+def _processes(config: Config) -> int | str:
+    """Number of ranks that is asked for, or "auto"."""
+    if config.nproc is None and config.mesh != "auto":
+        rows, _, cols = config.mesh.partition("x")
+        return int(rows) * int(cols) * config.dp
+    return config.nproc or "auto"
+
+
+def _boltz(arguments: list[str]) -> int:
+    """`foldcp boltz`: Boltz's own command in this process, switched over."""
+    os.environ["FOLDCP"] = "1"
+    sys.argv = ["boltz", *arguments]
+    foldcp_boot.install()
+    import_module(foldcp_boot.TARGET).cli()
+    return 0
+
+
+def _compare(arguments: list[str]) -> int:
+    """`foldcp compare`: two results folders or structures."""
+    from foldcp.cli import compare
+
+    return compare.main(arguments)
+
+
+def _bench(arguments: list[str]) -> int:
+    """`foldcp bench`: one of the benches of the repository, which a wheel does not contain."""
+    root = Path(__file__).parents[2]
+    if not (root / "bench" / "kernels.py").is_file():
+        raise UserError(
+            "foldcp bench needs a clone of the repository, and this foldcp is installed in "
+            f"{root}: in a clone run `pip install -e . --no-build-isolation`, then foldcp bench"
+        )
+    name, *rest = arguments or ["nothing"]
+    if name not in BENCHES:
+        raise UserError(f"foldcp bench expects {', '.join(BENCHES)}, got {name!r}")
+    if str(root) not in sys.path:
+        sys.path.insert(0, str(root))
+    return import_module(f"bench.{name}").main(rest)
+
+
+def _doctor(arguments: list[str]) -> int:
+    """`foldcp doctor`: print what this machine can do; non-zero when Boltz cannot be run."""
+    from importlib import metadata
+
+    import torch
+
+    from foldcp_kernels.core.extension import load
+
+    lines = [("foldcp", f"{__version__} in {Path(__file__).parents[1]}")]
+    lines += [("python", f"{platform.python_version()} at {sys.executable}")]
+    lines += [("torch", f"{torch.__version__}, {torch.get_num_threads()} threads")]
+    usable = False
+    try:
+        version = metadata.version("boltz")
+        usable = version.startswith(launch.SUPPORTED)
+        advice = "" if usable else f": not supported, use {launch.SUPPORTED}x"
+        lines += [("boltz", version + advice)]
+    except metadata.PackageNotFoundError:
+        lines += [("boltz", "not installed: pip install 'foldcp[boltz]'")]
+    gpus = torch.cuda.device_count()
+    for index in range(gpus):
+        gpu = torch.cuda.get_device_properties(index)
+        size = f"{gpu.total_memory / 1e9:.0f} GB, sm_{gpu.major}{gpu.minor}"
+        lines += [(f"GPU {index}", f"{gpu.name}, {size}")]
+    if not gpus:
+        lines += [("GPU", "none visible: pass --accelerator cpu to boltz predict")]
+    lines += [("kernels", _kernels(gpus)), ("extension", load().described())]
+    lines += [("transport", _transport(gpus))]
+    lines += [("meshes", _meshes(gpus or os.cpu_count() or 1, "GPUs" if gpus else "CPU cores"))]
+    state = "FOLDCP is not 1: Boltz is stock"
+    if Config.from_env(os.environ).enabled:
+        state = "on" if foldcp_boot.installed() else "FOLDCP=1, but the hook has not run"
+    lines += [("switch", state), ("import hook", _hook())]
+    for name, text in lines:
+        print(f"{name:12} {text}")
+    return 0 if usable else 1
+
+
+def _kernels(gpus: int) -> str:
+    """What the local ops run on, and whether their configurations were measured on this chip."""
+    import torch
+
+    from foldcp_kernels.core import trial
+    from foldcp_kernels.core.dispatch import triton_fault
+
+    if not gpus:
+        return "torch (the fused Triton kernels need a GPU)"
+    for index in range(gpus):
+        if why := triton_fault(torch.device("cuda", index)):
+            return f"torch (Triton does not run on GPU {index}: {why})"
+
+    from foldcp_kernels.core import triton_configs as configs
+    from foldcp_kernels.core.triton_launch import capability
+
+    chip = capability(torch.device("cuda"))
+    found = [configs.pick(kernel, 2, chip).source for kernel, size in configs.TABLE if size == 2]
+    untuned = sum(source in configs.UNMEASURED for source in found)
+    return (
+        f"triton {trial.version()}, its trial kernel ran; {len(found) - untuned} of "
+        f"{len(found)} kernels measured on {configs.family(chip)} (foldcp bench tune measures here)"
+    )
+
+
+def _transport(gpus: int) -> str:
+    """What would carry tiles between several ranks of this machine, and the NCCL that is found."""
+    import torch
+
+    from foldcp.fabric.connect import described_version
+    from foldcp_kernels.core.extension import load
+
+    extension = load()
+    if not gpus:
+        return "host (shared memory)" if extension.ops else "gloo (torch.distributed)"
+    devices = [torch.device("cuda", index) for index in range(gpus)]
+    missing = [why for why in map(extension.missing, devices) if why]
+    if missing:
+        there = torch.distributed.is_nccl_available()
+        version = ".".join(map(str, torch.cuda.nccl.version())) if there else "not in this torch"
+        # What was left out at installation is on the line above already.
+        why = f": the extension cannot be used, {missing[0]}" if extension.cuda else ""
+        return f"torch-nccl (torch.distributed; NCCL {version}){why}"
+    library = Config.from_env(os.environ).nccl_library
+    try:
+        version = extension.ops.nccl_version(library)
+    except RuntimeError as error:
+        return f"copy-engine or torch-nccl; {str(error).splitlines()[0]}"
+    order = order_nccl(os.environ)
+    return f"nccl {described_version(version)} (launch order: {order}), copy-engine"
+
+
+def _meshes(count: int, what: str) -> str:
+    from foldcp.layout.mesh_shape import choose
+
+    sizes = sorted({n for n in (1, 2, 4, 6, 8, 16) if n < count} | {count})
+    shapes = ", ".join(f"{rows}x{cols}" for rows, cols in map(choose, sizes))
+    return f"{shapes} ({count} {what})"
+
+
+def _hook() -> str:
+    for folder in map(Path, sys.path):
+        if (folder / "foldcp.pth").is_file() and folder.name.endswith("-packages"):
+            return f"installed, {folder / 'foldcp.pth'}"
+    return "foldcp.pth is not in site-packages: install with pip, or use `foldcp run`"

@@ -1,0 +1,1 @@
+"""Join ranks to a mesh and move regions of tensors between them."""

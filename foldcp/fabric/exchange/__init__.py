@@ -1,0 +1,1 @@
+"""Execute plans: post a step, wait for it, and send gradients back."""

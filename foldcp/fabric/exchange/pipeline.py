@@ -1,0 +1,162 @@
+"""Exchanges one after the other whose sources are made as they are needed.
+
+`chained` goes through the steps of exchanges with several: the first step of the next is posted
+before the last of one is used, so that only the first transfer of all has no math to run under.
+
+Two orders of one-step exchanges; make: the math inside `moves`, use: the caller's. `ahead` posts
+the next exchange before the regions of one are used, `behind` waits for one only when the sources
+of the next are made:
+
+    ahead     make 0, post 0; wait 0, make 1, post 1, use 0; wait 1, make 2, post 2, use 1; ...
+    behind    make 0, post 0; make 1, wait 0, post 1, use 0; make 2, wait 1, post 2, use 1; ...
+
+With the products of what `ahead` brings as the sources of `behind`, transfers in both directions
+run under each product.
+
+Backward: each exchange is a node of its own; all ranks run the nodes in the reverse order of these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from foldcp.fabric.exchange import timeline
+from foldcp.fabric.exchange.autograd import Dims, Exchange, fetch, stream
+from foldcp.fabric.mesh import Mesh
+from foldcp.layout.schedule import Plan
+
+Move = tuple[Plan, tuple[Tensor, ...]]
+Regions = tuple[Tensor, ...]
+
+
+def chained(
+    mesh: Mesh, moves: Iterator[Move], dims: Sequence[Dims], label: str, wires: Sequence[str]
+) -> Iterator[Regions]:
+    """The regions of all steps of one exchange after the other.
+
+    Args:
+        mesh: the mesh. moves: plan and sources of each exchange, made when asked for; the sources
+            of two exist at the last step of one.
+        dims, label, wires: as of `foldcp.fabric.exchange.autograd.stream`, the same for all.
+
+    Returns:
+        An iterator over steps; each item has one tensor per want, valid until it is advanced. With
+        gradients on, no exchange runs ahead.
+
+    Source: foldcp design, section 4.
+    """
+    if torch.is_grad_enabled():
+        for plan, sources in moves:
+            yield from stream(mesh, plan, sources, dims, label, wires)
+        return
+
+    if mesh.size == 1:
+        yield from _alone(mesh, moves, dims, label, wires)
+        return
+
+    def begin() -> Exchange | None:
+        move = next(moves, None)
+        if move is None:
+            return None
+        exchange = Exchange(mesh, *move, dims, label, wires)
+        exchange.start(0)
+        return exchange
+
+    following = begin()
+    while (exchange := following) is not None:
+        following = None
+        with exchange:
+            for step in range(1, len(exchange.plan.steps) + 1):
+                held = exchange.wait()
+                if step < len(exchange.plan.steps):
+                    exchange.start(step)
+                else:
+                    following = begin()
+                with timeline.math(label, step - 1):
+                    yield held
+
+
+def ahead(
+    mesh: Mesh, moves: Iterator[Move], dims: Sequence[Dims], label: str, wires: Sequence[str]
+) -> Iterator[Regions]:
+    """The regions of one exchange after the other; holds the sources of one at a time.
+
+    Args:
+        mesh: the mesh. moves: one-step plan and sources of each exchange, made when asked for.
+        dims, label, wires: as of `foldcp.fabric.exchange.autograd.stream`, the same for all.
+
+    Returns:
+        An iterator over the exchanges; each item has one tensor per want and may be kept. With
+        gradients on, no exchange runs ahead.
+
+    Source: foldcp design, section 6.
+    """
+    if torch.is_grad_enabled():
+        yield from _one_by_one(mesh, moves, dims, label, wires)
+        return
+    under_way = _post(mesh, next(moves, None), dims, label, wires)
+    while under_way is not None:
+        arrived = next(under_way)
+        under_way = None  # lets go of its sources before the next ones are made
+        under_way = _post(mesh, next(moves, None), dims, label, wires)
+        yield arrived
+        del arrived
+
+
+def behind(
+    mesh: Mesh, moves: Iterator[Move], dims: Sequence[Dims], label: str, wires: Sequence[str]
+) -> Iterator[Regions]:
+    """As `ahead`, in the order for what is sent away: the sources of two exist at a time."""
+    if torch.is_grad_enabled():
+        yield from _one_by_one(mesh, moves, dims, label, wires)
+        return
+    under_way = None
+    while (move := next(moves, None)) is not None:
+        arrived = None if under_way is None else next(under_way)
+        under_way = _post(mesh, move, dims, label, wires)
+        del move
+        if arrived is not None:
+            yield arrived
+        del arrived
+    if under_way is not None:
+        yield next(under_way)
+
+
+def _alone(
+    mesh: Mesh, moves: Iterator[Move], dims: Sequence[Dims], label: str, wires: Sequence[str]
+) -> Iterator[Regions]:
+    for plan, sources in moves:
+        if plan.given is None:
+            yield from stream(mesh, plan, sources, dims, label, wires)
+        else:
+            yield tuple(sources[i] for i in plan.given)
+
+
+def _one_by_one(
+    mesh: Mesh, moves: Iterator[Move], dims: Sequence[Dims], label: str, wires: Sequence[str]
+) -> Iterator[Regions]:
+    for plan, sources in moves:
+        yield fetch(mesh, plan, sources, dims, label, wires)
+
+
+def _post(
+    mesh: Mesh, move: Move | None, dims: Sequence[Dims], label: str, wires: Sequence[str]
+) -> Iterator[Regions] | None:
+    """An exchange under way, whose `next` waits for it; None where there is none."""
+    if move is None:
+        return None
+    found = _arriving(Exchange(mesh, *move, dims, label, wires))
+    next(found)
+    return found
+
+
+def _arriving(exchange: Exchange) -> Iterator[Regions]:
+    """The first `next` posts, the second waits."""
+    with exchange:
+        exchange.start(0)
+        yield ()
+        regions = exchange.wait()
+    yield regions

@@ -1,0 +1,1 @@
+"""Say who holds which part of a tensor and who sends what to whom: integers only, no torch."""

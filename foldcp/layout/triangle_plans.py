@@ -1,0 +1,280 @@
+"""The schedules of the triangle ops: which region each rank wants at each step. Integers only.
+
+Sources are cut so that what travels of one is contiguous in memory, or a few long runs, in the
+region as well as in the tile: see `foldcp_kernels.triangle_attention.lines`
+and the rings for the memory.
+"""
+
+from __future__ import annotations
+
+from functools import cache, lru_cache
+
+from foldcp.layout.plans import chunks
+from foldcp.layout.schedule import Plan, Schedule, Want, plan
+from foldcp.layout.tiles import Box, PairLayout, Span
+
+_MOST_PRODUCTS = 4  # of a panel
+# A region, a span of it, and a span of the tile.
+Block = tuple[int, Span, Span]
+
+
+def _own_panel(layout: PairLayout, rank: int, panel: int, in_cols: bool) -> Box:
+    """The rows and columns of one of the panels that a rank's tile is cut in."""
+    rows, cols = layout.tile_box(rank)
+    width = layout.padded // layout.panels
+    lo = (cols if in_cols else rows)[0] + panel * width
+    return (rows, (lo, lo + width)) if in_cols else ((lo, lo + width), cols)
+
+
+@lru_cache(maxsize=512)
+def triangle_multiplication_plan(
+    layout: PairLayout, channels: int, outgoing: bool, pieces: int, route: str
+) -> Plan:
+    """Panels of the planes a and b [channels, rows, cols], cut in `pieces` channel chunks.
+
+    At step (chunk, t) rank (r, c) wants a over (rows_r, panel) and b over (cols_c, panel) for the
+    outgoing update, and the transposed regions for the incoming one. Each panel of k of each of the
+    `blocks_of_lines` of a tile is a source of its own, first those of a, then those of b; wants are
+    by blocks too.
+    """
+    spans, own_panels = chunks(channels, pieces), layout.panels_of(outgoing)
+    blocks = blocks_of_lines(layout, outgoing)
+    lines = (layout.tile_rows if outgoing else layout.tile_cols) // blocks
+
+    def own(rank: int, source: int) -> Box:
+        block, panel = divmod(source % (blocks * own_panels), own_panels)
+        rows, cols = _own_panel(layout, rank, panel, outgoing)
+        lo = (rows if outgoing else cols)[0] + block * lines
+        span = lo, lo + lines
+        return ((0, channels), *((span, cols) if outgoing else (rows, span)))
+
+    @cache  # asked for each pair of ranks
+    def want(rank: int, step: int) -> tuple[Want, ...]:
+        depth, t = divmod(step, layout.panels)
+        panel = layout.panel_at(rank, t)
+        k, out = layout.panel_span(panel), []
+        for operand, (lo, hi) in enumerate((layout.row_span(rank), layout.col_span(rank))):
+            each = lines if _by_blocks(layout) else hi - lo
+            for at in range(lo, hi, each):
+                source = (operand * blocks + at // lines % blocks) * own_panels
+                span = at, at + each
+                box = (spans[depth], *((span, k) if outgoing else (k, span)))
+                out.append(Want(source + panel % own_panels, box))
+        return tuple(out)
+
+    steps, sources = len(spans) * layout.panels, 2 * blocks * own_panels
+    return plan(Schedule(layout.size, steps, own, want, route), layout.rank, sources)
+
+
+def blocks_of_lines(layout: PairLayout, outgoing: bool) -> int:
+    """In how many blocks the planes of triangle multiplication are written, by their lines.
+
+    As many as other ranks want them in, so that what travels of a block is one run of memory; 1
+    where wants are not by blocks, see `products_of_panel`.
+    """
+    return layout.panels_of(not outgoing) if _by_blocks(layout) else 1
+
+
+def products_of_panel(layout: PairLayout) -> int:
+    """How many products a panel of triangle multiplication is, by blocks of rows and columns.
+
+    One where neither side of the mesh divides the other, so that a want is a part of several
+    blocks, or one side is so much longer that products would be small and many.
+    """
+    return layout.panels**2 // layout.size if _by_blocks(layout) else 1
+
+
+def _by_blocks(layout: PairLayout) -> bool:
+    divides = layout.panels == max(layout.mesh_rows, layout.mesh_cols)
+    return divides and layout.panels**2 // layout.size <= _MOST_PRODUCTS
+
+
+@lru_cache(maxsize=512)
+def channel_plan(layout: PairLayout, channels: int, outgoing: bool) -> Plan:
+    """Bring the planes a and b [channels, rows, cols] of all pairs to the rank of their channel.
+
+    A rank wants them in one region per row of tiles for the outgoing update, per column of tiles
+    for the incoming one, first those of a: k is whole in each, and where k comes before the other
+    token in memory, what an owner sends of a channel is contiguous in it.
+    """
+    spans = _tile_spans(layout, outgoing)
+
+    def own(rank: int, source: int) -> Box:
+        return ((0, channels), *layout.tile_box(rank))
+
+    def want(rank: int, step: int) -> tuple[Want, ...]:
+        share, every = _share(layout, channels, rank), (0, layout.padded)
+        return tuple(
+            Want(source, (share, *((span, every) if outgoing else (every, span))))
+            for source in (0, 1)
+            for span in spans
+        )
+
+    return plan(Schedule(layout.size, 1, own, want), layout.rank, 2)
+
+
+@lru_cache(maxsize=512)
+def channel_back_plan(layout: PairLayout, channels: int) -> Plan:
+    """The way back of results for `channel_plan`: all channels of this rank's tile.
+
+    Source i is the result for the tile of rank i.
+    """
+
+    def own(rank: int, source: int) -> Box:
+        return (_share(layout, channels, rank), *layout.tile_box(source))
+
+    def want(rank: int, step: int) -> tuple[Want, ...]:
+        return (Want(rank, ((0, channels), *layout.tile_box(rank))),)
+
+    return plan(Schedule(layout.size, 1, own, want), layout.rank, layout.size)
+
+
+@lru_cache(maxsize=4096)
+def tile_blocks(layout: PairLayout, rank: int, outgoing: bool) -> tuple[tuple[Block, Block], ...]:
+    """The blocks of a rank's tile by the regions of `channel_plan` that they are made of.
+
+    Returns:
+        For each block ((region of a, its tokens, the rows), (region of b, its tokens, the
+        columns)); tokens are counted from the start of the region, rows and columns from that of
+        the tile.
+    """
+    spans = _tile_spans(layout, outgoing)
+    sides: list[list[Block]] = []
+    for lo, hi in layout.tile_box(rank):
+        parts = [(i, a, max(a, lo), min(b, hi)) for i, (a, b) in enumerate(spans)]
+        sides.append([(i, (x - a, y - a), (x - lo, y - lo)) for i, a, x, y in parts if x < y])
+    return tuple((a, b) for a in sides[0] for b in sides[1])
+
+
+def _tile_spans(layout: PairLayout, rows: bool) -> list[Span]:
+    """The rows (or columns) of the tiles of the mesh."""
+    count, side = (
+        (layout.mesh_rows, layout.tile_rows) if rows else (layout.mesh_cols, layout.tile_cols)
+    )
+    return [(i * side, (i + 1) * side) for i in range(count)]
+
+
+def _share(layout: PairLayout, channels: int, rank: int) -> Span:
+    """A rank's share of the channels (none where there are more ranks)."""
+    return channels * rank // layout.size, channels * (rank + 1) // layout.size
+
+
+@lru_cache(maxsize=512)
+def triangle_attention_plan(
+    layout: PairLayout, starting: bool, chunk: Span, route: str, masked: bool = False
+) -> Plan:
+    """Panels of k, v for a chunk of this rank's lines, of the bias, and of the mask of the keys.
+
+    Starting node: k, v and mask over (chunk of rows_r, panel), bias over (cols_c, panel). Ending
+    node: the transposed regions, lines being columns. `chunk` is relative to the tile. Each panel
+    of keys of a tile is a source of its own: those of k, v, then those of the bias, of the mask.
+    """
+    own_panels = layout.panels_of(starting)
+
+    def lines(rank: int) -> Span:
+        lo = (layout.row_span(rank) if starting else layout.col_span(rank))[0]
+        return lo + chunk[0], lo + chunk[1]
+
+    def own(rank: int, source: int) -> Box:
+        kind, panel = divmod(source, own_panels)
+        rows, cols = _own_panel(layout, rank, panel, starting)
+        if kind == 1:
+            return rows, cols
+        return (lines(rank), cols) if starting else (rows, lines(rank))
+
+    @cache  # asked for each pair of ranks
+    def want(rank: int, step: int) -> tuple[Want, ...]:
+        panel = layout.panel_at(rank, step)
+        k, at = layout.panel_span(panel), panel % own_panels
+        other = layout.col_span(rank) if starting else layout.row_span(rank)
+        keys = (lines(rank), k) if starting else (k, lines(rank))
+        bias = (other, k) if starting else (k, other)
+        out = Want(at, keys), Want(own_panels + at, bias)
+        return (*out, Want(2 * own_panels + at, keys)) if masked else out
+
+    schedule = Schedule(layout.size, layout.panels, own, want, route)
+    return plan(schedule, layout.rank, (3 if masked else 2) * own_panels)
+
+
+def key_panels(layout: PairLayout) -> tuple[Span, ...]:
+    """The real tokens of the panels of keys in the order of this rank's steps; may be empty."""
+    panels = [layout.panel_span(layout.panel_at(layout.rank, t)) for t in range(layout.panels)]
+    return tuple((lo, lo + layout.valid((lo, hi))) for lo, hi in panels)
+
+
+def line_chunks(layout: PairLayout, starting: bool, count: int) -> tuple[Span, ...]:
+    """Cut the lines of a tile in at most `count` chunks that the ranks of their group share evenly.
+
+    The group of a tile's rows are the ranks of its mesh row, that of its columns those of its mesh
+    column. There are as many shards of lines in a tile as ranks in the group, so that every chunk
+    has the same number of lines, at least one, for each of them.
+    """
+    group = layout.mesh_cols if starting else layout.mesh_rows
+    return tuple((lo * group, hi * group) for lo, hi in chunks(layout.shard, count))
+
+
+def _parts_of_lines(layout: PairLayout, starting: bool, chunk: Span, rank: int, whole: bool) -> Box:
+    """Boxes of lines as (parts, lines, positions of a part); a part is one rank's of the group.
+
+    Args:
+        chunk: of the tile's lines. whole: this rank's share of them, in all parts; else all of
+            them, in the part that this rank holds.
+    """
+    r, c = divmod(rank, layout.mesh_cols)
+    group, part = (layout.mesh_cols, c) if starting else (layout.mesh_rows, r)
+    first = (layout.row_span(rank) if starting else layout.col_span(rank))[0] + chunk[0]
+    each = (chunk[1] - chunk[0]) // group
+    assert each * group == chunk[1] - chunk[0]
+    positions = (0, layout.tile_cols if starting else layout.tile_rows)
+    if whole:
+        lo = first + part * each
+        return (0, group), (lo, lo + each), positions
+    return (part, part + 1), (first, first + each * group), positions
+
+
+@lru_cache(maxsize=512)
+def rows_plan(layout: PairLayout, starting: bool, chunk: Span, sources: int) -> Plan:
+    """Bring whole lines of a chunk of the tile's lines together, shared among their group.
+
+    Sources are the chunk of z, and the mask where there is one. Boxes are those of
+    `_parts_of_lines`: what a rank sends is contiguous in the region that it is a part of.
+    """
+    return _lines_plan(layout, starting, chunk, sources, False)
+
+
+@lru_cache(maxsize=512)
+def rows_back_plan(layout: PairLayout, starting: bool, chunk: Span) -> Plan:
+    """The way back of one result for `rows_plan`: the chunk of lines of this rank's tile."""
+    return _lines_plan(layout, starting, chunk, 1, True)
+
+
+def _lines_plan(layout: PairLayout, starting: bool, chunk: Span, sources: int, back: bool) -> Plan:
+    def box(rank: int, whole: bool) -> Box:
+        return _parts_of_lines(layout, starting, chunk, rank, whole)
+
+    def own(rank: int, source: int) -> Box:
+        return box(rank, back)
+
+    def want(rank: int, step: int) -> tuple[Want, ...]:
+        return tuple(Want(i, box(rank, not back)) for i in range(sources))
+
+    return plan(Schedule(layout.size, 1, own, want), layout.rank, sources)
+
+
+@lru_cache(maxsize=512)
+def rows_bias_plan(layout: PairLayout, starting: bool) -> Plan:
+    """Panels of the bias of all queries; for the ending node rows are keys, columns queries.
+
+    Each panel of keys of a tile is a source of its own.
+    """
+    own_panels = layout.panels_of(starting)
+
+    def own(rank: int, source: int) -> Box:
+        return _own_panel(layout, rank, source, starting)
+
+    def want(rank: int, step: int) -> tuple[Want, ...]:
+        panel = layout.panel_at(rank, step)
+        k, every = layout.panel_span(panel), (0, layout.padded)
+        return (Want(panel % own_panels, (every, k) if starting else (k, every)),)
+
+    return plan(Schedule(layout.size, layout.panels, own, want), layout.rank, own_panels)

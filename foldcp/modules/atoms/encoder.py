@@ -1,0 +1,209 @@
+"""The atom encoder: embeddings of atoms and the attention bias of every window.
+
+One-hot features of stock Boltz are looked up in the columns of its Linear; the atom-pair
+embedding exists for a few windows at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from foldcp.fabric.exchange.autograd import fetch
+from foldcp.fabric.mesh import Mesh
+from foldcp.layout.schedule import boxes_plan
+from foldcp.layout.tiles import KEYS, WINDOW, Span
+from foldcp.modules.atoms.windows import SIDE, AtomBlock, Feats, key_windows, query_windows
+from foldcp.modules.base import TiledModule, wide
+from foldcp_kernels.core.chunking import chunk_length, spans
+
+MASKED = -1e6  # bias of masked keys, as in Boltz
+
+_ELEMENTS, _CHARS, _NAME = 128, 64, 4
+_RES_TYPES, _MOL_TYPES = 33, 4
+_MAX_WINDOWS = 32  # of a chunk: bounds the token box when every atom is a token of its own
+
+
+def folded(projections: Sequence[nn.Sequential]) -> tuple[Tensor, Tensor]:
+    """Several (LayerNorm, Linear without bias) on one input as one Linear on its normalised form.
+
+    Args:
+        projections: each maps [..., C] to [..., H]; a rearrangement may follow the Linear.
+
+    Returns:
+        weight [L * H, C] and bias [L * H], to be used on `F.layer_norm(x, (C,))`.
+    """
+    # Folded at full precision; the Linear that uses them rounds as autocast says.
+    with torch.autocast(projections[0][1].weight.device.type, enabled=False):
+        weight = torch.cat([linear.weight * norm.weight for norm, linear, *_ in projections])
+        bias = torch.cat([linear.weight @ norm.bias for norm, linear, *_ in projections])
+    return weight, bias
+
+
+class AtomEncoder(TiledModule):
+    """Embeddings of this rank's atoms and attention biases of its windows.
+
+    Source: AlphaFold 3 supplement, Algorithm 5.
+    """
+
+    def __init__(self, twin: nn.Module, mesh: Mesh) -> None:
+        super().__init__(twin, mesh)
+        if (twin.atoms_per_window_queries, twin.atoms_per_window_keys) != (WINDOW, KEYS):
+            raise ValueError(
+                f"`twin` has windows of {twin.atoms_per_window_queries} queries and "
+                f"{twin.atoms_per_window_keys} keys; foldcp expects {WINDOW} and {KEYS}: use a "
+                "Boltz checkpoint with these"
+            )
+        # Boltz-1 has none of these choices, and reads the padding mask as a feature instead.
+        self.use_no_atom_char = getattr(twin, "use_no_atom_char", False)
+        self.use_atom_backbone_feat = getattr(twin, "use_atom_backbone_feat", False)
+        self.use_residue_feats_atoms = getattr(twin, "use_residue_feats_atoms", False)
+        self.reads_mask = not hasattr(twin, "use_no_atom_char")
+
+    def embed(self, feats: Feats, block: AtomBlock) -> Tensor:
+        """Linear of the atom features by table look-up.
+
+        Args:
+            feats: collated compact features. block: this rank's windows.
+
+        Returns:
+            [1, a, atom_s] in the dtype of the weights; a padding atom has no class at all.
+        """
+        linear = self.embed_atom_features
+        w = linear.weight
+        pos, charge = (block.cut(feats[k]).to(w.dtype) for k in ("ref_pos", "ref_charge"))
+        known = torch.zeros(1, *block.mask.shape, w.shape[0], dtype=w.dtype, device=w.device)
+        at = 5 if self.reads_mask else 4
+
+        def look_up(index: Tensor, classes: int) -> None:
+            nonlocal at
+            known.add_(F.embedding(index, w[:, at : at + classes].T))
+            at += classes
+
+        look_up(block.cut(feats["ref_element"]), _ELEMENTS)
+        if not self.use_no_atom_char:
+            for chars in block.cut(feats["ref_atom_name_chars"]).unbind(-1):
+                look_up(chars, _CHARS)
+        residue = (_RES_TYPES + 1 + _MOL_TYPES) if self.use_residue_feats_atoms else 0
+        if self.use_atom_backbone_feat:
+            look_up(block.cut(feats["atom_backbone_feat"]), w.shape[1] - at - residue)
+        if residue:
+            token = block.token + block.tokens[0]
+            look_up(feats["res_type"][:, token], _RES_TYPES)
+            known.add_(feats["modified"][:, token, None].to(w.dtype) * w[:, at])
+            at += 1
+            look_up(feats["mol_type"][:, token], _MOL_TYPES)
+        assert at == w.shape[1], "columns of embed_atom_features left over"
+        if self.reads_mask:
+            known.add_(w[:, 4])
+        known.mul_(block.mask[:, None])
+        return known.add_(F.linear(pos, w[:, :3], linear.bias)).add_(charge[..., None] * w[:, 3])
+
+    def add_single(self, c: Tensor, s_trunk: Tensor, block: AtomBlock) -> Tensor:
+        """c [1, a, atom_s] plus the projected single of each atom's token [1, n, token_s]."""
+        return c + block.from_tokens(self.s_to_c_trans(wide(s_trunk)))
+
+    def biases(
+        self,
+        feats: Feats,
+        block: AtomBlock,
+        c: Tensor,
+        projections: Sequence[nn.Sequential],
+        z_to_p: Tensor | None = None,
+    ) -> Tensor:
+        """Attention biases of the windows from the atom-pair embedding, key mask included.
+
+        Args:
+            feats: collated compact features. block: this rank's windows.
+            c: atom conditioning [1, a, atom_s].
+            projections: (LayerNorm, Linear) from atom_z to heads, one per output.
+            z_to_p: this rank's tile of the projected pair [T_r, T_c, atom_z], None without one.
+
+        Returns:
+            [L, W, H, 32, 128] for L projections to H heads, in the dtype of the Linear (bfloat16
+            under autocast).
+        """
+        # Pieces of p that depend on one atom only; zero padding commutes with a bias-free Linear.
+        with torch.autocast(c.device.type, enabled=False):
+            of_query, of_key = self.c_to_p_trans_q(c), self.c_to_p_trans_k(c)
+        weight, bias = folded(projections)
+        atom_z = weight.shape[1]
+        longest = max(hi - lo for lo, hi in block.buffers) // WINDOW
+        each = 6 * WINDOW * KEYS * atom_z * c.element_size()
+        step = min(chunk_length(longest, each, c.device), _MAX_WINDOWS)
+        layers = len(projections)
+        heads = weight.shape[0] // layers
+        out: Tensor | None = None
+        for chunk in spans(longest, step):
+            band = None if z_to_p is None else self._band(z_to_p, block, chunk)
+            lo, hi = (min(w, block.windows) for w in chunk)
+            with torch.autocast(c.device.type, enabled=False):
+                p = self._pairs(feats, block, (lo, hi), of_query, of_key, band)
+                p = F.layer_norm(p, (atom_z,)).view(-1, atom_z)
+            part = torch.addmm(bias[:, None], weight, p.T)  # [L * H, w * 32 * 128]
+            if out is None:
+                out = part.new_empty(layers, block.windows, heads, WINDOW, KEYS)
+            out[:, lo:hi] = part.view(layers, heads, hi - lo, WINDOW, KEYS).transpose(1, 2)
+        assert out is not None
+        return out.masked_fill_(~block.key_mask[:, None, None], MASKED)
+
+    def _atoms(self, block: AtomBlock, rank: int, chunk: Span) -> tuple[Span, Span]:
+        """Atoms of the queries and of the keys of some windows, inside a rank's buffer."""
+        start, stop = block.buffers[rank]
+        lo, hi = (min(start + w * WINDOW, stop) for w in chunk)
+        if lo == hi:
+            return (lo, lo), (lo, lo)
+        return (lo, hi), (max(lo - SIDE, start), min(hi + SIDE, stop))
+
+    def _band(self, z_to_p: Tensor, block: AtomBlock, chunk: Span) -> tuple[Tensor, Span, Span]:
+        """The box of the pair that the windows touch, with its (row, column) spans."""
+        wants = []
+        for rank in range(self.mesh.size):
+            queries, keys = self._atoms(block, rank, chunk)
+            wants.append((block.ranges.span(queries), block.ranges.span(keys)))
+        owns = tuple(block.layout.tile_box(r) for r in range(self.mesh.size))
+        plan = boxes_plan(self.mesh.size, self.mesh.rank, owns, tuple(wants))
+        (box,) = fetch(self.mesh, plan, (z_to_p,), ((0, 1),), "atom_pair_band")
+        return box, *wants[self.mesh.rank]
+
+    def _pairs(
+        self,
+        feats: Feats,
+        block: AtomBlock,
+        chunk: Span,
+        of_query: Tensor,
+        of_key: Tensor,
+        band: tuple[Tensor, Span, Span] | None,
+    ) -> Tensor:
+        """The atom-pair embedding of windows lo:hi, [w, 32, 128, atom_z]."""
+        lo, hi = chunk
+
+        def queries(x: Tensor) -> Tensor:  # [1, a, C] -> [w, 32, 1, C]
+            return query_windows(x)[0, lo:hi, :, None]
+
+        def keys(x: Tensor) -> Tensor:  # [1, a, C] -> [w, 1, 128, C]
+            return key_windows(x)[0, lo:hi].transpose(1, 2)[:, None]
+
+        linears = (self.embed_atompair_ref_pos, self.embed_atompair_ref_dist)
+        weight = torch.cat([*(x.weight for x in linears), self.embed_atompair_mask.weight], 1)
+        pos = block.cut(feats["ref_pos"]).to(weight.dtype)
+        uid = block.cut(feats["ref_space_uid"])[..., None]
+        mask = block.mask[None, :, None]
+        real = queries(mask) & keys(mask)
+        d = keys(pos) - queries(pos)
+        near = 1 / (1 + (d * d).sum(-1, keepdim=True))
+        v = (real & (queries(uid) == keys(uid))).to(d.dtype)  # [w, 32, 128, 1]
+        p = F.linear(torch.cat([d, near, torch.ones_like(near)], -1).mul_(v), weight)
+        if band is not None and band[0].numel():
+            box, rows, cols = band
+            token = (block.token + block.tokens[0])[None, :, None]
+            i = (queries(token) - rows[0]).clamp_(0, box.shape[0] - 1)
+            j = (keys(token) - cols[0]).clamp_(0, box.shape[1] - 1)
+            index = (i * box.shape[1] + j).flatten()
+            gathered = box.reshape(-1, box.shape[2]).index_select(0, index).view(p.shape)
+            p.add_(gathered.mul_(real))
+        p.add_(queries(of_query)).add_(keys(of_key))
+        return p.add_(self.p_mlp(p))

@@ -1,0 +1,1 @@
+"""Rate predicted structures on tiles."""

@@ -1,0 +1,177 @@
+"""Confidence heads on tiles: PAE, PDE and pLDDT as expectations, their logits only ever a chunk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from foldcp.fabric.exchange.autograd import fetch, stream
+from foldcp.fabric.mesh import Mesh
+from foldcp.layout.plans import chunks, root_plan, token_plan
+from foldcp.layout.tiles import PairLayout
+from foldcp.modules.base import TiledModule, wide
+from foldcp.modules.confidence.distogram import mirrored_rows
+from foldcp.modules.confidence.scores import ColumnGroups
+from foldcp_kernels.binned_heads import bin_centres, expectations, expected_values, tm_values
+from foldcp_kernels.core.chunking import chunk_length
+
+Feats = Mapping[str, Tensor]
+WriteRows = Callable[[int, Tensor], None]
+
+MAX_ERROR = 32.0  # angstrom, upper end of the PAE and PDE bins
+PDE_SUMS = 4  # weighted PDE and weight over all pairs, then over pairs of different chains
+
+
+class ConfidenceHeads(TiledModule):
+    """The output heads of the confidence module. AlphaFold 3, Algorithm 31, lines 5 to 8."""
+
+    def __init__(self, twin: nn.Module, mesh: Mesh) -> None:
+        super().__init__(twin, mesh)
+        # Boltz-1 has neither choice: one head for all pairs, and pLDDT of tokens.
+        self.use_separate_heads = getattr(twin, "use_separate_heads", False)
+        self.token_level_confidence = getattr(twin, "token_level_confidence", True)
+        self.max_num_atoms_per_token = twin.max_num_atoms_per_token
+
+    def expected(
+        self, name: str, x: Tensor, values: Tensor, same: Tensor | None, other: Tensor | None = None
+    ) -> Tensor:
+        """Expectations of one pair head for some rows.
+
+        Args:
+            name: "pae" or "pde". x: [rows, cols, C]. values: of the bins [K, bins].
+            same: bool [rows, cols], pairs of one chain; None when there is only one chain.
+            other: the mirrored pairs, added to `x`.
+
+        Returns:
+            [K, rows, cols] in the dtype of `values`.
+        """
+        if not self.use_separate_heads:
+            weight = getattr(self, f"to_{name}_logits").weight
+            return expected_values(x, weight, values, other=other)
+        intra = getattr(self, f"to_{name}_intra_logits").weight
+        inter = getattr(self, f"to_{name}_inter_logits").weight
+        if same is None:
+            return expected_values(x, intra, values, other=other)
+        return expected_values(x, intra, values, other=other, weight_other=inter, same=same)
+
+    def _values(self, groups: ColumnGroups) -> tuple[Tensor, Tensor]:
+        """Bin values of the PAE head [2, bins] (error, TM score) and of the PDE head [1, bins]."""
+        mask, intra = groups.pad_mask, "_intra" if self.use_separate_heads else ""
+        out = []
+        for name in ("pae", "pde"):
+            bins = getattr(self, f"to_{name}{intra}_logits").out_features
+            out.append(bin_centres(bins, MAX_ERROR, mask.device).to(mask.dtype))
+        return torch.stack([out[0], tm_values(out[0], mask.sum())]), out[1][None]
+
+    @torch.no_grad()
+    def pair_errors(
+        self,
+        z: Tensor,
+        contact_probability: Tensor,
+        feats: Feats,
+        groups: ColumnGroups,
+        layout: PairLayout,
+    ) -> tuple[Tensor, Tensor]:
+        """Expected errors of the tile and their sums over its columns.
+
+        Args:
+            z: pair tile [1, T_r, T_c, C]. contact_probability: [1, T_r, T_c].
+            feats: collated compact features. groups: column groups. layout: the tiling.
+
+        Returns:
+            errors [2, T_r, T_c] (PAE, PDE in angstrom; padding is undefined), and the sums
+            [T_r, G + 4]: the expected TM score per group, then `PDE_SUMS`.
+
+        Raises:
+            ValueError: a tensor is not a tile of this layout.
+        """
+        self.mesh.check(z, layout)
+        self.mesh.check(contact_probability, layout, "contact_probability")
+        (r0, _), (c0, c1) = layout.tile_box()
+        rows, cols = layout.valid(layout.row_span()), layout.valid((c0, c1))
+        pae_values, pde_values = self._values(groups)
+        members = groups.members((c0, c0 + cols))
+        mask, asym = groups.pad_mask, F.pad(feats["asym_id"][0], (0, layout.padded - layout.n))
+        errors = mask.new_empty((2, layout.tile_rows, layout.tile_cols))
+        sums = mask.new_zeros((layout.tile_rows, len(groups.asym) + PDE_SUMS))
+        token = torch.arange(layout.n, device=z.device)
+        single = len(groups.chains) == 1
+        bins = pae_values.shape[1] + pde_values.shape[1]
+        bytes_each = 3 * layout.tile_cols * bins * z.element_size()
+        for (lo, hi), other in mirrored_rows(z, layout, self.mesh, bytes_each):
+            hi = min(hi, rows)
+            if hi <= lo or cols == 0:
+                continue
+            mine, theirs = slice(r0 + lo, r0 + hi), slice(c0, c0 + cols)
+            same = asym[mine, None] == asym[c0:c1]
+            apart = None if single else same
+            # Without the batch dimension the rows are contiguous: Linear makes one GEMM of them.
+            x = z[0, lo:hi]
+            pae, tm = self.expected("pae", x, pae_values, apart)[..., :cols]
+            mirrored = other[0, : hi - lo]
+            pde = self.expected("pde", x, pde_values, apart, mirrored)[0, :, :cols]
+            errors[0, lo:hi, :cols], errors[1, lo:hi, :cols] = pae, pde
+            weight = contact_probability[0, lo:hi, :cols] * mask[mine, None] * mask[theirs]
+            weight.masked_fill_(token[mine, None] == token[theirs], 0)
+            with torch.autocast(z.device.type, enabled=False):
+                sums[lo:hi, :-PDE_SUMS] = tm @ members
+            between = weight.masked_fill(same[:, :cols], 0)
+            parts = (pde * weight, weight, pde * between, between)
+            sums[lo:hi, -PDE_SUMS:] = torch.stack([p.sum(-1) for p in parts], -1)
+        return errors, sums
+
+    @torch.no_grad()
+    def plddt(self, s: Tensor, feats: Feats, layout: PairLayout) -> Tensor:
+        """Expected pLDDT.
+
+        Args:
+            s: single shard [1, n, C_s]. feats: collated compact features. layout: the tiling.
+
+        Returns:
+            [1, N], or [1, A] with atom-level confidence, between 0 and 1, on every rank.
+        """
+        logits = wide(self.to_plddt_logits(s))
+        slots = 1 if self.token_level_confidence else self.max_num_atoms_per_token
+        logits = logits.unflatten(-1, (slots, -1))
+        centres = bin_centres(logits.shape[-1], 1.0, s.device).to(logits.dtype)[None]
+        # Stock pads atoms with zero logits; their expectation is the mean bin.
+        blank = expectations(logits.new_zeros((1, logits.shape[-1])), centres)[0]
+        plan = token_plan(layout, ("all",))
+        shard = expectations(logits, centres)[0]
+        (found,) = fetch(self.mesh, plan, (shard,), ((1,),), "confidence")
+        found = found[:, : layout.n]
+        if self.token_level_confidence:
+            return found[..., 0]
+        real = feats["atom_pad_mask"][0].bool()
+        atoms = torch.bincount(feats["atom_to_token"][0, real], minlength=layout.n)
+        used = torch.arange(slots, device=s.device) < atoms[:, None]  # [N, slots]
+        out = blank.expand(1, len(real)).clone()
+        values = found[:, used]
+        out[:, : values.shape[1]] = values
+        return out
+
+
+def gather_errors(errors: Tensor, write: WriteRows | None, layout: PairLayout, mesh: Mesh) -> None:
+    """Bring tiles to the root, a row chunk at a time.
+
+    Args:
+        errors: this rank's tile [K, T_r, T_c].
+        write: called on the root as `write(lo, block)`, with rows lo, lo + 1, ... [K, rows, N] in
+            increasing order, on the mesh's device and valid until it returns; None elsewhere.
+        layout: the tiling. mesh: the mesh.
+    """
+    each = 2 * len(errors) * layout.padded * errors.element_size()
+    pieces = -(-layout.tile_rows // chunk_length(layout.tile_rows, each, errors.device))
+    regions = stream(mesh, root_plan(layout, pieces), (errors,), ((1, 2),), "gather")
+    starts = (
+        r * layout.tile_rows + lo
+        for r in range(layout.mesh_rows)
+        for lo, _ in chunks(layout.tile_rows, pieces)
+    )
+    for lo, (region,) in zip(starts, regions, strict=True):
+        count = layout.valid((lo, lo + region.shape[1]))
+        if write is not None and count:
+            write(lo, region[:, :count, : layout.n])

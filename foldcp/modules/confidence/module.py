@@ -1,0 +1,286 @@
+"""The confidence module on tiles: one sample after the other, its pair tile built in row chunks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from foldcp.fabric.exchange.autograd import fetch
+from foldcp.fabric.mesh import Mesh
+from foldcp.layout.plans import token_plan
+from foldcp.layout.tiles import PairLayout
+from foldcp.modules.base import TiledModule, wide
+from foldcp.modules.confidence.heads import (
+    PDE_SUMS,
+    ConfidenceHeads,
+    WriteRows,
+    gather_errors,
+)
+from foldcp.modules.confidence.scores import (
+    CONTACT,
+    EPS,
+    NONPOLYMER,
+    ColumnGroups,
+    InterfaceWeights,
+    Ligand,
+    atom_interface,
+    distances,
+    frame_mask,
+    interface_plddt,
+    ligands,
+    row_totals,
+    tm_scores,
+)
+from foldcp.modules.sink import MatrixSink
+from foldcp.modules.trunk.pair_embedding import PairEmbedding
+from foldcp.modules.trunk.pairformer import PairformerModule
+from foldcp_kernels.core.chunking import chunk_length, spans
+from foldcp_kernels.relative_position import add_rows_of_table_
+
+Feats = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """What every sample shares: the normalised single shard and its projections.
+
+    `inputs` is the shard that they are projections of. `rows` and `cols` are terms of the pair
+    tile [1, T, C]; `left` and `right` factors, or None.
+    """
+
+    s: Tensor
+    inputs: Tensor
+    rows: Tensor
+    cols: Tensor
+    left: Tensor | None
+    right: Tensor | None
+
+
+class ConfidenceModule(TiledModule):
+    """pLDDT, PAE, PDE and the scores made of them. AlphaFold 3, Algorithm 31."""
+
+    weights = InterfaceWeights()
+
+    def __init__(self, twin: nn.Module, mesh: Mesh) -> None:
+        super().__init__(twin, mesh)
+        self.pair_embedding: PairEmbedding | None = None
+        self.adopt(twin, mesh)
+
+    def adopt(self, twin: nn.Module, mesh: Mesh) -> None:
+        """Take over the twin's choices and put tiled modules in the place of its own."""
+        self.no_update_s = twin.no_update_s
+        self.add_s_to_z_prod = twin.add_s_to_z_prod
+        self.add_s_input_to_s = twin.add_s_input_to_s
+        self.pairformer_stack = PairformerModule(twin.pairformer_stack, mesh)
+        self.confidence_heads = ConfidenceHeads(twin.confidence_heads, mesh)
+        if twin.add_z_input_to_z:
+            self.pair_embedding = PairEmbedding(
+                twin.rel_pos,
+                twin.token_bonds,
+                twin.token_bonds_type if twin.bond_type_feature else None,
+                twin.contact_conditioning,
+                mesh,
+            )
+
+    @torch.no_grad()
+    def forward(
+        self,
+        s_inputs: Tensor,
+        s: Tensor,
+        z: Tensor,
+        x_pred: Tensor,
+        feats: Feats,
+        contact_probability: Tensor,
+        layout: PairLayout,
+        reuse_z: bool = False,
+        sink: MatrixSink | None = None,
+    ) -> dict[str, Any]:
+        """Rate M predicted structures, without gradient.
+
+        Args:
+            s_inputs: shard of the input embedding [1, n, C_s]. s: single shard [1, n, C_s].
+            z: pair tile [1, T_r, T_c, C]. x_pred: coordinates [M, A, 3] in angstrom, replicated.
+            feats: collated compact features.
+            contact_probability: [1, T_r, T_c], from the distogram.
+            layout: the tiling.
+            reuse_z: the last sample may overwrite `z`, which saves a tile.
+            sink: takes the rows of "pae" and "pde" on the root rank; None keeps the matrices.
+
+        Returns:
+            `plddt` [M, N] ([M, A] with atom-level confidence), `complex_plddt`, `complex_iplddt`,
+            `complex_pde`, `complex_ipde`, `ptm`, `iptm`, `ligand_iptm`, `protein_iptm` [M] and
+            `pair_chains_iptm` ([M] by column chain, then row chain) on every rank; without `sink`
+            also `pae` and `pde` [M, N, N] in angstrom in CPU memory on the root rank, None on the
+            others.
+
+        Raises:
+            ValueError: a tensor is not a tile of this layout.
+
+        Source: AlphaFold 3 supplement, Algorithm 31.
+        """
+        self.mesh.check(z, layout)
+        tokens = self._tokens(s_inputs, s, layout)
+        samples, n = len(x_pred), layout.n
+        dtype = wide(z[:1, :1, :1]).dtype
+        groups, chains = ColumnGroups.of(feats, dtype), ligands(feats)
+        matrices = None
+        if self.mesh.is_root and sink is None:
+            matrices = torch.empty((2, samples, n, n), dtype=dtype)
+        found, spare = [], None
+        for m in range(samples):
+            if m + 1 == samples and reuse_z:
+                spare, tile = None, z
+            else:
+                tile = spare = torch.empty_like(z) if spare is None else spare
+            near = self._build(tile, z, tokens, x_pred[m], feats, layout)
+            s_m, tile = self.refine(tokens, tile, m, feats, layout)
+            errors, sums = self.confidence_heads.pair_errors(
+                tile, contact_probability, feats, groups, layout
+            )
+            write = _to_memory(matrices[:, m]) if matrices is not None else None
+            if sink is not None:
+                write = _to_sink(sink, m)
+            gather_errors(errors, write, layout, self.mesh)
+            totals = row_totals(torch.cat([sums, near[:, None].to(sums)], 1), layout, self.mesh)
+            found.append(self._scores(s_m, x_pred[m], totals, feats, groups, chains, layout))
+        scores = _join(found)
+        if sink is None:
+            scores["pae"], scores["pde"] = (None, None) if matrices is None else matrices
+        return scores
+
+    def refine(
+        self, tokens: Tokens, tile: Tensor, sample: int, feats: Feats, layout: PairLayout
+    ) -> tuple[Tensor, Tensor]:
+        """The stack on one sample: (single shard, pair tile), the tile in place."""
+        return self.pairformer_stack(tokens.s, tile, layout)
+
+    def singles(self, s_inputs: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+        """The shards (input embedding, single) that the module works with."""
+        s_inputs = self.s_inputs_norm(s_inputs)
+        if not self.no_update_s:
+            s = self.s_norm(s)
+        if self.add_s_input_to_s:
+            s = s + self.s_input_to_s(s_inputs)
+        return s_inputs, s
+
+    def sides(self, s_inputs: Tensor) -> list[Tensor]:
+        """What a pair takes from its row and from its column, shards."""
+        return [self.s_to_z(s_inputs), self.s_to_z_transpose(s_inputs)]
+
+    def pair_rows(self, z: Tensor) -> Tensor:
+        """What rows of the pair tile become before anything is added."""
+        return wide(self.z_norm(z))
+
+    def _tokens(self, s_inputs: Tensor, s: Tensor, layout: PairLayout) -> Tokens:
+        s_inputs, s = self.singles(s_inputs, s)
+        shards = self.sides(s_inputs)
+        if self.add_s_to_z_prod:
+            shards += [self.s_to_z_prod_in1(s_inputs), self.s_to_z_prod_in2(s_inputs)]
+        plan = token_plan(layout, ("rows", "cols") * (len(shards) // 2))
+        got = fetch(self.mesh, plan, tuple(shards), ((1,),) * len(shards), "confidence")
+        return Tokens(s, s_inputs, *got, *(None,) * (4 - len(got)))
+
+    def _build(
+        self, out: Tensor, z: Tensor, tokens: Tokens, x: Tensor, feats: Feats, layout: PairLayout
+    ) -> Tensor:
+        """Write the pair tile of one sample to `out` (which may be `z`).
+
+        Returns:
+            [T_r], 1 where a token is within 8 angstrom of another chain in this rank's columns.
+        """
+        n, (r0, r1), (c0, c1) = layout.n, *layout.tile_box()
+        pad = (0, layout.padded - n)
+        x = F.pad(wide(x[feats["token_to_rep_atom"][0]]), (0, 0, *pad))
+        asym = F.pad(feats["asym_id"][0], pad)
+        table, boundaries = self.dist_bin_pairwise_embed.weight, self.boundaries
+        real = layout.valid((c0, c1))
+        near = x.new_zeros(r1 - r0)
+        each = 5 * layout.tile_cols * z.shape[-1] * wide(z[:1, :1, :1]).element_size()
+        for lo, hi in spans(r1 - r0, chunk_length(r1 - r0, each, z.device)):
+            rows = self.pair_rows(z[:, lo:hi])
+            rows.add_(tokens.rows[:, lo:hi, None]).add_(tokens.cols[:, None])
+            if tokens.left is not None:
+                product = tokens.left[:, lo:hi, None] * tokens.right[:, None]
+                rows.add_(self.s_to_z_prod_out(product))
+            if self.pair_embedding is not None:
+                self.pair_embedding.add_rows_(rows, feats, layout, lo, hi)
+            d = distances(x[r0 + lo : r0 + hi], x[c0:c1], n)
+            # Left insertion counts the boundaries that the distance exceeds.
+            bins = torch.bucketize(d, boundaries.to(d.dtype), out_int32=True)
+            add_rows_of_table_(rows[0], table, bins)
+            out[:, lo:hi] = rows
+            other = asym[r0 + lo : r0 + hi, None] != asym[c0 : c0 + real]
+            near[lo:hi] = ((d[:, :real] < CONTACT) & other).any(-1)
+        return near
+
+    def _scores(
+        self,
+        s: Tensor,
+        x: Tensor,
+        totals: Tensor,
+        feats: Feats,
+        groups: ColumnGroups,
+        chains: list[Ligand],
+        layout: PairLayout,
+    ) -> dict[str, Any]:
+        """The O(N) results of one sample, [1, ...] each; `totals` [Q, N, G + PDE_SUMS + 1]."""
+        sums = totals[..., :-1].sum(0)
+        weighted, weight, between, between_weight = sums[:, -PDE_SUMS:].sum(0).unbind()
+        plddt = self.confidence_heads.plddt(s, feats, layout)
+        if self.confidence_heads.token_level_confidence:
+            mask, ligand = groups.pad_mask, feats["mol_type"][0] == NONPOLYMER
+            interface = totals[..., -1].amax(0) > 0
+        else:
+            mask = feats["atom_pad_mask"][0].to(groups.pad_mask)
+            # Stock gives padding atoms chain 0 and type 0, and lets them be contacts.
+            token, real = feats["atom_to_token"][0], mask.bool()
+            ligand = (feats["mol_type"][0, token] == NONPOLYMER) & real
+            interface = atom_interface(
+                wide(x), feats["asym_id"][0, token] * real, layout, self.mesh
+            )
+        complex_plddt, complex_iplddt = interface_plddt(
+            plddt[0], mask, ligand, interface, self.weights
+        )
+        frames = frame_mask(x, feats, chains).to(sums)
+        return {
+            "plddt": plddt,
+            "complex_plddt": complex_plddt,
+            "complex_iplddt": complex_iplddt,
+            "complex_pde": (weighted / weight)[None],
+            "complex_ipde": (between / (between_weight + EPS))[None],
+            **tm_scores(sums[:, :-PDE_SUMS], groups, frames),
+        }
+
+
+def _to_memory(out: Tensor) -> WriteRows:
+    """Writes rows of PAE and PDE to `out` [2, N, N]."""
+
+    def write(lo: int, block: Tensor) -> None:
+        out[:, lo : lo + block.shape[1]].copy_(block)
+
+    return write
+
+
+def _to_sink(sink: MatrixSink, sample: int) -> WriteRows:
+    """Hands rows of PAE and PDE to `sink`."""
+
+    def write(lo: int, block: Tensor) -> None:
+        sink.rows("pae", sample, lo, block[0])
+        sink.rows("pde", sample, lo, block[1])
+
+    return write
+
+
+def _join(found: list[dict[Any, Any]]) -> dict[Any, Any]:
+    """Concatenate the results of the samples, nested dictionaries included."""
+    return {
+        key: _join([f[key] for f in found])
+        if isinstance(value, dict)
+        else torch.cat([f[key] for f in found])
+        for key, value in found[0].items()
+    }

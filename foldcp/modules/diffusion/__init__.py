@@ -1,0 +1,1 @@
+"""Sample coordinates: conditioning, score model, sampler, steering."""

@@ -1,0 +1,225 @@
+"""The diffusion sampler: every rank holds all coordinates and draws the numbers stock draws."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from foldcp.fabric.mesh import Mesh
+from foldcp.layout.tiles import AtomLayout, PairLayout
+from foldcp.modules.atoms.windows import Feats
+from foldcp.modules.base import TiledModule
+from foldcp.modules.diffusion.batch_size import sample_bytes, samples_at_once
+from foldcp.modules.diffusion.conditioning import Conditioning
+from foldcp.modules.diffusion.noise import NoiseStep, Scales, StepNumbers, noise_schedule
+from foldcp.modules.diffusion.particles import Particles, Steering
+from foldcp.modules.diffusion.score_model import DiffusionModule, Prepared
+from foldcp.modules.diffusion.superposition import Alignment, augmentation_shapes, rotation_matrix
+from foldcp.modules.from_root import normal
+from foldcp.modules.graphs.step_graph import Steps, recorder
+
+_SETTINGS = (
+    "sigma_min",
+    "sigma_max",
+    "sigma_data",
+    "rho",
+    "num_sampling_steps",
+    "gamma_0",
+    "gamma_min",
+    "noise_scale",
+    "step_scale",
+    "alignment_reverse_diff",
+)
+
+
+class AtomDiffusion(TiledModule):
+    """The sampler around the score model. AlphaFold 3 supplement, Algorithm 18."""
+
+    network = DiffusionModule
+
+    @property
+    def step(self) -> type[SamplingStep]:
+        """The class of a step."""
+        return SamplingStep
+
+    def __init__(self, twin: nn.Module, mesh: Mesh) -> None:
+        super().__init__(twin, mesh)
+        # A compiled score model keeps the module it was made from here.
+        self.score_model = self.network(
+            getattr(twin.score_model, "_orig_mod", twin.score_model), mesh
+        )
+        for name in _SETTINGS:
+            setattr(self, name, getattr(twin, name))
+
+    @torch.no_grad()
+    def sample(
+        self,
+        conditioning: Conditioning,
+        s_inputs: Tensor,
+        s_trunk: Tensor,
+        feats: Feats,
+        layout: PairLayout,
+        atom_layout: AtomLayout,
+        num_sampling_steps: int | None = None,
+        multiplicity: int = 1,
+        max_parallel_samples: int | None = None,
+        steering: Steering | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Tensor:
+        """Sample structures.
+
+        Args:
+            conditioning: of the same layouts.
+            s_inputs: this rank's shard [1, n, token_s]. s_trunk: [1, n, token_s].
+            feats: collated compact features.
+            layout: the tiling. atom_layout: the blocks of windows.
+            num_sampling_steps: None for the model's own number.
+            multiplicity: samples to return.
+            max_parallel_samples: samples that the score model takes at once, None for all; fewer
+                where memory is short.
+            steering: potentials that steer the samples, None for none.
+            progress: called as `(steps done, steps)` after every step.
+
+        Returns:
+            Coordinates [multiplicity, A, 3] in angstrom, the same on every rank; padding atoms
+            carry coordinates too, as in Boltz. The generator of the device ends where it would
+            after stock's sampler.
+
+        Raises:
+            ValueError: fewer than 2 steps, or layouts that do not fit.
+
+        Source: AlphaFold 3 supplement, Algorithm 18.
+        """
+        steps = self.num_sampling_steps if num_sampling_steps is None else num_sampling_steps
+        sigma, levels = noise_schedule(self, steps, self.mesh.device)
+        count = multiplicity * (steering.num_particles if steering is not None else 1)
+        with torch.autocast(self.mesh.device.type, enabled=False):
+            prepared = self.score_model.prepare(
+                conditioning, s_inputs, s_trunk, feats, layout, atom_layout
+            )
+            shape = (count, feats["atom_pad_mask"].shape[1], 3)
+            (noise,) = normal(self.mesh, shape, like=torch.empty(0, device=self.mesh.device))
+            coords = sigma * noise
+            step = self._step(prepared, feats, coords, max_parallel_samples)
+            particles = None
+            if steering is not None:
+                particles = Particles(steering, coords, self.step_scale, self.mesh)
+            return self._run(step, coords, levels, particles, progress or (lambda *_: None))
+
+    def _step(
+        self, prepared: Prepared, feats: Feats, coords: Tensor, at_most: int | None
+    ) -> SamplingStep:
+        """Everything that the steps share; the last place that waits for the device."""
+        count, atoms, _ = coords.shape
+        align = None
+        if self.alignment_reverse_diff:
+            mask = feats["atom_pad_mask"].to(coords.dtype)
+            align = Alignment(mask, int(mask.sum()))
+        at_once = samples_at_once(count, at_most, sample_bytes(prepared, atoms), self.mesh)
+        return self.step(self.score_model, prepared, align, at_once)
+
+    def _run(
+        self,
+        step: SamplingStep,
+        coords: Tensor,
+        levels: Sequence[NoiseStep],
+        particles: Particles | None,
+        progress: Callable[[int, int], None],
+    ) -> Tensor:
+        """All steps, from the first noise [M, A, 3] to coordinates. Only potentials may sync."""
+        numbers = StepNumbers(levels, self.sigma_data, self.step_scale, coords.device)
+        times = self.score_model.embed_times(numbers.time)
+        unique = step.align is None or step.align.unique
+        shape = tuple(coords.shape)
+        with Steps(step, recorder(self.mesh, particles is not None, unique)) as run:
+            for i, level in enumerate(levels):
+                drawn = normal(self.mesh, *augmentation_shapes(len(coords)), shape, like=coords)
+                given = (coords, *drawn, numbers.rows[i], times[i])
+                if particles is None:
+                    coords = run(*given)
+                else:
+                    coords = step(*given, partial(_steer, particles, level, i, len(levels)))
+                step.finished(i, None if particles is None else particles.taken)
+                progress(i + 1, len(levels))
+            return run.finish(coords)
+
+
+class SamplingStep:
+    """One step of the sampler, a function of its arguments and of what does not change.
+
+    Args:
+        score_model: the network. prepared: what its calls share.
+        align: moves the noisy coordinates onto the denoised ones, None for none.
+        at_once: samples that the network takes per call.
+    """
+
+    def __init__(
+        self,
+        score_model: DiffusionModule,
+        prepared: Prepared,
+        align: Alignment | None,
+        at_once: int,
+    ) -> None:
+        self._score_model, self._prepared, self._at_once = score_model, prepared, at_once
+        self.align = align
+
+    def __call__(
+        self,
+        coords: Tensor,
+        quaternion: Tensor,
+        shift: Tensor,
+        eps: Tensor,
+        row: Tensor,
+        time: Tensor,
+        steer: Callable[..., tuple[Tensor, Tensor]] | None = None,
+    ) -> Tensor:
+        """From the coordinates of one noise level to those of the next.
+
+        Args:
+            coords: [M, A, 3] in angstrom. quaternion: [M, 4]. shift: [M, 1, 3].
+            eps: standard normal [M, A, 3]. row: of `StepNumbers.rows`. time: its embedding.
+            steer: `(rotation, noisy, denoised, noise) -> (noisy, denoised)`, may redraw samples.
+
+        Returns:
+            [M, A, 3].
+
+        Source: AlphaFold 3 supplement, Algorithm 18.
+        """
+        scale = Scales(*row.unbind())
+        rotation = rotation_matrix(quaternion)
+        coords = (coords - coords.mean(dim=-2, keepdim=True)) @ rotation + shift
+        noise = scale.noise * eps
+        noisy = coords + noise
+        denoised = scale.skip * noisy + scale.out * self._score(scale.input * noisy, time)
+        if steer is not None:
+            noisy, denoised = steer(rotation, noisy, denoised, noise)
+        if self.align is not None:
+            noisy = self.align(noisy, denoised)
+        return noisy + scale.move * ((noisy - denoised) / scale.sigma)
+
+    def finished(self, step: int, taken: Tensor | None) -> None:
+        """Called after each step; `taken` [M] are the samples that it redrew, None for all."""
+
+    def _score(self, r_noisy: Tensor, time: Tensor) -> Tensor:
+        """The score model's update of all samples."""
+        s = self._score_model.condition(self._prepared, time)
+        calls = -(-r_noisy.shape[0] // self._at_once)
+        parts = [self._score_model(self._prepared, x, s) for x in r_noisy.chunk(calls)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _steer(
+    particles: Particles,
+    level: NoiseStep,
+    step: int,
+    steps: int,
+    rotation: Tensor,
+    noisy: Tensor,
+    denoised: Tensor,
+    noise: Tensor,
+) -> tuple[Tensor, Tensor]:
+    particles.rotate(rotation)
+    return particles.steer(noisy, denoised, noise, level, step, steps)

@@ -1,0 +1,141 @@
+"""The score model: atoms to tokens, the token transformer, and back to atoms, over a mesh."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import pi
+
+import torch
+from torch import Tensor, nn
+
+from foldcp.fabric.mesh import Mesh
+from foldcp.layout.tiles import AtomLayout, PairLayout
+from foldcp.modules.atoms.transformer import AtomStack, atom_stack, atom_transformer
+from foldcp.modules.atoms.windows import AtomBlock, Feats, atom_block
+from foldcp.modules.base import TiledModule, wide
+from foldcp.modules.diffusion.conditioning import Conditioning, transition_weights
+from foldcp.modules.diffusion.token_transformer import token_transformer
+from foldcp_kernels.transition import swiglu
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What one structure's sampling steps share.
+
+    Args:
+        layout: the tiling. block: this rank's atoms.
+        q: atom activations before the coordinates are added [1, a, atom_s].
+        encoder, decoder: the atom stacks with their biases and gates.
+        token_bias: per layer this rank's tile [H, T_r, T_c].
+        single: the part of the conditioning without the noise level [1, n, 2 token_s].
+    """
+
+    layout: PairLayout
+    block: AtomBlock
+    q: Tensor
+    encoder: AtomStack
+    decoder: AtomStack
+    token_bias: tuple[Tensor, ...]
+    single: Tensor
+
+
+class DiffusionModule(TiledModule):
+    """The score model on token shards and atom windows. AlphaFold 3, Algorithm 20."""
+
+    def __init__(self, twin: nn.Module, mesh: Mesh) -> None:
+        super().__init__(twin, mesh)
+        self.sigma_data = twin.sigma_data
+
+    def prepare(
+        self,
+        conditioning: Conditioning,
+        s_inputs: Tensor,
+        s_trunk: Tensor,
+        feats: Feats,
+        layout: PairLayout,
+        atom_layout: AtomLayout,
+    ) -> Prepared:
+        """Compute once what no sampling step changes.
+
+        Args:
+            conditioning: of the same layouts.
+            s_inputs: this rank's shard [1, n, token_s]. s_trunk: [1, n, token_s].
+            feats: collated compact features.
+            layout: the tiling. atom_layout: the blocks of windows.
+
+        Returns:
+            What `condition` and `forward` take.
+
+        Raises:
+            ValueError: `atom_layout` does not fit the features or the mesh.
+        """
+        encoder, decoder = self.atom_attention_encoder, self.atom_attention_decoder
+        depth = max(len(conditioning.atom_enc_bias), len(conditioning.atom_dec_bias))
+        c = wide(conditioning.c)
+        conditioner = self.single_conditioner
+        s = torch.cat([wide(s_trunk), wide(s_inputs)], -1)
+        return Prepared(
+            layout=layout,
+            block=atom_block(feats, layout, atom_layout, self.mesh, depth),
+            q=wide(conditioning.q),
+            encoder=atom_stack(encoder.atom_encoder, c, conditioning.atom_enc_bias),
+            decoder=atom_stack(decoder.atom_decoder, c, conditioning.atom_dec_bias),
+            token_bias=tuple(conditioning.token_bias),
+            single=conditioner.single_embed(conditioner.norm_single(s)),
+        )
+
+    def embed_times(self, times: Tensor) -> Tensor:
+        """The embedding of noise levels: [T] -> [T, 2 token_s]. AlphaFold 3, Algorithm 22."""
+        conditioner = self.single_conditioner
+        waves = torch.cos(2 * pi * conditioner.fourier_embed.proj(times[:, None]))
+        return conditioner.fourier_to_single(conditioner.norm_fourier(waves))
+
+    def condition(self, prepared: Prepared, time: Tensor) -> Tensor:
+        """The single conditioning of one step.
+
+        Args:
+            prepared: what the steps share. time: embedding of the step's noise level [2 token_s].
+
+        Returns:
+            [1, n, 2 token_s], for all samples: they share the noise level.
+
+        Source: AlphaFold 3 supplement, Algorithm 21.
+        """
+        s = prepared.single + time
+        for transition in self.single_conditioner.transitions:
+            s = swiglu(s, transition_weights(transition)).add_(s)
+        return s
+
+    def forward(self, prepared: Prepared, r_noisy: Tensor, s: Tensor) -> Tensor:
+        """The update of the coordinates.
+
+        Args:
+            prepared: what the steps share.
+            r_noisy: scaled noisy coordinates of all atoms [M, A, 3], the same on every rank.
+            s: this step's conditioning [1, n, 2 token_s].
+
+        Returns:
+            [M, A, 3] on every rank.
+
+        Source: AlphaFold 3 supplement, Algorithm 20.
+        """
+        return self.with_tokens(prepared, r_noisy, s)[0]
+
+    def with_tokens(self, prepared: Prepared, r_noisy: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+        """As `forward`, with the token activations that the update is made of [M, n, 2 token_s]."""
+        block, encoder = prepared.block, self.atom_attention_encoder
+        q = prepared.q + encoder.r_to_q_trans(block.cut(r_noisy))
+        q = atom_transformer(prepared.encoder, q)
+        lo, hi = block.own
+        linear, _ = encoder.atom_to_token_trans  # and a ReLU, in place here: it is the peak
+        a = block.to_tokens(linear(q[:, lo:hi]).relu_())
+        a = a + self.s_to_a_linear(s)
+        a = token_transformer(
+            self.token_transformer.layers, a, s, prepared.token_bias, prepared.layout, self.mesh
+        )
+        decoder = self.atom_attention_decoder
+        # Projected before it travels: atom_s channels instead of 2 token_s.
+        a = self.a_norm(a)
+        to_atoms = block.from_tokens(decoder.a_to_q_trans(a))
+        q = atom_transformer(prepared.decoder, block.with_halo(q) + to_atoms)
+        return block.gather_atoms(decoder.atom_feat_to_atom_pos_update(q[:, lo:hi])), a

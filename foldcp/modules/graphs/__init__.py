@@ -1,0 +1,1 @@
+"""Record blocks and sampling steps as CUDA graphs and replay them."""

@@ -1,0 +1,93 @@
+"""The random numbers that folding one input draws, drawn without folding it.
+
+A data-parallel group steps over the inputs of the others with it, so that each input sees the
+numbers that it sees when one process folds all of them in turn.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from foldcp.modules.base import draw_dropout, draw_pair_dropout
+from foldcp.modules.diffusion.noise import noise_schedule
+from foldcp.modules.diffusion.superposition import random_augmentation
+from foldcp.modules.model import Features, Settings
+
+
+def replay(model: nn.Module, feats: Features, settings: Settings) -> None:
+    """Draw what a prediction of a swapped model draws, in its order and shapes.
+
+    Args:
+        model: swapped, see `foldcp.boltz.families.boltz2`. feats: compact features of the input.
+        settings: of the prediction.
+    """
+    device = model.foldcp.mesh.device
+    n = feats["token_index"].shape[1]
+    for _ in range(settings.recycling_steps + 1):
+        draw_trunk(model, feats, n, device)
+    steering = None if model.foldcp.steering is None else model.foldcp.steering(feats, device)
+    draw_sampler(model.structure_module, feats, settings, steering, device)
+    if model.confidence_prediction:
+        for _ in range(settings.diffusion_samples):
+            draw_confidence(model.confidence_module, feats, n, device)
+
+
+def draw_confidence(module: nn.Module, feats: Features, n: int, device: torch.device) -> None:
+    """Of the rating of one sample."""
+    if getattr(module, "imitate_trunk", False):  # Boltz-1
+        draw_msa(module.msa_module, feats, n, device)
+        draw_stack(module.pairformer_module, 1, n, device)
+    else:
+        draw_stack(module.pairformer_stack, 1, n, device)
+
+
+def draw_trunk(model: nn.Module, feats: Features, n: int, device: torch.device) -> None:
+    """Of one pass of the trunk: templates, MSA, pairformer."""
+    if getattr(model, "use_templates", False):
+        templates = feats["template_mask"].shape[1]
+        draw_stack(model.template_module.pairformer, templates, n, device)
+    draw_msa(model.msa_module, feats, n, device)
+    draw_stack(model.pairformer_module, 1, n, device)
+
+
+def draw_stack(stack: nn.Module, batch: int, n: int, device: torch.device) -> None:
+    """Of a stack of pairformer layers on N tokens."""
+    for _ in stack.layers:
+        draw_pair_dropout(batch, n, device)
+
+
+def draw_msa(module: nn.Module, feats: Features, n: int, device: torch.device) -> None:
+    """Of the MSA module: the choice of rows, and its dropouts."""
+    rows = feats["msa"].shape[1]
+    if module.subsample_msa:
+        rows = len(torch.randperm(rows)[: module.num_subsampled_msa])
+    for _ in module.layers:
+        draw_dropout((1, rows, 1, 1), device)
+        draw_pair_dropout(1, n, device)
+
+
+def draw_sampler(
+    sampler: Any, feats: Features, settings: Settings, steering: Any, device: torch.device
+) -> None:
+    """Of the sampler: noise, augmentations, and the choice of particles when steered."""
+    particles = 1 if steering is None else steering.num_particles
+    count = settings.diffusion_samples * particles
+    shape = (count, feats["atom_pad_mask"].shape[1], 3)
+    steps = settings.sampling_steps or sampler.num_sampling_steps
+    like = torch.randn(shape, device=device)
+    for i, level in enumerate(noise_schedule(sampler, steps, device)[1]):
+        random_augmentation(count, like)
+        torch.randn(shape, device=device)
+        if steering is None or not steering.resample:
+            continue
+        last = i == steps - 1
+        if last or (i % steering.resampling_interval == 0 and level.noise_var > 0):
+            _draw_particles(like, settings.diffusion_samples, particles, last)
+
+
+def _draw_particles(like: Tensor, samples: int, particles: int, last: bool) -> None:
+    weights = like.new_ones((samples, particles))
+    torch.multinomial(weights, 1 if last else particles, replacement=True)

@@ -1,0 +1,1 @@
+"""Run the trunk on tiles: input embedding, MSA, templates, pairformer."""

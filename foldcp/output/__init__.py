@@ -1,0 +1,1 @@
+"""Write predictions and trunks to disk, each whole or not at all."""

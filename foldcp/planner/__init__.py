@@ -1,0 +1,1 @@
+"""Predict what each strategy costs, and choose one alike on all ranks."""

@@ -1,0 +1,134 @@
+"""A fault that costs one input and not the run: all ranks drop it, are joined anew and go on.
+
+The rank that runs out of memory leaves word in the store, then its exchanges and its process group:
+the others fail in whatever they wait for, find the word, and leave too. Once all have, new
+communicators are made and the next input is begun. Everything else that fails ends the run.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import time
+from collections.abc import Callable
+from typing import Protocol, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from foldcp.config import Config
+from foldcp.errors import InputLost, TransportError, is_out_of_memory
+from foldcp.fabric.exchange import under_way
+from foldcp.fabric.mesh import Mesh
+from foldcp.fabric.transport.engine_transport import NativeTransport
+from foldcp.runtime.report import out_of_memory
+from foldcp.runtime.session import Session
+
+Result = TypeVar("Result")
+
+_HEARING = 3.0  # seconds in which the reason of a broken exchange must turn up
+_POLL = 0.05  # seconds
+_BROKEN = ("closed by peer", "reset by peer", "broken pipe", "timed out", "connection refused")
+
+
+class Run(Protocol):
+    """Name what recovery asks of the prediction under way."""
+
+    config: Config
+    session: Session
+    mesh: Mesh
+    failed: dict[str, str]  # inputs that are dropped, and why
+
+    @property
+    def shared(self) -> bool:
+        """True when all ranks of the mesh work on the model under way together."""
+
+
+def together(run: Run, name: str, tokens: int, work: Callable[[], Result]) -> Result | None:
+    """Do a part of one input's prediction on all ranks of the group, or drop the input on all.
+
+    Args:
+        run: the prediction. name: of the input. tokens: N, 0 when it is not known yet.
+        work: this rank's part. The others' must exchange the same things.
+
+    Returns:
+        What `work` returns; None when the input was dropped, `run.failed` says why.
+
+    Raises:
+        Exception: what `work` raises, unless some rank of the group ran out of memory.
+    """
+    try:
+        result = work()
+        if run.shared:
+            run.mesh.barrier()
+        return result
+    except InputLost as error:  # alike on all ranks, which are still joined
+        reason, joined = str(error), True
+    except Exception as error:
+        reason, joined = _own(run, tokens, error) or _heard(run, error), False
+        if reason is None:
+            raise
+    # Out of the handler: its traceback held the tensors of the input.
+    _release()
+    if run.shared and not joined:
+        _join_anew(run, reason)
+    run.failed[name] = reason
+    return None
+
+
+def _own(run: Run, tokens: int, error: Exception) -> str | None:
+    """Leave word that this rank is out of memory; returns the first such word of any rank."""
+    if isinstance(error, TransportError) or not is_out_of_memory(error):
+        return None
+    session = run.session
+    text = out_of_memory(error, run.mesh, session.stage, tokens)
+    if not run.shared:
+        return text
+    return json.loads(session.store.compare_set(session.fault_key, "", json.dumps(text)))
+
+
+def _heard(run: Run, error: Exception) -> str | None:
+    """Why another rank left the exchange that failed here with `error`; None if none did."""
+    if not run.shared or not is_broken(error):
+        return None
+    store, key = run.session.store, run.session.fault_key
+    until = time.monotonic() + _HEARING
+    while not store.check([key]):
+        if time.monotonic() > until:
+            return None
+        time.sleep(_POLL)
+    return json.loads(store.get(key))
+
+
+def is_broken(error: BaseException) -> bool:
+    """True when an error says that an exchange with other ranks broke."""
+    broken = isinstance(error, (TransportError, dist.DistError))
+    return broken or any(part in str(error).lower() for part in _BROKEN)
+
+
+def _release() -> None:
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
+def _join_anew(run: Run, reason: str) -> None:
+    """Leave what joined the ranks, wait until all have, and make it anew."""
+    session, mesh = run.session, run.mesh
+    link = mesh.cut(reason)
+    native = isinstance(link, NativeTransport)
+    if not native:
+        under_way.forget_broken()
+    abort = getattr(dist.distributed_c10d, "_abort_process_group", None)
+    if mesh.device.type == "cuda" and abort is not None:
+        abort()
+    else:
+        dist.destroy_process_group()
+    session.meet(f"{session.fault_key}/left", mesh.size)
+    if native:
+        link.close()
+        under_way.forget_broken()  # the engine wrote into their memory until now
+    _release()
+    session.epoch += 1
+    mesh.rejoin(session.form(mesh.rows, mesh.cols, mesh.device, run.config))
+    session.mesh = mesh

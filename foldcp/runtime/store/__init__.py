@@ -1,0 +1,1 @@
+"""Pass small sealed messages between ranks through the launcher's store."""

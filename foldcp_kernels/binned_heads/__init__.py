@@ -1,0 +1,202 @@
+"""Expectations of binned predictions: pairs in, one number per value column out.
+
+    out_k = sum_b softmax(W (x + other) + bias)_b values_kb
+
+Logits exist for one chunk of rows only, in the fused kernel for one block of pairs.
+
+Source: AlphaFold 3 supplement, sections 4.3 (PAE, PDE, pLDDT), 4.4 (distogram) and 5.9.1 (pTM).
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from foldcp_kernels.core.arguments import check
+from foldcp_kernels.core.chunking import chunk_bytes, spans
+from foldcp_kernels.core.dispatch import check_dtype, choose, compute_dtype, derived
+from foldcp_kernels.core.recompute import nothing, recompute
+
+MAX_BINS = 128
+MAX_VALUES = 4
+
+
+def bin_centres(bins: int, end: float, device: torch.device) -> Tensor:
+    """Centres of `bins` equal bins between 0 and `end`, [bins].
+
+    Source: AlphaFold 3 supplement, section 4.3.
+    """
+    width = end / bins
+    return torch.arange(0.5 * width, end, width, device=device)
+
+
+def tm_values(centres: Tensor, tokens: Tensor) -> Tensor:
+    """The TM score of an error at each bin centre, 1 / (1 + (d / d0(N))^2), [bins].
+
+    Args:
+        centres: bin centres in angstrom [bins]. tokens: number of real tokens N, 0-dim.
+
+    Source: AlphaFold 3 supplement, section 5.9.1 (N clipped to at least 19).
+    """
+    d0 = 1.24 * (tokens.clip(min=19) - 15) ** (1 / 3) - 1.8
+    return 1 / (1 + (centres / d0) ** 2)
+
+
+def expectations(logits: Tensor, values: Tensor) -> Tensor:
+    """Expectations under softmax(logits) of several values per bin, without gradient.
+
+    Args:
+        logits: [..., bins]. values: [K, bins], float32 or float64; the softmax has their dtype.
+
+    Returns:
+        [K, ...] in the dtype of `values`.
+
+    Raises:
+        ValueError: the numbers of bins differ, or a dtype is no float.
+
+    Source: AlphaFold 3 supplement, section 4.3.
+    """
+    check("expectations", logits, values)
+    with torch.no_grad():
+        return _expect(logits, values)
+
+
+def expected_values(
+    x: Tensor,
+    weight: Tensor,
+    values: Tensor,
+    bias: Tensor | None = None,
+    other: Tensor | None = None,
+    weight_other: Tensor | None = None,
+    same: Tensor | None = None,
+    impl: str | None = None,
+) -> Tensor:
+    """Expectations of several values per bin under softmax(W (x + other) + bias).
+
+    Args:
+        x: [R, T, C] or [B, R, T, C], any strides. weight: [bins, C].
+        values: [K, bins], float32 or float64; the softmax has their dtype. bias: [bins].
+        other: added to `x`, same shape, any strides: the mirrored pairs of a symmetric head.
+        weight_other: [bins, C], instead of `weight` for the pairs where `same` is False.
+        same: bool, the shape of `x` without C; with `weight_other`, and only then.
+        impl: see `foldcp_kernels.core.dispatch`.
+
+    Returns:
+        [K, R, T] or [K, B, R, T] in the dtype of `values`.
+
+    Raises:
+        ValueError: a shape or dtype that does not fit, or a named `impl` cannot run.
+
+    Source: AlphaFold 3 supplement, sections 4.3 and 4.4.
+    """
+    op = "expected_values 3" if x.dim() == 3 else "expected_values 4"
+    check(op, x, weight, values, bias, other, weight_other, same)
+    if not x.numel():
+        out = values.new_empty((len(values), *x.shape[:-1]))
+        return nothing(out, x, weight, bias, other, weight_other)
+    name = choose("expected_values", impl, x, _refusal(x, weight, values, other))
+    if name == "reference":
+        from foldcp_kernels.binned_heads import definition
+
+        return definition.expected_values(x, weight, values, bias, other, weight_other, same).to(
+            values.dtype
+        )
+    twin = partial(_in_chunks, values, same)
+    if name == "torch":
+        return twin(x, weight, bias, other, weight_other)
+    fused = partial(_fused, values, same, compute_dtype(x))
+    return recompute(fused, twin, x, weight, bias, other, weight_other)
+
+
+def _fused(
+    values: Tensor,
+    same: Tensor | None,
+    dtype: torch.dtype,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    other: Tensor | None,
+    weight_other: Tensor | None,
+) -> Tensor:
+    from foldcp_kernels.binned_heads.fused import expected_values_fwd
+
+    w, w_other = (_cast(t, dtype) for t in (weight, weight_other))
+    if x.dim() == 4:
+        return expected_values_fwd(x, w, values.contiguous(), bias, other, w_other, same)
+    x, other, same = (None if t is None else t[None] for t in (x, other, same))
+    return expected_values_fwd(x, w, values.contiguous(), bias, other, w_other, same)[:, 0]
+
+
+def _cast(w: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    # What is kept for a tensor must not be that tensor, or neither would ever be freed.
+    if w is None or (w.dtype == dtype and w.is_contiguous()):
+        return w
+    return derived("cast", (w,), lambda w: w.to(dtype).contiguous(), dtype)
+
+
+def _in_chunks(
+    values: Tensor,
+    same: Tensor | None,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    other: Tensor | None,
+    weight_other: Tensor | None,
+) -> Tensor:
+    """The torch implementation; under autograd each chunk's logits are computed again."""
+    if x.dim() == 4:
+        parts = [
+            _in_chunks(
+                values, None if same is None else same[i], x[i], weight, bias,
+                None if other is None else other[i], weight_other,
+            )
+            for i in range(len(x))
+        ]  # fmt: skip
+        return parts[0][:, None] if len(parts) == 1 else torch.stack(parts, 1)
+    rows, cols, c = x.shape
+    logits = len(weight) * (2 if weight_other is None else 4)
+    each = cols * (c + logits) * max(x.element_size(), values.element_size())
+    parts = []
+    # Callers that stream pass chunks already, which smaller ones would only slow down.
+    for lo, hi in spans(rows, max(1, chunk_bytes(x.device) // max(1, each))):
+        part = None if same is None else same[lo:hi]
+        chunk = partial(_chunk, values, part)
+        cut = None if other is None else other[lo:hi]
+        parts.append(recompute(chunk, chunk, x[lo:hi], weight, bias, cut, weight_other))
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+
+def _chunk(
+    values: Tensor,
+    same: Tensor | None,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    other: Tensor | None,
+    weight_other: Tensor | None,
+) -> Tensor:
+    if other is not None:
+        x = x + other
+    if weight_other is None:
+        return _expect(F.linear(x, weight, bias), values)
+    both = F.linear(x, torch.cat([weight, weight_other]))
+    logits = torch.where(same[..., None], *both.split(len(weight), -1))
+    return _expect(logits if bias is None else logits + bias, values)
+
+
+def _expect(logits: Tensor, values: Tensor) -> Tensor:
+    with torch.autocast(logits.device.type, enabled=False):
+        p = torch.softmax(logits, -1, dtype=values.dtype)
+        return (values @ p.flatten(0, -2).T).unflatten(1, logits.shape[:-1])
+
+
+def _refusal(x: Tensor, weight: Tensor, values: Tensor, other: Tensor | None) -> str | None:
+    if values.shape[1] > MAX_BINS or values.shape[0] > MAX_VALUES:
+        return f"`values` is {list(values.shape)}; expected at most [{MAX_VALUES}, {MAX_BINS}]"
+    if values.dtype != torch.float32:
+        return f"`values` has dtype {values.dtype}; expected float32"
+    named = ((x, "x"), (weight, "weight"), (x if other is None else other, "other"))
+    return next((r for t, name in named if (r := check_dtype(t, name))), None)

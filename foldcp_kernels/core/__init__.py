@@ -1,0 +1,1 @@
+"""Choose, check, chunk and compile: what all ops share."""

@@ -1,0 +1,11 @@
+"""Define pair weighted averaging in plain torch: the truth, run it in float64."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def pair_weighted_averaging(v: Tensor, logits: Tensor) -> Tensor:
+    """v [B, S, N, H, D], logits [B, H, N, N] -> [B, S, N, H, D]. AlphaFold 3, Algorithm 10."""
+    return torch.einsum("bhij,bsjhd->bsihd", logits.softmax(-1), v)

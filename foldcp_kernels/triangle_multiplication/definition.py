@@ -1,0 +1,45 @@
+"""Hold the weights of a triangle multiplication, and define it in torch: run it in float64."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_EPS = 1e-5  # of Boltz's LayerNorms
+
+
+@dataclass(frozen=True)
+class TriangleMultiplicationWeights:
+    """Weights of one triangle multiplication; C input channels, D hidden channels.
+
+    norm_in_weight, norm_in_bias [C]; p_in, g_in [2D, C]; norm_out_weight, norm_out_bias [D];
+    p_out [C, D]; g_out [C, C].
+    """
+
+    norm_in_weight: Tensor
+    norm_in_bias: Tensor
+    p_in: Tensor
+    g_in: Tensor
+    norm_out_weight: Tensor
+    norm_out_bias: Tensor
+    p_out: Tensor
+    g_out: Tensor
+
+    def norm_in(self, x: Tensor) -> Tensor:
+        """LayerNorm of the input channels."""
+        return F.layer_norm(x, x.shape[-1:], self.norm_in_weight, self.norm_in_bias, _EPS)
+
+
+def triangle_multiplication(
+    z: Tensor, mask: Tensor, w: TriangleMultiplicationWeights, outgoing: bool
+) -> Tensor:
+    """z + triangle multiplication of z [B, N, N, C], mask [B, N, N]. AlphaFold 3, Alg. 12/13."""
+    x = w.norm_in(z)
+    p = F.linear(x, w.p_in) * F.linear(x, w.g_in).sigmoid() * mask[..., None].to(z.dtype)
+    a, b = p.chunk(2, -1)
+    o = torch.einsum("bikd,bjkd->bijd" if outgoing else "bkid,bkjd->bijd", a, b)
+    o = F.layer_norm(o, o.shape[-1:], w.norm_out_weight, w.norm_out_bias, 1e-5)
+    return z + F.linear(o, w.p_out) * F.linear(x, w.g_out).sigmoid()
