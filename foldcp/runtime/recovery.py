@@ -20,7 +20,7 @@ from foldcp.config import Config
 from foldcp.errors import InputLost, TransportError, is_out_of_memory
 from foldcp.fabric.exchange import under_way
 from foldcp.fabric.mesh import Mesh
-from foldcp.fabric.transport.engine_transport import NativeTransport
+from foldcp.fabric.transport.engine_transport import EngineTransport
 from foldcp.runtime.report import out_of_memory
 from foldcp.runtime.session import Session
 
@@ -60,7 +60,7 @@ def together(run: Run, name: str, tokens: int, work: Callable[[], Result]) -> Re
     try:
         result = work()
         if run.shared:
-            run.mesh.barrier()
+            run.mesh.ranks.barrier()
         return result
     except InputLost as error:  # alike on all ranks, which are still joined
         reason, joined = str(error), True
@@ -115,8 +115,8 @@ def _release() -> None:
 def _join_anew(run: Run, reason: str) -> None:
     """Leave what joined the ranks, wait until all have, and make it anew."""
     session, mesh = run.session, run.mesh
-    link = mesh.cut(reason)
-    native = isinstance(link, NativeTransport)
+    link = mesh.leave(reason)
+    native = isinstance(link, EngineTransport)
     if not native:
         under_way.forget_broken()
     abort = getattr(dist.distributed_c10d, "_abort_process_group", None)

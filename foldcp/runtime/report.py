@@ -119,9 +119,11 @@ def hint(mesh: Mesh, sizes: Sequence[int]) -> str:
 def _transport(mesh: Mesh) -> str:
     if mesh.size == 1:
         return f"transport {mesh.transport}"
-    chosen = {"multiplication": mesh.multiplication, "attention": mesh.attention}
+    chosen = {"multiplication": mesh.policy.multiplication, "attention": mesh.policy.attention}
     asked = [f"{op} {name}" for op, name in chosen.items() if name != "auto"]
-    return f"transport {mesh.transport} ({', '.join((mesh.route, mesh.wire, *asked))})"
+    return (
+        f"transport {mesh.transport} ({', '.join((mesh.policy.route, mesh.policy.wire, *asked))})"
+    )
 
 
 def costs(
@@ -144,10 +146,10 @@ def costs(
     mine = {
         "peak_rss_bytes": peak if sys.platform == "darwin" else peak * 1024,
         "peak_gpu_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_initialized() else 0,
-        "sent_bytes": sum(mesh.sent.values()),
-        "received_bytes": sum(mesh.received.values()),
+        "sent_bytes": sum(mesh.traffic.sent.values()),
+        "received_bytes": sum(mesh.traffic.received.values()),
     }
-    ranks = (gather or mesh.all_gather_object)(mine)
+    ranks = (gather or mesh.ranks.all_gather_object)(mine)
     return {
         "seconds": seconds,
         "mesh": f"{mesh.rows}x{mesh.cols}",
