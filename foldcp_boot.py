@@ -37,11 +37,18 @@ def begin(environ: Mapping[str, str]) -> None:
     if environ.get("FOLDCP", "0") not in ("", "0"):
         install()
         return
-    asked = sorted(n for n in environ if n.startswith("FOLDCP_") and n != "FOLDCP_SECRET")
+    asked = sorted(n for n, value in environ.items() if value and _looks_ours(n))
     rank = environ.get("RANK") or environ.get("SLURM_PROCID") or "0"
     reminded = any(isinstance(finder, _Reminder) for finder in sys.meta_path)
     if asked and not environ.get("FOLDCP") and rank == "0" and not reminded:
         sys.meta_path.insert(0, _Reminder(asked[0]))
+
+
+def _looks_ours(name: str) -> bool:
+    """True for what may be meant for a run, such as FOLDCP_NPROC, and foldcp for FOLDCP."""
+    plain = name.upper().replace("_", "")
+    apart = "FOLDCP", "FOLDCP_SECRET", "FOLDCP_BUILD_CUDA"  # the last two are kept for all runs
+    return plain.startswith("FOLDCP") and name not in apart
 
 
 def install() -> None:

@@ -15,6 +15,15 @@ from foldcp.report import UserError
 
 PROTEIN = "version: 1\nsequences:\n  - protein: {id: A, sequence: MQIFVKT, msa: empty}\n"
 CASES: dict[str, tuple[list[str], dict[str, str], int, str]] = {
+    "spelt": (["one.yaml"], {"Foldcp_n_proc": "2"}, 1, "did you mean FOLDCP_NPROC?"),
+    "run together": (["one.yaml"], {"FOLDCPMESH": "2x2"}, 1, "did you mean FOLDCP_MESH?"),
+    "ours": (["one.yaml", "--nprocs", "2"], {}, 2, "`foldcp predict ... --nproc VALUE`"),
+    "kernels": (["one.yaml"], {"FOLDCP_KERNELS": "triton"}, 1, "needs a GPU, but this run is on"),
+    "graphs": (["one.yaml"], {"FOLDCP_GRAPHS": "1"}, 1, "use FOLDCP_GRAPHS=auto"),
+    "boltz1": (["one.yaml", "--model", "boltz1"], {"FOLDCP_PRECISION": "bf16"}, 1, "auto or fp32"),
+    "no gpu": (["one.yaml", "--accelerator", "gpu"], {"CUDA_VISIBLE_DEVICES": ""}, 1,
+               "no GPU is visible here: pass --accelerator cpu"),
+    "names": (["names"], {}, 1, "one.fasta and one.yaml would both be called one: rename one of"),
     "path": (["nowhere.yaml"], {}, 2, "'nowhere.yaml' does not exist. (see `boltz"),
     "checkpoint": (["one.yaml", "--checkpoint", "x.ckpt"], {}, 2, "'x.ckpt' does not exist"),
     "option": (["one.yaml", "--samplingsteps", "9"], {}, 2, "--sampling_steps"),
@@ -38,13 +47,21 @@ CASES: dict[str, tuple[list[str], dict[str, str], int, str]] = {
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Inputs, and a torch and a Lightning that end whoever imports them."""
     folder = tmp_path_factory.mktemp("early")
-    for name in ("poison/torch", "poison/pytorch_lightning", "mixed", "nested/inner", "nothing"):
+    for name in (
+        "poison/torch",
+        "poison/pytorch_lightning",
+        "mixed",
+        "nested/inner",
+        "nothing",
+        "names",
+    ):
         (folder / name).mkdir(parents=True)
     for name in ("torch", "pytorch_lightning"):
         (folder / "poison" / name / "__init__.py").write_text(f"raise SystemExit('{name} ran')")
-    for name in ("one.yaml", "mixed/one.yaml", "nested/one.yaml"):
+    for name in ("one.yaml", "mixed/one.yaml", "nested/one.yaml", "names/one.yaml"):
         (folder / name).write_text(PROTEIN)
-    (folder / "mixed" / "notes.txt").touch()
+    for name in ("mixed/notes.txt", "names/one.fasta"):
+        (folder / name).touch()
     return folder
 
 
@@ -57,6 +74,8 @@ def run(folder: Path, command: list[str], variables: dict[str, str]) -> subproce
 @pytest.mark.parametrize("name", CASES)
 def test_said_at_once(name: str, folder: Path) -> None:
     arguments, variables, code, said = CASES[name]
+    if "--accelerator" not in arguments:
+        arguments = [*arguments, "--accelerator", "cpu"]
     boltz = [str(Path(sys.executable).with_name("boltz")), "predict", *arguments]
     ended = run(folder, boltz, variables)
     assert ended.returncode == code and ended.stdout == "", ended
@@ -66,12 +85,13 @@ def test_said_at_once(name: str, folder: Path) -> None:
 
 def test_what_is_right_goes_on(folder: Path) -> None:
     """To torch, which is the poisoned one here; and `foldcp predict` refuses before it, too."""
-    boltz = [str(Path(sys.executable).with_name("boltz")), "predict", "one.yaml"]
+    on_cpu = ["one.yaml", "--accelerator", "cpu"]
+    boltz = [str(Path(sys.executable).with_name("boltz")), "predict", *on_cpu]
     assert "ran" in run(folder, boltz, {}).stderr
     assert "ran" in run(folder, [*boltz, "--help"], {}).stderr
     starter = [sys.executable, str(launch.STARTER), "predict", "--nproc", "2"]
     assert "does not exist" in run(folder, [*starter, "nowhere.yaml"], {}).stderr
-    begun = run(folder, [*starter, "one.yaml"], {})
+    begun = run(folder, [*starter, *on_cpu], {})
     assert begun.stdout == "foldcp: starting 2 ranks\n" and "torch ran" in begun.stderr
 
 
