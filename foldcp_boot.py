@@ -75,11 +75,14 @@ def _leave_working_folder() -> None:
         del sys.path[0]
 
 
-def _open_streams() -> None:
-    """Give a process that was started without output or errors (`>&-`) ones that go nowhere."""
+def open_streams() -> None:
+    """Make output and errors take any text, also where closed (`>&-`) or not in UTF-8."""
     for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:
+        stream = getattr(sys, name)
+        if stream is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        elif getattr(stream, "errors", None) == "strict" and hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
 
 
 class _Reminder(importlib.abc.MetaPathFinder):
@@ -143,7 +146,7 @@ class _Loader(importlib.abc.Loader):
 
         launch.check_version(ends_process=runs_boltz())
         if runs_boltz() and launch.predicts(sys.argv[1:]):
-            _open_streams()
+            open_streams()
             from foldcp.boltz import early
 
             early.refuse(sys.argv[1:], Path(str(module.__file__)), os.environ)
@@ -153,7 +156,12 @@ class _Loader(importlib.abc.Loader):
         from foldcp.boltz import caches
 
         caches.choose_numba_folder(os.environ, Path(str(module.__file__)).parent)
-        self.inner.exec_module(module)
+        try:
+            self.inner.exec_module(module)
+        except KeyboardInterrupt:
+            if runs_boltz():  # several seconds, in which one changes one's mind
+                launch.report_interrupt(os.environ)
+            raise
         from foldcp.boltz import switch
 
         switch.patch(module)

@@ -73,6 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     Args:
         argv: arguments; those of the process when None.
     """
+    foldcp_boot.open_streams()
     arguments = list(sys.argv[1:] if argv is None else argv)
     commands = {
         "predict": _run, "run": _run, "boltz": _boltz, "doctor": _doctor,

@@ -156,8 +156,28 @@ def test_a_prediction_goes_on_where_nobody_reads(monkeypatch: pytest.MonkeyPatch
             put(stream, text)
     for name in ("stdout", "stderr"):  # as after `>&-`
         monkeypatch.setattr(sys, name, None)
-    foldcp_boot._open_streams()
+    foldcp_boot.open_streams()
     assert sys.stdout.write("a") == sys.stderr.write("b") == 1
+    for told in (put, lambda stream, text: foldcp_boot.open_streams() or stream.write(text)):
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), "latin-1"))
+        told(sys.stdout, "\u540d of an input")
+        sys.stdout.flush()
+        assert sys.stdout.buffer.getvalue() == b"\\u540d of an input"
+
+
+@pytest.mark.parametrize("columns", [20, 40, 79, 200])
+def test_a_long_name_leaves_room_for_the_rest(
+    columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    for name in ("x" * 200, "\u540d" * 60, "input 2 of 3, " + "e\u0301" * 100):
+        screen = Terminal()
+        Console(screen, Log(None)).show(f"{name}: sampling 4/5", 0.94, "0:07 left", fresh=True)
+        shown = screen.getvalue().removeprefix("\r\x1b[K")
+        cells = len(shown) + shown.count("\u540d") - shown.count("\u0301")
+        assert cells <= columns - 1 and shown.startswith("foldcp: ")
+        if columns > 39:
+            assert ": sampling 4/5" in shown and shown.endswith("94 %, 0:07 left"), shown
 
 
 def test_the_summary_says_what_there_is(tmp_path: Path) -> None:

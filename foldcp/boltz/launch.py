@@ -15,8 +15,9 @@ from typing import NoReturn
 
 from foldcp.boltz.place import ROLE, Place, starts
 from foldcp.config import Config
-from foldcp.report import UserError
+from foldcp.report import UserError, kept
 
+_ELASTIC = "torch.distributed.elastic"  # loggers of torch's launcher
 SUPPORTED = "2.2."  # versions of boltz
 STARTER = Path(__file__).parent.parent / "starter" / "rank.py"  # begins `foldcp` in each rank
 
@@ -84,6 +85,20 @@ def announce(environ: Mapping[str, str]) -> None:
             print(f"foldcp: starting, {place.world} ranks ({place.launcher})", flush=True)
 
 
+def report_interrupt(environ: Mapping[str, str]) -> NoReturn:
+    """End this process after Ctrl-C while Boltz is imported; rank 0 says so.
+
+    Args:
+        environ: usually `os.environ`.
+    """
+    rank = 0
+    with suppress(UserError):
+        rank = Place.find(environ).rank
+    if rank == 0:
+        print(f"foldcp: interrupted; {kept()}", file=sys.stderr, flush=True)
+    os._exit(130)  # threads of what is half imported would end with words of their own
+
+
 def predicts(arguments: Sequence[str]) -> bool:
     """True when these arguments of `boltz` make a prediction."""
     return arguments[:1] == ["predict"] and not {"--help"} & set(arguments)
@@ -111,7 +126,8 @@ def run_ranks(nproc: int, arguments: Sequence[str]) -> int:
 
         from foldcp.boltz.loopback import stay_on_this_machine
     # The rank that failed has already said why; the agent's account of it would bury that.
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    for name in [n for n in logging.root.manager.loggerDict if n.startswith(_ELASTIC)]:
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # torch gives each a level of its own
     logging.getLogger("torch.distributed.run").setLevel(logging.ERROR)  # advice on its options
     worker = [str(STARTER), "boltz", *arguments]
     own = ["--nnodes", "1", "--nproc-per-node", str(nproc), "--max-restarts", "0"]
