@@ -11,6 +11,8 @@ import click
 import pytest
 
 from foldcp.boltz import declared, early, launch
+from foldcp.boltz.place import Place
+from foldcp.config import Config
 from foldcp.report import UserError
 
 PROTEIN = "version: 1\nsequences:\n  - protein: {id: A, sequence: MQIFVKT, msa: empty}\n"
@@ -134,3 +136,15 @@ def test_inputs_that_boltz_takes_are_let_through(tmp_path: Path) -> None:
     (tmp_path / ".DS_Store").touch()
     with pytest.raises(UserError, match="DS_Store is no input"):
         early.check_inputs(tmp_path)
+
+
+def test_a_program_is_not_left_on_one_rank_without_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["/home/me/fold.py", "predict"])
+    for asked, number in ((2, 2), ("auto", "gpu")):
+        remedy = f"FOLDCP_NPROC={asked} starts .* `torchrun --nproc-per-node {number} fold.py`"
+        with pytest.raises(UserError, match=remedy):
+            early.check_launch(Config(nproc=asked), Place())
+    early.check_launch(Config(nproc=1), Place())
+    early.check_launch(Config(nproc=2), Place(world=2))
+    monkeypatch.setattr(sys, "argv", ["/env/bin/boltz", "predict"])
+    early.check_launch(Config(nproc=2), Place())

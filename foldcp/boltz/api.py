@@ -26,13 +26,14 @@ import torch
 import foldcp_boot
 from foldcp.boltz import command, predictions, session
 from foldcp.boltz.data import random_state, set_random_state
+from foldcp.boltz.early import check_launch
 from foldcp.boltz.launch import check_version
 from foldcp.boltz.place import Place
 from foldcp.boltz.predictions import Prediction
 from foldcp.boltz.run import set_current
 from foldcp.config import Config
 from foldcp.names import LONGEST, check
-from foldcp.report import UserError, with_ranks
+from foldcp.report import UserError
 from foldcp_kernels.dispatch import default_impl, set_impl
 
 MODELS = ("boltz2", "boltz1")
@@ -71,12 +72,7 @@ def load(
         config = Config.from_env(os.environ)
     except ValueError as error:
         raise UserError(str(error)) from error
-    if config.nproc not in (None, 1) and Place.find(os.environ).world == 1:
-        number = "gpu" if config.nproc == "auto" else config.nproc
-        raise UserError(
-            f"FOLDCP_NPROC={config.nproc} starts ranks of `boltz predict`, not of a program: unset "
-            f"it, and start this with {with_ranks(number)}"
-        )
+    check_launch(config, Place.find(os.environ))
     options: dict[str, Any] = {"model": model}
     options["accelerator"] = accelerator or ("gpu" if torch.cuda.is_available() else "cpu")
     for name, path in {"checkpoint": checkpoint, "cache": cache}.items():

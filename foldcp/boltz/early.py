@@ -20,7 +20,7 @@ from foldcp.boltz.options import check_devices, check_numbers, results_folder
 from foldcp.boltz.place import Place
 from foldcp.config import Config
 from foldcp.names import Unsafe, regular
-from foldcp.report import UserError
+from foldcp.report import UserError, is_command, with_ranks
 
 if TYPE_CHECKING:
     import click
@@ -142,11 +142,17 @@ def check_names(data: Sequence[Path]) -> None:
 
 
 def check_launch(config: Config, place: Place) -> None:
-    """Compare the launcher's number of ranks with FOLDCP_NPROC.
+    """Compare the number of ranks with FOLDCP_NPROC.
 
     Raises:
         UserError: they differ.
     """
+    if config.nproc not in (None, 1) and place.world == 1 and not is_command():
+        number = "gpu" if config.nproc == "auto" else config.nproc
+        raise UserError(
+            f"FOLDCP_NPROC={config.nproc} starts ranks of `boltz predict`, not of a program: unset "
+            f"it, and start this with {with_ranks(number)}"
+        )
     if isinstance(config.nproc, int) and place.world > 1 and config.nproc != place.world:
         raise UserError(
             f"FOLDCP_NPROC is {config.nproc} but {place.launcher} started {place.world} ranks: "
