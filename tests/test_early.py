@@ -18,7 +18,7 @@ from foldcp.report import UserError
 PROTEIN = "version: 1\nsequences:\n  - protein: {id: A, sequence: MQIFVKT, msa: empty}\n"
 CASES: dict[str, tuple[list[str], dict[str, str], int, str]] = {
     "spelt": (["one.yaml"], {"Foldcp_n_proc": "2"}, 1, "did you mean FOLDCP_NPROC?"),
-    "run together": (["one.yaml"], {"FOLDCPMESH": "2x2"}, 1, "did you mean FOLDCP_MESH?"),
+    "run together": (["one.yaml"], {"FOLDCPMESH": "1x1"}, 1, "did you mean FOLDCP_MESH?"),
     "ours": (["one.yaml", "--nprocs", "2"], {}, 2, "`foldcp predict ... --nproc VALUE`"),
     "kernels": (["one.yaml"], {"FOLDCP_KERNELS": "triton"}, 1, "needs a GPU, but this run is on"),
     "graphs": (["one.yaml"], {"FOLDCP_GRAPHS": "1"}, 1, "use FOLDCP_GRAPHS=auto"),
@@ -31,6 +31,9 @@ CASES: dict[str, tuple[list[str], dict[str, str], int, str]] = {
     "option": (["one.yaml", "--samplingsteps", "9"], {}, 2, "--sampling_steps"),
     "number": (["one.yaml", "--sampling_steps", "1"], {}, 1, "must be at least 2, got 1"),
     "devices": (["one.yaml", "--devices", "2"], {}, 1, "start 2 processes instead"),
+    "no devices": (["one.yaml", "--devices", "0"], {}, 1, "one process per GPU"),
+    "secret": (["one.yaml"], {"FOLDCP_SECRET": "guess"}, 1, "at least 16 characters, got 5"),
+    "larger mesh": (["one.yaml"], {"FOLDCP_NPROC": "4", "FOLDCP_MESH": "2x1"}, 1, "or FOLDCP_DP=2"),
     "accelerator": (["one.yaml", "--accelerator", "tpu"], {}, 1, "use gpu or cpu"),
     "variable": (["one.yaml"], {"FOLDCP_NPRC": "2"}, 1, "did you mean FOLDCP_NPROC?"),
     "value": (["one.yaml"], {"FOLDCP_MESH": "2by2"}, 1, "FOLDCP_MESH must be auto or ROWSxCOLUMNS"),
@@ -43,6 +46,42 @@ CASES: dict[str, tuple[list[str], dict[str, str], int, str]] = {
     "cache": (["one.yaml", "--cache", "one.yaml/x"], {}, 1, "(Not a directory): pass --cache with"),
     "report": (["one.yaml"], {"FOLDCP_REPORT": "no/r.json"}, 1, "no/r.json cannot be"),
 }  # fmt: skip
+
+
+ONE = "boltz predict one.yaml --accelerator cpu "
+# Case -> of its message, what to do, and a command and variables that do so and nothing else.
+REMEDIES: list[tuple[str, str, str, dict[str, str]]] = [
+    ("spelt", "did you mean FOLDCP_NPROC?", ONE, {"FOLDCP_NPROC": "2"}),
+    ("spelt", "Otherwise unset it", ONE, {}),
+    ("run together", "did you mean FOLDCP_MESH?", ONE, {"FOLDCP_MESH": "1x1"}),
+    ("ours", "type `foldcp predict ... --nproc VALUE`",
+     "foldcp predict one.yaml --accelerator cpu --nproc 2", {}),
+    ("ours", "or set FOLDCP_NPROC", ONE, {"FOLDCP_NPROC": "2"}),
+    ("kernels", "use auto", ONE, {"FOLDCP_KERNELS": "auto"}),
+    ("graphs", "use FOLDCP_GRAPHS=auto", ONE, {"FOLDCP_GRAPHS": "auto"}),
+    ("boltz1", "use auto", ONE + "--model boltz1", {"FOLDCP_PRECISION": "auto"}),
+    ("boltz1", "or fp32", ONE + "--model boltz1", {"FOLDCP_PRECISION": "fp32"}),
+    ("no gpu", "pass --accelerator cpu", ONE, {"CUDA_VISIBLE_DEVICES": ""}),
+    ("option", "--sampling_steps", ONE + "--sampling_steps 9", {}),
+    ("number", "at least 2", ONE + "--sampling_steps 2", {}),
+    ("devices", "FOLDCP_NPROC=2 boltz predict", ONE, {"FOLDCP_NPROC": "2"}),
+    ("no devices", "FOLDCP_NPROC=auto boltz predict", ONE, {"FOLDCP_NPROC": "auto"}),
+    ("accelerator", "use gpu or cpu", ONE, {}),
+    ("variable", "did you mean FOLDCP_NPROC?", ONE, {"FOLDCP_NPROC": "2"}),
+    ("value", "must be auto", ONE, {"FOLDCP_MESH": "auto"}),
+    ("value", "example 2x4", "foldcp predict one.yaml --accelerator cpu", {"FOLDCP_MESH": "2x4"}),
+    ("mesh", "`foldcp run --nproc 3 predict ...`", "foldcp run --nproc 3 predict one.yaml "
+     "--accelerator cpu", {"FOLDCP_NPROC": "4", "FOLDCP_MESH": "3x1"}),
+    ("mesh", "or set FOLDCP_MESH=auto", ONE, {"FOLDCP_NPROC": "4", "FOLDCP_MESH": "auto"}),
+    ("larger mesh", "or FOLDCP_DP=2", ONE,
+     {"FOLDCP_NPROC": "4", "FOLDCP_MESH": "2x1", "FOLDCP_DP": "2"}),
+    ("groups", "start 3 ranks", ONE, {"FOLDCP_NPROC": "3", "FOLDCP_DP": "3"}),
+    ("groups", "FOLDCP_DP to a divisor of 4", ONE, {"FOLDCP_NPROC": "4", "FOLDCP_DP": "2"}),
+    ("out", "pass --out_dir with a folder", ONE + "--out_dir new/out", {}),
+    ("cache", "pass --cache with a folder", ONE + "--cache new", {}),
+    ("report", "in a folder that exists", ONE, {"FOLDCP_REPORT": "r.json"}),
+    ("secret", "openssl rand -hex 16", ONE, {"FOLDCP_SECRET": "0123456789abcdef" * 2}),
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +122,23 @@ def test_said_at_once(name: str, folder: Path) -> None:
     assert ended.returncode == code and ended.stdout == "", ended
     (line,) = ended.stderr.splitlines()
     assert line.startswith("foldcp: ") and said in line
+
+
+@pytest.mark.parametrize("row", REMEDIES, ids=lambda row: f"{row[0]}: {row[1]}")
+def test_doing_what_it_says_helps(row: tuple[str, str, str, dict], folder: Path) -> None:
+    """Then the run comes to torch, which is the poisoned one here."""
+    name, advice, command, variables = row
+    arguments, wrong, _, _ = CASES[name]
+    boltz = str(Path(sys.executable).with_name("boltz"))
+    accelerator = [] if "--accelerator" in arguments else ["--accelerator", "cpu"]
+    refused = run(folder, [boltz, "predict", *arguments, *accelerator], wrong).stderr
+    assert advice in refused
+    begin = {"boltz": [boltz], "foldcp": [sys.executable, str(launch.STARTER)]}
+    first, *rest = command.split()
+    ended = run(folder, [*begin[first], *rest], variables)
+    lines = ended.stderr.splitlines()
+    assert lines.pop().endswith(" ran"), ended
+    assert all(line.startswith("foldcp: auto starts one process") for line in lines), ended
 
 
 def test_what_is_right_goes_on(folder: Path) -> None:

@@ -34,12 +34,14 @@ def resolve_processes(wanted: int | str, arguments: Sequence[str]) -> int:
     """
     if wanted != "auto":
         return int(wanted)
-    import torch
-
     on_cpu = "--accelerator=cpu" in arguments or (
         "--accelerator" in arguments[:-1] and "cpu" in arguments
     )
-    count = 0 if on_cpu else torch.cuda.device_count()
+    count = 0
+    if not on_cpu:
+        import torch
+
+        count = torch.cuda.device_count()
     if count == 0:
         reason = "--accelerator cpu was given" if on_cpu else "no GPU is visible"
         print(
