@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 
 SEE_LOG = "foldcp.log in the results folder says why"
+_COLUMNS = 100  # of a line
 _LARGE = 512  # tokens from which on ranks on CPUs may pay
 
 _MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "alloc_failed")
@@ -124,7 +125,7 @@ def start_line(
     groups: int = 1,
     sizes: Sequence[int] = (),
 ) -> str:
-    """The line that rank 0 prints when the model is ready; up to 64 ranks it fits 100 columns.
+    """What rank 0 prints when the model is ready: a line, or two that both fit 100 columns.
 
     Args:
         mesh: the mesh of ranks. precision: "fp32" or "bf16". launcher: what started the ranks.
@@ -139,14 +140,17 @@ def start_line(
         many if ranks == 1 else f"{many} ({launcher})",
         precision,
         *([f"{mesh.transport} transport"] if mesh.size > 1 else ()),
-        _sizes(sizes),
+        *([_sizes(sizes)] if sizes else ()),
     ]
-    return f"foldcp {__version__}: " + ", ".join(part for part in parts if part)
+    fits = len(parts)
+    while len(line := f"foldcp {__version__}: {', '.join(parts[:fits])}") > _COLUMNS and fits > 1:
+        fits -= 1
+    return line if fits == len(parts) else f"{line}\nfoldcp: {', '.join(parts[fits:])}"
 
 
 def _sizes(sizes: Sequence[int]) -> str:
-    if len(sizes) <= 1:
-        return f"{sizes[0]:,} tokens" if sizes else ""
+    if len(sizes) == 1:
+        return f"{sizes[0]:,} tokens"
     low, high = min(sizes), max(sizes)
     span = f"{high:,}" if low == high else f"{low:,} to {high:,}"
     return f"{len(sizes):,} inputs of {span} tokens"

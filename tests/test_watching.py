@@ -212,7 +212,9 @@ def test_the_start_line_fits() -> None:
         rows=16, cols=16, size=256, device=torch.device("cuda"), transport="copy-engine"
     )
     said = report.start_line(gpus, "bf16", "mpirun (Open MPI)", 4, [76] * 9999 + [12000])
-    assert len(said) <= 140 and "4 groups of 16x16 mesh, 1024 GPU ranks (mpirun (Open MPI))" in said
+    assert "4 groups of 16x16 mesh, 1024 GPU ranks (mpirun (Open MPI)), bf16" in said
+    assert said.endswith("\nfoldcp: copy-engine transport, 10,000 inputs of 76 to 12,000 tokens")
+    assert all(len(line) <= 100 for line in said.splitlines())
     four = SimpleNamespace(rows=2, cols=2, size=4, device=torch.device("cpu"), transport="host")
     said = report.start_line(four, "fp32", "torchrun", 1, [76])
     assert said.endswith("2x2 mesh, 4 CPU ranks (torchrun), fp32, host transport, 76 tokens")

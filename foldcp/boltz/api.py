@@ -256,6 +256,7 @@ def _as_before(seeded: bool) -> Iterator[None]:
     output, disabled, gradients = sys.stdout, logging.root.manager.disable, torch.is_grad_enabled()
     precision, kernels = torch.get_float32_matmul_precision(), default_impl()
     state = random_state() if seeded else None
+    seeds = {name: os.environ.get(name) for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS")}
     with warnings.catch_warnings():
         try:
             yield
@@ -265,5 +266,8 @@ def _as_before(seeded: bool) -> Iterator[None]:
             torch.set_grad_enabled(gradients)
             torch.set_float32_matmul_precision(precision)
             set_impl(kernels)
+            for name, value in seeds.items():  # of Lightning, for whom a program trains with it
+                os.environ.pop(name, None)
+                os.environ |= {} if value is None else {name: value}
             if state is not None:
                 set_random_state(state)
