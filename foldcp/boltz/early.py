@@ -176,7 +176,7 @@ def check_together(options: dict[str, Any], config: Config, ranks: int) -> None:
     if fused and options.get("no_kernels"):
         raise UserError(f"--no_kernels contradicts FOLDCP_KERNELS={kernels}: drop one of them")
     if config.graphs == "1" and (on_cpu or ranks > 1):
-        why = "this run is on cpu" if on_cpu else f"{ranks} ranks exchange tiles in it"
+        why = "this run is on cpu" if ranks == 1 else f"{ranks} ranks exchange tiles in it"
         raise UserError(
             f"FOLDCP_GRAPHS=1 records sampling steps as a CUDA graph, but {why}: use "
             "FOLDCP_GRAPHS=auto"
