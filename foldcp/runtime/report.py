@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from foldcp.fabric.mesh import Mesh
 
 
+_COLUMNS = 100  # of a line
 _LARGE = 512  # tokens from which on ranks on CPUs may pay
 
 # torch: "Tried to allocate 2.00 GiB" on a GPU, "you tried to allocate 123 bytes" on a CPU.
@@ -64,7 +65,7 @@ def start_line(
     groups: int = 1,
     sizes: Sequence[int] = (),
 ) -> str:
-    """The line that rank 0 prints when the model is ready; up to 64 ranks it fits 100 columns.
+    """What rank 0 prints when the model is ready: a line, or two that both fit 100 columns.
 
     Args:
         mesh: the mesh of ranks. precision: "fp32" or "bf16". launcher: what started the ranks.
@@ -79,14 +80,17 @@ def start_line(
         many if ranks == 1 else f"{many} ({launcher})",
         precision,
         *([f"{mesh.transport} transport"] if mesh.size > 1 else ()),
-        _sizes(sizes),
+        *([_sizes(sizes)] if sizes else ()),
     ]
-    return f"foldcp {__version__}: " + ", ".join(part for part in parts if part)
+    fits = len(parts)
+    while len(line := f"foldcp {__version__}: {', '.join(parts[:fits])}") > _COLUMNS and fits > 1:
+        fits -= 1
+    return line if fits == len(parts) else f"{line}\nfoldcp: {', '.join(parts[fits:])}"
 
 
 def _sizes(sizes: Sequence[int]) -> str:
-    if len(sizes) <= 1:
-        return f"{sizes[0]:,} tokens" if sizes else ""
+    if len(sizes) == 1:
+        return f"{sizes[0]:,} tokens"
     low, high = min(sizes), max(sizes)
     span = f"{high:,}" if low == high else f"{low:,} to {high:,}"
     return f"{len(sizes):,} inputs of {span} tokens"

@@ -13,7 +13,7 @@ import shutil
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial, wraps
 from pathlib import Path
@@ -24,6 +24,7 @@ from boltz.data import types
 from boltz.data.msa import mmseqs2
 from boltz.data.parse import schema as stock_schema
 
+from foldcp.boltz.command import early
 from foldcp.boltz.document import codes, schema
 from foldcp.boltz.document.explain import explain, readable
 from foldcp.boltz.document.faults import at, visible
@@ -33,7 +34,7 @@ from foldcp.boltz.inputs.apart import read
 from foldcp.boltz.run import Run, current
 from foldcp.errors import SEE_LOG, UserError
 from foldcp.output.spool import sync, sync_path
-from foldcp.runtime.files.names import LONGEST, Unsafe, check, inside, regular
+from foldcp.runtime.files.names import Unsafe, inside, regular
 from foldcp.runtime.files.seal import Lost
 from foldcp.runtime.screen.watching import Bar, Watching
 
@@ -103,7 +104,7 @@ def on_root(stock: Callable[..., None]) -> Callable[..., None]:
             stock(data=data, out_dir=out_dir, **options)
             return
         if run.session.is_root:
-            check_names(data)
+            early.check_names(data)
             check_folders(out_dir)
             check_cache(options)
             leftovers.drop_unfinished(out_dir)
@@ -123,28 +124,6 @@ def on_root(stock: Callable[..., None]) -> Callable[..., None]:
         run.session.wait_for_root()
 
     return process_inputs
-
-
-def check_names(data: Sequence[Path]) -> None:
-    """Refuse inputs that are no files or cannot lend results their name, and a folder without any.
-
-    Raises:
-        UserError: names the files.
-    """
-    if not data:
-        raise UserError("there is no input: give a .yaml or .fasta file, or a folder of them")
-    seen: dict[str, Path] = {}
-    for path in data:
-        try:
-            check(path.stem, f"{path.name}: the input's name", LONGEST)
-            regular(path)
-        except Unsafe as error:
-            raise UserError(f"{error}: rename or remove it") from error
-        other = seen.setdefault(path.stem, path)
-        if other is not path:
-            raise UserError(
-                f"{other.name} and {path.name} would both be called {path.stem}: rename one of them"
-            )
 
 
 def check_folders(out_dir: Path) -> None:
