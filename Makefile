@@ -33,7 +33,7 @@ $(PY):
 		echo "python venv failed; on Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
 
 # torch first: builds of other packages look for it.
-.venv/.ready: $(PY) constraints.txt pyproject.toml setup.py toolchain.py $(wildcard csrc/*)
+.venv/.ready: $(PY) constraints.txt pyproject.toml setup.py toolchain.py $(shell find csrc -type f)
 	@echo "installing torch, Boltz and foldcp into .venv, and compiling its extension"
 	@$(PIP) $(TORCH) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 	@$(PIP) -c constraints.txt setuptools wheel

@@ -6,15 +6,15 @@
 
 #include <sstream>
 
-#include "endpoint.h"
-#include "host_backend.h"
-#include "nccl.h"
+#include "engine/endpoint.h"
 #include "registry.h"
-#include "shared_memory.h"
+#include "transports/host_backend.h"
+#include "transports/nccl/nccl.h"
+#include "transports/shared_memory.h"
 #ifdef FOLDCP_WITH_CUDA
-#include "cuda_backend.h"
-#include "cuda_carriers.h"
-#include "pack.h"
+#include "transports/cuda_backend.h"
+#include "transports/cuda_carriers.h"
+#include "wire/pack.h"
 #endif
 
 namespace foldcp {
@@ -78,10 +78,7 @@ std::vector<Message> messages(const std::vector<Tensor>& views, const std::vecto
     m.parts.push_back(part_of(views[i], fp8[i] != 0, aligned(m.bytes())));
   }
   for (auto& m : out) {
-    if (m.direct()) continue;
-    m.staging = staging;
-    staging += aligned(m.bytes(), 256);
-    if (staging > end) throw std::runtime_error("the staging buffer of an exchange is too small");
+    if (!m.direct()) stage(m, staging, end);
   }
   return out;
 }

@@ -2,8 +2,8 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
-#include "endpoint.h"
-#include "program.h"
+#include "engine/endpoint.h"
+#include "engine/program.h"
 #include "registry.h"
 
 namespace foldcp {

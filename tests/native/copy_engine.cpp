@@ -10,8 +10,8 @@
 #include <string>
 #include <thread>
 
-#include "../../csrc/cuda_carriers.h"
-#include "../../csrc/endpoint.h"
+#include "transports/cuda_carriers.h"
+#include "engine/endpoint.h"
 
 extern "C" unsigned stub_wait_flags();
 

@@ -11,7 +11,7 @@
 #include <mutex>
 #include <vector>
 
-#include "../../csrc/streams.h"
+#include "engine/streams.h"
 
 struct CUstream_st {
   int device;

@@ -10,9 +10,9 @@
 #include <stdexcept>
 #include <string>
 
-#include "engine.h"
-#include "streams.h"
-#include "trace.h"
+#include "engine/engine.h"
+#include "engine/streams.h"
+#include "engine/trace.h"
 
 namespace foldcp {
 

@@ -4,8 +4,8 @@
 #include <memory>
 #include <string>
 
-#include "../endpoint.h"
-#include "../streams.h"
+#include "engine/endpoint.h"
+#include "engine/streams.h"
 #include "carriers.h"
 
 namespace foldcp::simulator {

@@ -19,7 +19,7 @@
 #include <utility>
 #include <vector>
 
-#include "view.h"
+#include "wire/view.h"
 
 namespace foldcp {
 

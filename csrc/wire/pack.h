@@ -2,7 +2,7 @@
 #pragma once
 #include <cuda_runtime_api.h>
 
-#include "view.h"
+#include "wire/view.h"
 
 namespace foldcp {
 

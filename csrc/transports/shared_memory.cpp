@@ -1,4 +1,4 @@
-#include "shared_memory.h"
+#include "transports/shared_memory.h"
 
 #include <fcntl.h>
 #include <linux/futex.h>

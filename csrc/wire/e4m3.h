@@ -8,7 +8,7 @@
 #include <cstring>
 #include <limits>
 
-#include "view.h"
+#include "wire/view.h"
 
 namespace foldcp {
 

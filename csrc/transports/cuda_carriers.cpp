@@ -1,4 +1,4 @@
-#include "cuda_carriers.h"
+#include "transports/cuda_carriers.h"
 
 #include <cuda.h>
 
@@ -6,7 +6,7 @@
 #include <mutex>
 #include <stdexcept>
 
-#include "apart.h"
+#include "engine/apart.h"
 
 namespace foldcp {
 

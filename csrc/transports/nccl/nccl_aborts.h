@@ -7,8 +7,8 @@
 #include <memory>
 #include <mutex>
 
-#include "apart.h"
-#include "nccl_abi.h"
+#include "engine/apart.h"
+#include "transports/nccl/nccl_abi.h"
 
 namespace foldcp::nccl {
 

@@ -10,8 +10,8 @@
 #include <string>
 #include <vector>
 
-#include "../copy_protocol.h"
-#include "../streams.h"
+#include "transports/copy_protocol.h"
+#include "engine/streams.h"
 #include "pace.h"
 
 namespace foldcp::simulator {

@@ -6,9 +6,9 @@
 #include <string>
 #include <vector>
 
-#include "nccl_abi.h"
-#include "nccl_aborts.h"
-#include "view.h"
+#include "transports/nccl/nccl_abi.h"
+#include "transports/nccl/nccl_aborts.h"
+#include "wire/view.h"
 
 namespace foldcp {
 

@@ -38,7 +38,8 @@ struct View {
 View merged(const View& v);
 
 constexpr int64_t kSegment = 128;  // elements that share one float32 scale on the FP8 wire
-constexpr size_t kAlign = 16;      // of each part in a message
+constexpr size_t kAlign = 16;      // bytes; of each part in a message
+constexpr size_t kStagingAlign = 256;  // bytes; of each message in a staging buffer
 
 inline size_t aligned(size_t n, size_t to = kAlign) { return (n + to - 1) / to * to; }
 
@@ -71,6 +72,9 @@ struct Message {
     return parts.size() == 1 && !parts[0].fp8 && parts[0].view.in_runs(runs);
   }
 };
+
+// Gives a message the next place in a staging buffer; `at` moves on, to `end` at most.
+void stage(Message& m, char*& at, const char* end);
 
 // The messages of one step.
 struct Group {

@@ -5,7 +5,7 @@
 //
 // CARRIER is `mailbox` or `copy`. MUTANT leaves out a wait: `none`, `sources`, `buffers`, `arrived`,
 // `landed` (of the engine), `flag-arrived`, `flag-free`, `fork` or `join` (of CopyProtocol).
-// A program (see simulator/program.h) holds what the hosts of all ranks tell their streams. A trial
+// A program (see program.h) holds what the hosts of all ranks tell their streams. A trial
 // runs it once; several trials run back to back with the same engine and memory, while nobody waits
 // for a trial to end. Memory holds poison before and after a trial, and the numbers of every trial
 // are its own. For each program a line is printed:
@@ -16,8 +16,8 @@
 #include <cstdlib>
 #include <thread>
 
-#include "simulator/backend.h"
-#include "simulator/program.h"
+#include "backend.h"
+#include "program.h"
 
 namespace foldcp::simulator {
 
@@ -163,8 +163,11 @@ class World {
   void post(int rank, const Step& s, int64_t flight) {
     Memory& memory = memory_[rank];
     std::vector<Message> out[2];
-    char* staging =
-        s.staging < 0 ? nullptr : reinterpret_cast<char*>(memory[s.staging].data());
+    char *staging = nullptr, *end = nullptr;
+    if (s.staging >= 0) {
+      staging = reinterpret_cast<char*>(memory[s.staging].data());
+      end = staging + memory[s.staging].size() * sizeof(uint32_t);
+    }
     for (auto& p : s.parcels) {
       Message m;
       m.peer = p.peer;
@@ -172,10 +175,7 @@ class World {
       for (auto& piece : p.pieces) {
         m.parts.push_back({piece.in(memory), false, aligned(m.bytes())});
       }
-      if (!m.direct()) {
-        m.staging = staging;
-        staging += aligned(m.bytes(), 256);
-      }
+      if (!m.direct()) stage(m, staging, end);
       out[p.send].push_back(std::move(m));
     }
     ranks_[rank]->post(flight, s.slot, std::move(out[1]), std::move(out[0]), 0,

@@ -1,4 +1,4 @@
-#include "nccl_aborts.h"
+#include "transports/nccl/nccl_aborts.h"
 
 #include <chrono>
 #include <thread>

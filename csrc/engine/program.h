@@ -10,7 +10,7 @@
 #include <utility>
 #include <vector>
 
-#include "view.h"
+#include "wire/view.h"
 
 namespace foldcp {
 
@@ -40,11 +40,7 @@ class Program {
       for (size_t i = 0; i < m.parts.size(); ++i) {
         m.parts[i].view.data = reinterpret_cast<char*>(bases.at(planned.bases[i])) + planned.offsets[i];
       }
-      if (planned.packed) {
-        m.staging = staging;
-        staging += aligned(m.bytes(), 256);
-        if (staging > end) throw std::runtime_error("the staging buffer of an exchange is too small");
-      }
+      if (planned.packed) stage(m, staging, end);
       (planned.send ? out.sends : out.recvs).push_back(std::move(m));
     }
     return out;

@@ -1,12 +1,12 @@
-#include "cuda_backend.h"
+#include "transports/cuda_backend.h"
 
 #include <dlfcn.h>
 
 #include <chrono>
 #include <stdexcept>
 
-#include "pack.h"
-#include "trace.h"
+#include "wire/pack.h"
+#include "engine/trace.h"
 
 namespace foldcp {
 

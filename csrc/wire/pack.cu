@@ -7,7 +7,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "pack.h"
+#include "wire/pack.h"
 
 namespace foldcp {
 
