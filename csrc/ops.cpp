@@ -1,4 +1,7 @@
 // The operators of torch.ops.foldcp: engines, flights, packing. Strings that are bytes are in hex.
+//
+// Includes go one way (tests/test_includes.py): wire (pieces of tensors as bytes) <- engine (which
+// stream waits for what) <- transports (how bytes travel) <- the operators, which alone know torch.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -146,7 +149,8 @@ using Windows = Registry<std::unique_ptr<CopyWindows>>;
 int64_t copy_window(int64_t device, int64_t rank, int64_t size, int64_t slot_bytes) {
 #ifdef FOLDCP_WITH_CUDA
   auto windows = std::make_unique<CopyWindows>(device, rank, size, slot_bytes);
-  return Windows::instance().add(std::make_shared<std::unique_ptr<CopyWindows>>(std::move(windows)));
+  return Windows::instance().add(
+      std::make_shared<std::unique_ptr<CopyWindows>>(std::move(windows)));
 #else
   throw std::runtime_error("foldcp was built without CUDA");
 #endif
@@ -167,10 +171,8 @@ int64_t copy_open(int64_t window, std::string handles, double deadline) {
   for (auto& h : split(handles)) raw.push_back(from_hex(h));
   windows->open(raw);
   int device = windows->device();
-  auto backend =
-      std::make_unique<CudaBackend>(device, copy_carrier(std::move(windows)), deadline);
-  return Engines::instance().add(
-      std::make_shared<EngineEndpoint<CudaBackend>>(std::move(backend)));
+  auto backend = std::make_unique<CudaBackend>(device, copy_carrier(std::move(windows)), deadline);
+  return Engines::instance().add(std::make_shared<EngineEndpoint<CudaBackend>>(std::move(backend)));
 #else
   throw std::runtime_error("foldcp was built without CUDA");
 #endif
@@ -180,11 +182,17 @@ void engine_close(int64_t engine) {
   auto closing = Engines::instance().remove(engine);
   if (closing) closing->close();
 }
-void engine_abort(int64_t engine, std::string message) { Engines::instance().get(engine)->abort(message); }
+void engine_abort(int64_t engine, std::string message) {
+  Engines::instance().get(engine)->abort(message);
+}
 std::string engine_error(int64_t engine) { return Engines::instance().get(engine)->error(); }
-void engine_deadline(int64_t engine, double seconds) { Engines::instance().get(engine)->set_deadline(seconds); }
+void engine_deadline(int64_t engine, double seconds) {
+  Engines::instance().get(engine)->set_deadline(seconds);
+}
 void engine_trace(int64_t engine, bool on) { Engines::instance().get(engine)->trace(on); }
-std::vector<int64_t> engine_take_trace(int64_t engine) { return Engines::instance().get(engine)->take_trace(); }
+std::vector<int64_t> engine_take_trace(int64_t engine) {
+  return Engines::instance().get(engine)->take_trace();
+}
 int64_t flight_open(int64_t engine) { return Engines::instance().get(engine)->open(); }
 
 void flight_post(int64_t engine, int64_t flight, int64_t slot, std::vector<Tensor> sends,
@@ -195,8 +203,7 @@ void flight_post(int64_t engine, int64_t flight, int64_t slot, std::vector<Tenso
   const char* end = at + staging.numel();
   auto out = messages(sends, send_peers, send_fp8, at, end);
   auto in = messages(recvs, recv_peers, recv_fp8, at, end);
-  Engines::instance().get(engine)->post(flight, slot, std::move(out), std::move(in), tag,
-                                         forwards);
+  Engines::instance().get(engine)->post(flight, slot, std::move(out), std::move(in), tag, forwards);
 }
 
 bool flight_reached(int64_t engine, int64_t flight, int64_t slot, double seconds) {
@@ -225,7 +232,9 @@ void convert_piece(const Tensor& view, bool fp8, const Tensor& message, bool the
 }
 
 void pack_piece(Tensor view, bool fp8, Tensor message) { convert_piece(view, fp8, message, true); }
-void unpack_piece(Tensor message, bool fp8, Tensor view) { convert_piece(view, fp8, message, false); }
+void unpack_piece(Tensor message, bool fp8, Tensor view) {
+  convert_piece(view, fp8, message, false);
+}
 
 }  // namespace foldcp
 
