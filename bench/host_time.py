@@ -204,7 +204,8 @@ def measure(
 
 def communicators_of(root: Path) -> int:
     """How many communicators the engine of a tree has."""
-    return 3 if "kLanes = 3" in (root / "csrc" / "engine.h").read_text() else 1
+    (engine,) = (root / "csrc").rglob("engine.h")
+    return 3 if "kLanes = 3" in engine.read_text() else 1
 
 
 class Worker:

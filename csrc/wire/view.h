@@ -37,8 +37,9 @@ struct View {
 // Drops dimensions of one element and merges neighbours that lie behind each other.
 View merged(const View& v);
 
-constexpr int64_t kSegment = 128;  // elements that share one float32 scale on the FP8 wire
-constexpr size_t kAlign = 16;      // of each part in a message
+constexpr int64_t kSegment = 128;      // elements that share one float32 scale on the FP8 wire
+constexpr size_t kAlign = 16;          // bytes; of each part in a message
+constexpr size_t kStagingAlign = 256;  // bytes; of each message in a staging buffer
 
 inline size_t aligned(size_t n, size_t to = kAlign) { return (n + to - 1) / to * to; }
 
@@ -63,14 +64,15 @@ struct Part {
 struct Message {
   int peer = 0;
   std::vector<Part> parts;
-  char* staging = nullptr;  // where it is packed; null: its transfers are contiguous, no copy needed
+  char* staging = nullptr;  // where it is packed; null: its transfers are contiguous
   int64_t runs = 1;         // transfers
 
   size_t bytes() const { return parts.empty() ? 0 : parts.back().offset + parts.back().bytes(); }
-  bool direct() const {
-    return parts.size() == 1 && !parts[0].fp8 && parts[0].view.in_runs(runs);
-  }
+  bool direct() const { return parts.size() == 1 && !parts[0].fp8 && parts[0].view.in_runs(runs); }
 };
+
+// Gives a message the next place in a staging buffer; `at` moves on, to `end` at most.
+void stage(Message& m, char*& at, const char* end);
 
 // The messages of one step.
 struct Group {

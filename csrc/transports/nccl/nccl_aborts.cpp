@@ -1,4 +1,4 @@
-#include "nccl_aborts.h"
+#include "transports/nccl/nccl_aborts.h"
 
 #include <chrono>
 #include <thread>
@@ -11,9 +11,9 @@ namespace {
 
 using namespace std::chrono_literals;
 
-constexpr int kGroups = 22200;        // the first NCCL that takes aborts in a group
-constexpr auto kGather = 20ms;        // what is lost at once is asked for within this time
-constexpr auto kPatience = 2s;        // for a call under way; one that hangs is what an abort ends
+constexpr int kGroups = 22200;  // the first NCCL that takes aborts in a group
+constexpr auto kGather = 20ms;  // what is lost at once is asked for within this time
+constexpr auto kPatience = 2s;  // for a call under way; one that hangs is what an abort ends
 
 struct Job {
   comm_t comm;

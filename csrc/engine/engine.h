@@ -15,7 +15,7 @@
 #include <utility>
 #include <vector>
 
-#include "view.h"
+#include "wire/view.h"
 
 namespace foldcp {
 

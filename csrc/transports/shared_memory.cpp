@@ -1,4 +1,4 @@
-#include "shared_memory.h"
+#include "transports/shared_memory.h"
 
 #include <fcntl.h>
 #include <linux/futex.h>
@@ -20,9 +20,11 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 constexpr long kLook = 100'000'000;  // nanoseconds between two looks at the peers while waiting
-constexpr int kSpins = 100;           // looks at the slots before going to sleep
+constexpr int kSpins = 100;          // looks at the slots before going to sleep
 
-double since(Clock::time_point t) { return std::chrono::duration<double>(Clock::now() - t).count(); }
+double since(Clock::time_point t) {
+  return std::chrono::duration<double>(Clock::now() - t).count();
+}
 
 [[noreturn]] void fail_system(const char* what) {
   throw std::runtime_error(std::string("shared memory: ") + what + ": " + std::strerror(errno));
@@ -66,7 +68,7 @@ SharedMemory::SharedMemory(int rank, int size, size_t slot_bytes, const std::str
     if (fd_ < 0) fail_system(path.c_str());
   }
   void* base = mmap(nullptr, length_, PROT_READ | PROT_WRITE, MAP_SHARED, fd_, 0);
-  struct flock mine {};
+  struct flock mine{};
   mine.l_type = F_WRLCK;
   mine.l_whence = SEEK_SET;
   mine.l_start = rank;
@@ -140,10 +142,10 @@ bool SharedMemory::receive(const Transfer& t, Progress& p, int64_t tag) {
   Slot& s = slot(t.peer, rank_, read);
   if (s.total != t.bytes || s.tag != tag) {
     abort("the ranks run different plans: rank " + std::to_string(t.peer) + " sent " +
-          std::to_string(s.total) + " bytes (step " + std::to_string(s.tag & 0xffff) + " of exchange " +
-          std::to_string(s.tag >> 16) + ") where rank " + std::to_string(rank_) + " expected " +
-          std::to_string(t.bytes) + " (step " + std::to_string(tag & 0xffff) + " of exchange " +
-          std::to_string(tag >> 16) + ")");
+          std::to_string(s.total) + " bytes (step " + std::to_string(s.tag & 0xffff) +
+          " of exchange " + std::to_string(s.tag >> 16) + ") where rank " + std::to_string(rank_) +
+          " expected " + std::to_string(t.bytes) + " (step " + std::to_string(tag & 0xffff) +
+          " of exchange " + std::to_string(tag >> 16) + ")");
     throw std::runtime_error(error());
   }
   size_t n = std::min(slot_bytes_, t.bytes - p.done);
@@ -168,7 +170,8 @@ bool SharedMemory::room(const std::vector<Transfer>& sends) const {
   std::vector<uint32_t> wanted(size_);
   for (auto& t : sends) {
     Pipe& way = pipe(rank_, t.peer);
-    uint32_t used = way.written.load(std::memory_order_relaxed) - way.read.load(std::memory_order_acquire);
+    uint32_t used =
+        way.written.load(std::memory_order_relaxed) - way.read.load(std::memory_order_acquire);
     if (t.bytes > slot_bytes_ || used + wanted[t.peer]++ >= kSlots) return false;
   }
   return true;
@@ -180,7 +183,8 @@ void SharedMemory::run(const std::vector<Transfer>& transfers, int64_t tag, void
 }
 
 void SharedMemory::give_up() {
-  abort("rank " + std::to_string(rank_) + " waited " + std::to_string(static_cast<int>(deadline_.load())) +
+  abort("rank " + std::to_string(rank_) + " waited " +
+        std::to_string(static_cast<int>(deadline_.load())) +
         " s for an exchange that made no progress");
   throw std::runtime_error(error());
 }
@@ -233,7 +237,7 @@ void SharedMemory::check(const std::vector<Transfer>& transfers,
 }
 
 bool SharedMemory::gone(int peer) const {
-  struct flock theirs {};
+  struct flock theirs{};
   theirs.l_type = F_WRLCK;
   theirs.l_whence = SEEK_SET;
   theirs.l_start = peer;

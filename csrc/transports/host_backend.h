@@ -10,9 +10,9 @@
 #include <stdexcept>
 #include <string>
 
-#include "engine.h"
-#include "streams.h"
-#include "trace.h"
+#include "engine/engine.h"
+#include "engine/streams.h"
+#include "engine/trace.h"
 
 namespace foldcp {
 
@@ -143,12 +143,14 @@ class HostBackend {
 
   static void pack_all(const Group& g) {
     for (auto& m : g.sends) {
-      if (m.staging) for (auto& p : m.parts) pack(p, m.staging);
+      if (!m.staging) continue;
+      for (auto& p : m.parts) pack(p, m.staging);
     }
   }
   static void unpack_all(const Group& g) {
     for (auto& m : g.recvs) {
-      if (m.staging) for (auto& p : m.parts) unpack(p, m.staging);
+      if (!m.staging) continue;
+      for (auto& p : m.parts) unpack(p, m.staging);
     }
   }
 

@@ -1,4 +1,4 @@
-#include "nccl_abi.h"
+#include "transports/nccl/nccl_abi.h"
 
 #include <dlfcn.h>
 

@@ -1,14 +1,14 @@
 // Ending NCCL communicators that are in trouble, of all engines of this process.
 //
-// An abort may wait for the whole GPU, and so for the kernels of other communicators, which end only
-// when those are aborted too. Hence no abort is waited for by who asks for it, none keeps another
-// one from beginning, and those that are asked for at about the same time make up one NCCL group.
+// An abort may wait for the whole GPU, and so for the kernels of other communicators, which end
+// only when those are aborted too. Hence nobody waits for an abort that it asks for, none keeps
+// another from beginning, and those that are asked for at about the same time are one NCCL group.
 #pragma once
 #include <memory>
 #include <mutex>
 
-#include "apart.h"
-#include "nccl_abi.h"
+#include "engine/apart.h"
+#include "transports/nccl/nccl_abi.h"
 
 namespace foldcp::nccl {
 

@@ -8,7 +8,7 @@
 #include <random>
 #include <thread>
 
-#include "../view.h"
+#include "wire/view.h"
 
 namespace foldcp::simulator {
 

@@ -1,4 +1,4 @@
-#include "nccl.h"
+#include "transports/nccl/nccl.h"
 
 #include <algorithm>
 #include <chrono>

@@ -10,9 +10,9 @@
 #include <string>
 #include <vector>
 
-#include "../copy_protocol.h"
-#include "../streams.h"
+#include "engine/streams.h"
 #include "pace.h"
+#include "transports/copy_protocol.h"
 
 namespace foldcp::simulator {
 
@@ -122,8 +122,8 @@ class MailboxCarrier : public Carrier {
   int rank_, size_;
 };
 
-// What a stream does not wait for, to see that it must: a kind of flag, the caller's stream at a fork,
-// or the peers' streams at a join.
+// What a stream does not wait for, to see that it must: a kind of flag, the caller's stream at a
+// fork, or the peers' streams at a join.
 enum class Ignored { none, arrived, free, fork, join };
 
 // Ops of CopyProtocol. A flag of the simulated memory is an atomic with what a device grants: who

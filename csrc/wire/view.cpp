@@ -1,10 +1,11 @@
 // Packing of strided pieces on the CPU, raw or as FP8 (e4m3) with one scale per segment.
-#include "view.h"
+#include "wire/view.h"
 
 #include <cmath>
 #include <cstring>
+#include <stdexcept>
 
-#include "e4m3.h"
+#include "wire/e4m3.h"
 
 namespace foldcp {
 
@@ -151,6 +152,12 @@ std::vector<Transfer> transfers(const Group& g) {
   for (auto& m : g.sends) append(out, true, m);
   for (auto& m : g.recvs) append(out, false, m);
   return out;
+}
+
+void stage(Message& m, char*& at, const char* end) {
+  m.staging = at;
+  at += aligned(m.bytes(), kStagingAlign);
+  if (at > end) throw std::runtime_error("the staging buffer of an exchange is too small");
 }
 
 void pack(const Part& part, char* message) {

@@ -8,7 +8,7 @@
 #include <cstring>
 #include <limits>
 
-#include "view.h"
+#include "wire/view.h"
 
 namespace foldcp {
 
@@ -101,11 +101,15 @@ inline void store_number(char* p, float f, Type type) {
   switch (type) {
     case Type::f64: std::memcpy(p, &d, 8); return;
     case Type::f32: std::memcpy(p, &f, 4); return;
-    case Type::f16: half = float_to_half(f); std::memcpy(p, &half, 2); return;
+    case Type::f16:
+      half = float_to_half(f);
+      std::memcpy(p, &half, 2);
+      return;
     default:
       std::memcpy(&word, &f, 4);
       // Decoded numbers have four bits: only a NaN needs care, and rounding never carries.
-      half = static_cast<uint16_t>(std::isnan(f) ? 0x7fc0 : (word + 0x7fff + ((word >> 16) & 1)) >> 16);
+      half = static_cast<uint16_t>(std::isnan(f) ? 0x7fc0
+                                                 : (word + 0x7fff + ((word >> 16) & 1)) >> 16);
       std::memcpy(p, &half, 2);
   }
 }

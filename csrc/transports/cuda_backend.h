@@ -1,5 +1,5 @@
-// The engine's backend on a GPU: the comm stream has a high priority, waits are events; the host waits
-// for nothing. A thread watches what was posted against a deadline.
+// The engine's backend on a GPU: the comm stream has a high priority, waits are events; the host
+// waits for nothing. A thread watches what was posted against a deadline.
 //
 // Whatever GPU is current where it is called, it works on its own.
 #pragma once
@@ -15,7 +15,7 @@
 #include <utility>
 #include <vector>
 
-#include "engine.h"
+#include "engine/engine.h"
 
 namespace foldcp {
 
@@ -49,10 +49,10 @@ class CudaCarrier {
  public:
   virtual ~CudaCarrier() = default;
   virtual void run(const std::vector<Transfer>& transfers, int64_t tag, cudaStream_t stream) = 0;
-  virtual void set_deadline(double) {}           // of what the host waits for
-  virtual void poll() {}                         // throws what went wrong in the background
-  virtual void abort(const std::string&) {}      // begins to end what is under way, returns at once
-  virtual void release() {}                      // again and again after a failure: ends waits of streams
+  virtual void set_deadline(double) {}       // of what the host waits for
+  virtual void poll() {}                     // throws what went wrong in the background
+  virtual void abort(const std::string&) {}  // begins to end what is under way, returns at once
+  virtual void release() {}  // again and again after a failure: ends waits of streams
   // Gives up what it holds, with nothing under way; false when that has not ended in time. Throws
   // when it never will.
   virtual bool close(double) { return true; }

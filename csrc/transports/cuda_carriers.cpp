@@ -1,4 +1,4 @@
-#include "cuda_carriers.h"
+#include "transports/cuda_carriers.h"
 
 #include <cuda.h>
 
@@ -6,7 +6,7 @@
 #include <mutex>
 #include <stdexcept>
 
-#include "apart.h"
+#include "engine/apart.h"
 
 namespace foldcp {
 
@@ -66,7 +66,8 @@ class Copies {
     // math's.
     make(rescue_, greatest + (least - greatest > 1));
     for (auto& s : sides_) make(s, greatest);
-    check(cudaDeviceGetAttribute(&flushes, cudaDevAttrCanFlushRemoteWrites, device), "asking a GPU");
+    check(cudaDeviceGetAttribute(&flushes, cudaDevAttrCanFlushRemoteWrites, device),
+          "asking a GPU");
     // Data and flag come as two remote writes: who sees the second is to see the first.
     if (flushes) wait_flags_ |= CU_STREAM_WAIT_VALUE_FLUSH;
   }
@@ -83,7 +84,9 @@ class Copies {
   void write(cudaStream_t s, char* flag, uint32_t value) const {
     done(driver_.write(s, address(flag), value, CU_STREAM_WRITE_VALUE_DEFAULT));
   }
-  void fork(cudaStream_t s) const { check(cudaEventRecord(forked_.get(), s), "recording an event"); }
+  void fork(cudaStream_t s) const {
+    check(cudaEventRecord(forked_.get(), s), "recording an event");
+  }
   cudaStream_t side(int peer) const {
     check(cudaStreamWaitEvent(sides_[peer], forked_.get(), 0), "waiting for an event");
     return sides_[peer];
@@ -93,8 +96,8 @@ class Copies {
     check(cudaStreamWaitEvent(s, joined_[peer].get(), 0), "waiting for an event");
   }
 
-  // Streams that wait for a flag cannot be cancelled, and each wait lowers its flag: raises them all.
-  // What arrives is thrown away.
+  // Streams that wait for a flag cannot be cancelled, and each wait lowers its flag: raises them
+  // all. What arrives is thrown away.
   void raise() {
     std::lock_guard<std::mutex> lock(mutex_);
     if (freed_) return;
@@ -156,7 +159,9 @@ class CopyCarrier : public CudaCarrier {
       : copies_(std::make_shared<Copies>(std::move(windows))),
         protocol_({copies_}, copies_->windows().rank(), copies_->windows().windows()) {}
 
-  void run(const std::vector<Transfer>& t, int64_t, cudaStream_t s) override { protocol_.run(t, s); }
+  void run(const std::vector<Transfer>& t, int64_t, cudaStream_t s) override {
+    protocol_.run(t, s);
+  }
   void release() override { copies_->raise(); }
   // Memory is freed apart: that waits for the GPU, where something else may hang.
   bool close(double seconds) override {

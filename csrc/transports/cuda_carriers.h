@@ -4,9 +4,9 @@
 #include <string>
 #include <vector>
 
-#include "copy_protocol.h"
-#include "cuda_backend.h"
-#include "nccl.h"
+#include "transports/copy_protocol.h"
+#include "transports/cuda_backend.h"
+#include "transports/nccl/nccl.h"
 
 namespace foldcp {
 

@@ -5,7 +5,7 @@
 #include <unordered_map>
 #include <vector>
 
-#include "engine.h"
+#include "engine/engine.h"
 
 namespace foldcp {
 
@@ -47,9 +47,7 @@ class EngineEndpoint : public Endpoint {
     flights_[++last_];
     return last_;
   }
-  void begin(int64_t flight) override {
-    flights_.at(flight).steps = 0;
-  }
+  void begin(int64_t flight) override { flights_.at(flight).steps = 0; }
   void post(int64_t flight, int slot, std::vector<Message> sends, std::vector<Message> recvs,
             int64_t tag, bool forwards) override {
     engine_.post(flights_.at(flight), slot, {std::move(sends), std::move(recvs), tag}, forwards);

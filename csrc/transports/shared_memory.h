@@ -12,7 +12,7 @@
 #include <string>
 #include <vector>
 
-#include "view.h"
+#include "wire/view.h"
 
 namespace foldcp {
 

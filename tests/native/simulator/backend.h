@@ -4,9 +4,9 @@
 #include <memory>
 #include <string>
 
-#include "../endpoint.h"
-#include "../streams.h"
 #include "carriers.h"
+#include "engine/endpoint.h"
+#include "engine/streams.h"
 
 namespace foldcp::simulator {
 
@@ -51,9 +51,8 @@ class Backend {
   }
   // Every stream gets another speed, in its turn.
   void draw(unsigned seed) {
-    each_stream([&](ThreadStream& s) {
-      s.push([seed = seed++ * 2654435761u] { pace.draw(seed); });
-    });
+    each_stream(
+        [&](ThreadStream& s) { s.push([seed = seed++ * 2654435761u] { pace.draw(seed); }); });
   }
 
   // What an endpoint asks for beside; the host of a rank never waits here.

@@ -1,12 +1,12 @@
-#include "cuda_backend.h"
+#include "transports/cuda_backend.h"
 
 #include <dlfcn.h>
 
 #include <chrono>
 #include <stdexcept>
 
-#include "pack.h"
-#include "trace.h"
+#include "engine/trace.h"
+#include "wire/pack.h"
 
 namespace foldcp {
 
@@ -116,7 +116,8 @@ void CudaBackend::exchange(Group g) {
   Stream s = comm_;
   timeline_.mark(g.tag, 0, s);
   for (auto& m : g.sends) {
-    if (m.staging) for (auto& p : m.parts) pack(p, m.staging, s);
+    if (!m.staging) continue;
+    for (auto& p : m.parts) pack(p, m.staging, s);
   }
   timeline_.mark(g.tag, 1, s);
   try {
@@ -127,7 +128,8 @@ void CudaBackend::exchange(Group g) {
   }
   timeline_.mark(g.tag, 2, s);
   for (auto& m : g.recvs) {
-    if (m.staging) for (auto& p : m.parts) unpack(p, m.staging, s);
+    if (!m.staging) continue;
+    for (auto& p : m.parts) unpack(p, m.staging, s);
   }
   timeline_.mark(g.tag, 3, s);
   cudaStreamCaptureStatus capturing = cudaStreamCaptureStatusNone;
@@ -158,7 +160,8 @@ void CudaBackend::watch() {
       continue;
     }
     cudaError_t state = cudaSuccess;
-    while (!watched_.empty() && (state = cudaEventQuery(watched_.front().first.get())) == cudaSuccess) {
+    while (!watched_.empty() &&
+           (state = cudaEventQuery(watched_.front().first.get())) == cudaSuccess) {
       spare_.push_back(watched_.front().first);
       watched_.pop_front();
     }

@@ -3,12 +3,12 @@
 //
 //   simulator TRIALS SEED CARRIER MUTANT PROGRAM...
 //
-// CARRIER is `mailbox` or `copy`. MUTANT leaves out a wait: `none`, `sources`, `buffers`, `arrived`,
-// `landed` (of the engine), `flag-arrived`, `flag-free`, `fork` or `join` (of CopyProtocol).
-// A program (see simulator/program.h) holds what the hosts of all ranks tell their streams. A trial
-// runs it once; several trials run back to back with the same engine and memory, while nobody waits
-// for a trial to end. Memory holds poison before and after a trial, and the numbers of every trial
-// are its own. For each program a line is printed:
+// CARRIER is `mailbox` or `copy`. MUTANT leaves out a wait: `none`, `sources`, `buffers`,
+// `arrived`, `landed` (of the engine), `flag-arrived`, `flag-free`, `fork` or `join` (of
+// CopyProtocol). A program (see program.h) holds what the hosts of all ranks tell their streams. A
+// trial runs it once; several trials run back to back with the same engine and memory, while nobody
+// waits for a trial to end. Memory holds poison before and after a trial, and the numbers of every
+// trial are its own. For each program a line is printed:
 //   PROGRAM trials T wrong W stuck S waits (four kinds, in the order above)
 // where W is the number of trials in which a rank read a wrong number.
 #include <algorithm>
@@ -16,8 +16,8 @@
 #include <cstdlib>
 #include <thread>
 
-#include "simulator/backend.h"
-#include "simulator/program.h"
+#include "backend.h"
+#include "program.h"
 
 namespace foldcp::simulator {
 
@@ -47,9 +47,8 @@ class World {
     for (int r = 0; r < size(); ++r) windows_.push_back(window(kSlots[seed % 3]));
     for (int r = 0; r < size(); ++r) {
       int jitter_us = seed % 4 == 0 ? 40 : 0;
-      ranks_.push_back(std::make_unique<EngineEndpoint<Backend>>(
-          std::make_unique<Backend>(carrier(r, options, jitter_us), options.mutant, jitter_us,
-                                    seed * 64 + 4 * r)));
+      ranks_.push_back(std::make_unique<EngineEndpoint<Backend>>(std::make_unique<Backend>(
+          carrier(r, options, jitter_us), options.mutant, jitter_us, seed * 64 + 4 * r)));
       memory_.emplace_back();
       for (int64_t n : programs.ranks[r].blocks) memory_[r].emplace_back(n, kPoison);
     }
@@ -95,7 +94,8 @@ class World {
 
   std::unique_ptr<Carrier> carrier(int rank, const Options& options, int jitter_us) {
     if (!options.copies) return std::make_unique<MailboxCarrier>(boxes_, gate_, rank, size());
-    SlowCopies ops(gate_, windows_[rank], options.mutant.carrier, jitter_us, seed_ * 512 + 16 * rank);
+    SlowCopies ops(gate_, windows_[rank], options.mutant.carrier, jitter_us,
+                   seed_ * 512 + 16 * rank);
     return std::make_unique<CopyCarrier>(std::move(ops), rank, windows_);
   }
 
@@ -163,8 +163,11 @@ class World {
   void post(int rank, const Step& s, int64_t flight) {
     Memory& memory = memory_[rank];
     std::vector<Message> out[2];
-    char* staging =
-        s.staging < 0 ? nullptr : reinterpret_cast<char*>(memory[s.staging].data());
+    char *staging = nullptr, *end = nullptr;
+    if (s.staging >= 0) {
+      staging = reinterpret_cast<char*>(memory[s.staging].data());
+      end = staging + memory[s.staging].size() * sizeof(uint32_t);
+    }
     for (auto& p : s.parcels) {
       Message m;
       m.peer = p.peer;
@@ -172,14 +175,10 @@ class World {
       for (auto& piece : p.pieces) {
         m.parts.push_back({piece.in(memory), false, aligned(m.bytes())});
       }
-      if (!m.direct()) {
-        m.staging = staging;
-        staging += aligned(m.bytes(), 256);
-      }
+      if (!m.direct()) stage(m, staging, end);
       out[p.send].push_back(std::move(m));
     }
-    ranks_[rank]->post(flight, s.slot, std::move(out[1]), std::move(out[0]), 0,
-                       s.forwards != 0);
+    ranks_[rank]->post(flight, s.slot, std::move(out[1]), std::move(out[0]), 0, s.forwards != 0);
   }
 
   // What the compute stream does, slowly.

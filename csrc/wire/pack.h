@@ -1,8 +1,8 @@
-// Packing of strided pieces on a GPU: copies that need no SM where the shape allows it, else kernels.
+// Packing of strided pieces on a GPU: copies that need no SM where the shape allows, else kernels.
 #pragma once
 #include <cuda_runtime_api.h>
 
-#include "view.h"
+#include "wire/view.h"
 
 namespace foldcp {
 

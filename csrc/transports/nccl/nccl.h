@@ -6,9 +6,9 @@
 #include <string>
 #include <vector>
 
-#include "nccl_abi.h"
-#include "nccl_aborts.h"
-#include "view.h"
+#include "transports/nccl/nccl_abi.h"
+#include "transports/nccl/nccl_aborts.h"
+#include "wire/view.h"
 
 namespace foldcp {
 
@@ -49,9 +49,9 @@ class Nccl {
   nccl::comm_t comm_ = nullptr;
   std::shared_ptr<nccl::Calls> calls_ = std::make_shared<nccl::Calls>();
   std::mutex error_mutex_;
-  std::string error_;                      // the first one
-  std::shared_ptr<Apart> abort_;           // once it has begun; guarded by error_mutex_
-  std::atomic<bool> aborted_{false};       // then nobody but the abort uses the communicator
+  std::string error_;                 // the first one
+  std::shared_ptr<Apart> abort_;      // once it has begun; guarded by error_mutex_
+  std::atomic<bool> aborted_{false};  // then nobody but the abort uses the communicator
   bool closed_ = false;
 };
 

@@ -10,16 +10,16 @@
 // forked from the caller's and joined again. They are issued round by round all the same: streams
 // that share a queue of the device come to no order in which they wait for each other in a circle.
 //
-// Ops provides wait_set(stream, flag), write(stream, flag, value) and copy(stream, to, from, bytes),
-// all in stream order, where flags of other ranks are written, never waited for; and fork(stream),
-// side(peer), a stream that goes on from the last fork, and join(stream, peer).
+// Ops provides wait_set(stream, flag), write(stream, flag, value) and copy(stream, to, from,
+// bytes), all in stream order, where flags of other ranks are written, never waited for; and
+// fork(stream), side(peer), a stream that goes on from the last fork, and join(stream, peer).
 #pragma once
 #include <algorithm>
 #include <cstdint>
 #include <utility>
 #include <vector>
 
-#include "view.h"
+#include "wire/view.h"
 
 namespace foldcp {
 
@@ -27,8 +27,8 @@ constexpr size_t kFlagStride = 64;  // bytes; a flag is a uint32
 
 struct Window {
   char* base = nullptr;
-  int size = 0;        // ranks
-  size_t slot = 0;     // bytes
+  int size = 0;     // ranks
+  size_t slot = 0;  // bytes
 
   static size_t bytes(int size, size_t slot) { return flags(size) + 2 * slot * size; }
   static size_t flags(int size) { return 4 * kFlagStride * size; }
@@ -42,7 +42,11 @@ class CopyProtocol {
  public:
   // `windows[r]` is rank r's window as this rank addresses it. All its `free` flags start at 1.
   CopyProtocol(Ops ops, int rank, std::vector<Window> windows)
-      : ops_(std::move(ops)), rank_(rank), windows_(std::move(windows)), sent_(windows_.size()), received_(windows_.size()) {}
+      : ops_(std::move(ops)),
+        rank_(rank),
+        windows_(std::move(windows)),
+        sent_(windows_.size()),
+        received_(windows_.size()) {}
 
   template <class Stream>
   void run(const std::vector<Transfer>& transfers, Stream stream) {

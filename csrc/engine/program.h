@@ -1,16 +1,16 @@
 // What an exchange sends and receives, told once and replayed with other memory.
 //
-// Numbers, as foldcp/fabric/transport/program.py writes them: the number of steps; per step whether it forwards and
-// the number of its messages; per message whether it is sent, peer, runs and the number of its parts;
-// per part base, offset in bytes, bytes of an element, type, whether it is FP8, and the dimensions,
-// then sizes and strides.
+// Numbers, as foldcp/fabric/transport/program.py writes them: the number of steps; per step whether
+// it forwards and the number of its messages; per message whether it is sent, peer, runs and the
+// number of its parts; per part base, offset in bytes, bytes of an element, type, whether it is FP8,
+// and the dimensions, then sizes and strides.
 #pragma once
 #include <cstdint>
 #include <stdexcept>
 #include <utility>
 #include <vector>
 
-#include "view.h"
+#include "wire/view.h"
 
 namespace foldcp {
 
@@ -38,13 +38,10 @@ class Program {
     for (auto& planned : s.messages) {
       Message m = planned.message;
       for (size_t i = 0; i < m.parts.size(); ++i) {
-        m.parts[i].view.data = reinterpret_cast<char*>(bases.at(planned.bases[i])) + planned.offsets[i];
+        m.parts[i].view.data =
+            reinterpret_cast<char*>(bases.at(planned.bases[i])) + planned.offsets[i];
       }
-      if (planned.packed) {
-        m.staging = staging;
-        staging += aligned(m.bytes(), 256);
-        if (staging > end) throw std::runtime_error("the staging buffer of an exchange is too small");
-      }
+      if (planned.packed) stage(m, staging, end);
       (planned.send ? out.sends : out.recvs).push_back(std::move(m));
     }
     return out;

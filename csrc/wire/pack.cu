@@ -7,7 +7,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "pack.h"
+#include "wire/pack.h"
 
 namespace foldcp {
 
@@ -39,9 +39,10 @@ __device__ inline int64_t offset_of(const Shape& shape, uint32_t index) {
 
 template <class Word, bool kGather>
 __global__ void __launch_bounds__(kThreads)
-copy_words(const __grid_constant__ Shape shape, Word* strided, Word* packed, uint32_t count) {
+    copy_words(const __grid_constant__ Shape shape, Word* strided, Word* packed, uint32_t count) {
   uint64_t step = static_cast<uint64_t>(gridDim.x) * kThreads;
-  for (uint64_t i = blockIdx.x * static_cast<uint64_t>(kThreads) + threadIdx.x; i < count; i += step) {
+  for (uint64_t i = blockIdx.x * static_cast<uint64_t>(kThreads) + threadIdx.x; i < count;
+       i += step) {
     int64_t at = offset_of(shape, static_cast<uint32_t>(i));
     if (kGather) {
       packed[i] = strided[at];
@@ -80,8 +81,8 @@ __device__ inline float segment_scale(float most) {
 // One warp per segment of 128 elements, four neighbours per thread.
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-encode(const __grid_constant__ Shape shape, const T* strided, float* scales, uint32_t* payload,
-       uint32_t count) {
+    encode(const __grid_constant__ Shape shape, const T* strided, float* scales, uint32_t* payload,
+           uint32_t count) {
   constexpr int kWarps = kThreads / 32;
   uint32_t lane = threadIdx.x % 32, segments = (count + kSegment - 1) / kSegment;
   for (uint32_t s = blockIdx.x * kWarps + threadIdx.x / 32; s < segments; s += gridDim.x * kWarps) {
@@ -101,7 +102,8 @@ encode(const __grid_constant__ Shape shape, const T* strided, float* scales, uin
     uint32_t word = 0;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      word |= static_cast<uint32_t>(__nv_cvt_float_to_fp8(x[i] / scale, __NV_SATFINITE, __NV_E4M3)) << 8 * i;
+      word |= static_cast<uint32_t>(__nv_cvt_float_to_fp8(x[i] / scale, __NV_SATFINITE, __NV_E4M3))
+              << 8 * i;
     }
     if (lane == 0) scales[s] = scale;
     if (first < count && count - first >= 4) {
@@ -116,10 +118,11 @@ encode(const __grid_constant__ Shape shape, const T* strided, float* scales, uin
 
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-decode(const __grid_constant__ Shape shape, T* strided, const float* scales, const uint8_t* payload,
-       uint32_t count) {
+    decode(const __grid_constant__ Shape shape, T* strided, const float* scales,
+           const uint8_t* payload, uint32_t count) {
   uint64_t step = static_cast<uint64_t>(gridDim.x) * kThreads;
-  for (uint64_t i = blockIdx.x * static_cast<uint64_t>(kThreads) + threadIdx.x; i < count; i += step) {
+  for (uint64_t i = blockIdx.x * static_cast<uint64_t>(kThreads) + threadIdx.x; i < count;
+       i += step) {
     __half_raw half = __nv_cvt_fp8_to_halfraw(payload[i], __NV_E4M3);
     float x = __half2float(__half(half)) * scales[i / kSegment];
     store(strided + offset_of(shape, static_cast<uint32_t>(i)), x);
@@ -176,8 +179,11 @@ void copy_raw(const View& v, char* packed, cudaStream_t stream) {
     copy_words<Word, kGather><<<blocks, kThreads, 0, stream>>>(
         shape, reinterpret_cast<Word*>(v.data), reinterpret_cast<Word*>(packed), count);
   };
-  word == 16 ? go(uint4{}) : word == 8 ? go(uint64_t{}) : word == 4 ? go(uint32_t{})
-  : word == 2 ? go(uint16_t{}) : go(uint8_t{});
+  word == 16  ? go(uint4{})
+  : word == 8 ? go(uint64_t{})
+  : word == 4 ? go(uint32_t{})
+  : word == 2 ? go(uint16_t{})
+              : go(uint8_t{});
   launched();
 }
 
@@ -192,8 +198,8 @@ bool copied(const View& v, char* packed, bool gather, cudaStream_t stream) {
   char *to = gather ? packed : v.data, *from = gather ? v.data : packed;
   cudaError_t result =
       height == 1 ? cudaMemcpyAsync(to, from, width, cudaMemcpyDeviceToDevice, stream)
-                  : cudaMemcpy2DAsync(to, gather ? width : pitch, from, gather ? pitch : width, width,
-                                      height, cudaMemcpyDeviceToDevice, stream);
+                  : cudaMemcpy2DAsync(to, gather ? width : pitch, from, gather ? pitch : width,
+                                      width, height, cudaMemcpyDeviceToDevice, stream);
   if (result != cudaSuccess) {
     throw std::runtime_error(std::string("packing for an exchange: ") + cudaGetErrorString(result));
   }
