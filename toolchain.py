@@ -31,11 +31,15 @@ class Facts:
     """The toolchain of a machine.
 
     Args:
-        mode: FOLDCP_BUILD_CUDA. chips: TORCH_CUDA_ARCH_LIST.
-        torch: its release, "" without torch. torch_fault: why it cannot be used.
-        torch_cuda: CUDA that it was built with, "" without. rocm: built for AMD.
+        mode: FOLDCP_BUILD_CUDA.
+        chips: TORCH_CUDA_ARCH_LIST.
+        torch: its release, "" without torch.
+        torch_fault: why it cannot be used.
+        torch_cuda: CUDA that it was built with, "" without.
+        rocm: built for AMD.
         compiler_fault: why C++20 with Python.h does not compile, "" where it does.
-        nvcc: its release, "" without. nvcc_fault: why it cannot be used.
+        nvcc: its release, "" without.
+        nvcc_fault: why it cannot be used.
         known: chips that nvcc lists (80), empty where it does not list them.
         driver: major version of CUDA that the driver on this machine runs, 0 without a driver.
     """
@@ -58,8 +62,10 @@ class Plan:
     """What is built.
 
     Args:
-        parts: "cuda" (with the CPU part), "cpu" or "none". cuda: release of nvcc, "" without.
-        chips: that it is built for. why: what is left out, why, and the remedy; "" for nothing.
+        parts: "cuda" (with the CPU part), "cpu" or "none".
+        cuda: release of nvcc, "" without.
+        chips: that it is built for.
+        why: what is left out, why, and the remedy; "" for nothing.
     """
 
     parts: str
@@ -114,7 +120,8 @@ def fall_back(plan: Plan, error: str) -> Plan:
     """The next smaller plan, after one that did not compile.
 
     Args:
-        plan: that failed. error: the compiler's line.
+        plan: that failed.
+        error: the compiler's line.
     """
     if plan.parts == "cuda":
         return Plan("cpu", why=f"it did not compile: {error}")
@@ -125,7 +132,8 @@ def first_error(log: str, otherwise: str) -> str:
     """The first line of a build's output that tells an error, whole.
 
     Args:
-        log: the output. otherwise: what to say when no line does.
+        log: the output.
+        otherwise: what to say when no line does.
     """
     plain = re.sub(r"\x1b\[[0-9;]*[mK]", "", log)
     found = (line.strip() for line in plain.splitlines() if _ERROR.search(line.strip()))

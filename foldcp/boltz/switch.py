@@ -80,7 +80,8 @@ def fold(stock: Callable[..., None], options: dict[str, Any], apart: bool = Fals
     """Make a prediction on all ranks, which all call it, between the checks and the summary.
 
     Args:
-        stock: the function of Boltz's `predict` command. options: its arguments.
+        stock: the function of Boltz's `predict` command.
+        options: its arguments.
         apart: read inputs in a process of their own, for programs that predict several times.
 
     Returns:
@@ -150,7 +151,8 @@ def begin(options: dict[str, Any], until_end: ExitStack) -> Run:
     """Check a prediction and bring its ranks together.
 
     Args:
-        options: the arguments of Boltz's `predict`. until_end: gets what holds as long as the run.
+        options: the arguments of Boltz's `predict`.
+        until_end: gets what holds as long as the run.
 
     Raises:
         ValueError: a FOLDCP_* variable is wrong, or the mesh does not fit the number of ranks.

@@ -71,7 +71,8 @@ class Difference:
     Args:
         output: its name in `TOLERANCES`.
         span: least and largest value of the second one.
-        largest, mean: absolute difference.
+        largest: largest absolute difference.
+        mean: mean absolute difference.
         tolerance: what is allowed.
     """
 
@@ -93,7 +94,8 @@ class Comparison:
 
     Args:
         atoms: how many there are.
-        rmsd: angstrom, after superposition. as_written: angstrom, without.
+        rmsd: angstrom, after superposition.
+        as_written: angstrom, without.
         lddt: 0 to 1, of the first against the second, over all atoms of other residues within 15 A.
         differences: output by output, coordinates superposed.
     """

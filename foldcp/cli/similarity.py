@@ -22,7 +22,8 @@ def superposed(a: Array, b: Array) -> Array:
     """Move a onto b by the rotation and the shift of least RMSD.
 
     Args:
-        a, b: [atoms, 3].
+        a: [atoms, 3].
+        b: [atoms, 3].
 
     Returns:
         [atoms, 3].
@@ -41,7 +42,9 @@ def lddt(a: Array, b: Array, residues: Sequence[Any]) -> float:
     """Share of distances of b up to 15 A that a keeps, mean over 0.5, 1, 2 and 4 A.
 
     Args:
-        a, b: [atoms, 3], angstrom. residues: of each atom; pairs within one do not count.
+        a: [atoms, 3], angstrom.
+        b: [atoms, 3], angstrom.
+        residues: of each atom; pairs within one do not count.
 
     Returns:
         0 to 1; 1 where there is no such pair.

@@ -111,7 +111,8 @@ class DistributedManager:
 
         Args:
             grid_group_sizes: passed on to `create_grid_group` unless None.
-            device_type: "cuda" or "cpu". backend: "nccl" or "gloo", the one of `device_type`.
+            device_type: "cuda" or "cpu".
+            backend: "nccl" or "gloo", the one of `device_type`.
 
         Raises:
             ValueError: unknown device type, or a backend that does not go with it.
@@ -206,7 +207,8 @@ class Ring2DComm:
     """The ranks of a 2D grid; square or not.
 
     Args:
-        group_2d: all R * Q ranks. group_col: the R ranks of this rank's grid column.
+        group_2d: all R * Q ranks.
+        group_col: the R ranks of this rank's grid column.
         layout: the grid, of shape (R, Q).
 
     Raises:

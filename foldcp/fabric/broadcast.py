@@ -28,7 +28,9 @@ def broadcast(value: Any, mesh: Mesh, src: int) -> Any:
     """Give every rank the value of one; all ranks of the mesh call it.
 
     Args:
-        value: of rank `src`, see `message.encode`. mesh: of several ranks. src: who sends.
+        value: of rank `src`, see `message.encode`.
+        mesh: of several ranks.
+        src: who sends.
 
     Raises:
         Forged: on a rank that received what no rank of this run sent.

@@ -53,8 +53,9 @@ class Options:
     """How the transports are set up.
 
     Args:
-        deadline: seconds that an exchange may take. nccl_library: path of NCCL, "" for the one of
-            torch or of the system. max_ctas: most thread blocks of NCCL, 0 leaves it to NCCL.
+        deadline: seconds that an exchange may take.
+        nccl_library: path of NCCL, "" for the one of torch or of the system.
+        max_ctas: most thread blocks of NCCL, 0 leaves it to NCCL.
     """
 
     deadline: float = 1800.0
@@ -66,9 +67,10 @@ def connect(mesh: Mesh, name: str, options: Options) -> Transport:
     """Set up a transport between the ranks of a mesh.
 
     Args:
-        mesh: of more than one rank. name: one of `transport.TRANSPORTS`; "auto" is host on the CPUs
-            of one machine, nccl on GPUs, and torch.distributed where these cannot run (rank 0 says
-            why). options: see there.
+        mesh: of more than one rank.
+        name: one of `transport.TRANSPORTS`; "auto" is host on the CPUs of one machine, nccl on
+            GPUs, and torch.distributed where these cannot run (rank 0 says why).
+        options: see there.
 
     Returns:
         The transport, after a trial exchange.

@@ -45,11 +45,15 @@ class Mesh:
     """A mesh of ranks; rank `r * cols + c` sits at row r, column c.
 
     Args:
-        rows: R. cols: Q. rank: this rank. device: where its tensors live.
+        rows: R.
+        cols: Q.
+        rank: this rank.
+        device: where its tensors live.
         group: torch.distributed group, None for a single process.
         route: "direct" or "ring", where tiles are fetched from.
         wire: "raw" or "fp8", how panels travel.
-        multiplication, attention: strategy of the triangle ops, "auto" or a name of `STRATEGIES`.
+        multiplication: strategy of triangle multiplication, "auto" or a name of `STRATEGIES`.
+        attention: strategy of triangle attention, "auto" or a name of `STRATEGIES`.
         multiple: of tokens, see `PairLayout`; 0 is what the device needs.
         link: what carries tiles; None is torch.distributed.
         told: number of objects that each rank has sent to the others.
@@ -96,7 +100,9 @@ class Mesh:
         """Build the mesh over the default process group (none is needed for 1x1).
 
         Args:
-            rows, cols, route: see the class.
+            rows: see the class.
+            cols: see the class.
+            route: see the class.
             device: of this rank; "cuda" is the GPU of its local rank (LOCAL_RANK, as launchers set
                 it, else the rank), which becomes the current one.
             transport: one of `foldcp.config.TRANSPORTS`; None leaves it to `connected`.

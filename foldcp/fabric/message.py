@@ -129,7 +129,8 @@ def decode(text: bytes, arrays: Sequence[Tensor]) -> Any:
     """Make the value that `encode` described.
 
     Args:
-        text: the JSON. arrays: [bytes] uint8, the bytes of each array; the result keeps them.
+        text: the JSON.
+        arrays: [bytes] uint8, the bytes of each array; the result keeps them.
 
     Raises:
         ValueError: `text` describes nothing that may travel.
@@ -188,7 +189,8 @@ def pack(value: Any, context: str) -> bytes:
     """A small value as one sealed message.
 
     Args:
-        value: see `encode`. context: what the message is for; it is only good for that.
+        value: see `encode`.
+        context: what the message is for; it is only good for that.
     """
     text, arrays = encode(value)
     return close(context, b"".join([struct.pack("<Q", len(text)), text, *arrays]))
@@ -224,7 +226,8 @@ def close(context: str, data: bytes) -> bytes:
     """Put a seal before some bytes.
 
     Args:
-        context: what the message is for. data: the message.
+        context: what the message is for.
+        data: the message.
     """
     return seal(context, data) + data
 

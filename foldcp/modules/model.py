@@ -115,7 +115,8 @@ class FoldOnMesh:
 
         Args:
             feats: compact features (collated, B = 1) on the mesh's device, equal on all ranks.
-            settings: recycles, steps, samples. progress: called with (stage, done, in all).
+            settings: recycles, steps, samples.
+            progress: called with (stage, done, in all).
             sink: takes pae, pde (and z, when kept) on the root rank, row block by row block.
 
         Returns:

@@ -21,7 +21,8 @@ def replay(model: nn.Module, feats: Features, settings: Settings) -> None:
     """Draw what a prediction of a swapped model draws, in its order and shapes.
 
     Args:
-        model: swapped, see `foldcp.boltz.families.boltz2`. feats: compact features of the input.
+        model: swapped, see `foldcp.boltz.families.boltz2`.
+        feats: compact features of the input.
         settings: of the prediction.
     """
     device = model.foldcp.mesh.device

@@ -33,7 +33,8 @@ class Matrices:
     """The matrices of one prediction and what their files are called.
 
     Args:
-        spool: holds them. expected: all that there must be, as (name, sample).
+        spool: holds them.
+        expected: all that there must be, as (name, sample).
         ranks: rank of each sample by confidence, 0 is the best.
         s: [1, N, C], the single representation, for the embeddings beside `z`.
     """
@@ -90,7 +91,8 @@ class Outputs:
         """Begin a prediction and return what takes its matrices.
 
         Args:
-            name: of the prediction. matrix_bytes: of each matrix to come.
+            name: of the prediction.
+            matrix_bytes: of each matrix to come.
 
         Raises:
             OSError: the disk has not enough room, or cannot be written.
@@ -118,7 +120,8 @@ class Outputs:
         """Finish a prediction in the background: everything but its matrices is written.
 
         Args:
-            name: of the prediction. matrices: None when it has none outside its files.
+            name: of the prediction.
+            matrices: None when it has none outside its files.
         """
         self._spools.pop(name, None)
         self._pending = [job for job in self._pending if not job.done()]
@@ -206,7 +209,8 @@ def replace(source: Path, target: Path, drop: str = "") -> None:
     Files that only the old folder has stay, as they do when Boltz writes into it.
 
     Args:
-        source: the complete folder; on the same file system. target: its final name.
+        source: the complete folder; on the same file system.
+        target: its final name.
         drop: name of a file that follows from the old prediction and must not stay.
     """
     if target.is_symlink():  # what it leads to is not of these results

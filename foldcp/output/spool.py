@@ -193,8 +193,11 @@ def pack(
     """Write one array of an `.npz` file from its raw bytes, and wait until it is on disk.
 
     Args:
-        raw: the numbers, C order. target: the `.npz` file. member: name of the array.
-        dtype: of the array, such as "<f4". shape: of the array.
+        raw: the numbers, C order.
+        target: the `.npz` file.
+        member: name of the array.
+        dtype: of the array, such as "<f4".
+        shape: of the array.
         hurry: once set, the array is stored without compression.
         stop: once set, no more is written.
 

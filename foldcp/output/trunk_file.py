@@ -46,7 +46,8 @@ def save(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write tensors so that `path` is whole or absent.
 
     Args:
-        path: of the file; its folder is made. tensors: by name, on any device.
+        path: of the file; its folder is made.
+        tensors: by name, on any device.
 
     Raises:
         OSError: the disk is full, or the folder cannot be written.
@@ -80,7 +81,8 @@ def load(path: Path, device: torch.device) -> dict[str, Tensor] | None:
     """Read what `save` wrote.
 
     Args:
-        path: of the file. device: of the tensors; bytes and random states stay on the CPU.
+        path: of the file.
+        device: of the tensors; bytes and random states stay on the CPU.
 
     Returns:
         The tensors by name; None when there is no file.

@@ -20,8 +20,10 @@ class TrunkKeeper:
     """Makes, per input, what keeps its trunk. See `foldcp.modules.model.Keeper`.
 
     Args:
-        folder: FOLDCP_RESUME. parts: whatever a trunk's result follows from besides the features
-            (weights, seed, precision, versions). mesh: the mesh; each rank keeps its own tile.
+        folder: FOLDCP_RESUME.
+        parts: whatever a trunk's result follows from besides the features (weights, seed,
+            precision, versions).
+        mesh: the mesh; each rank keeps its own tile.
     """
 
     def __init__(self, folder: Path, parts: dict[str, Any], mesh: Mesh) -> None:
@@ -32,7 +34,8 @@ class TrunkKeeper:
         """What keeps the trunk of one input.
 
         Args:
-            feats: compact features. settings: of the prediction.
+            feats: compact features.
+            settings: of the prediction.
         """
         # The random rotations of the conformers are kept with the trunk: without a seed they
         # differ from run to run.
@@ -56,7 +59,8 @@ class KeptTrunk:
     """The trunk of one input on one rank.
 
     Args:
-        path: of this rank's file. feats: of the input; `ref_pos` is replaced on loading.
+        path: of this rank's file.
+        feats: of the input; `ref_pos` is replaced on loading.
         mesh: the mesh.
     """
 
@@ -141,7 +145,9 @@ def _check(path: Path, found: Mapping[str, Tensor], expected: Like) -> None:
     """Compare the fields of a file with what this run would have written.
 
     Args:
-        path: of the file. found: its tensors. expected: their shapes and possible dtypes.
+        path: of the file.
+        found: its tensors.
+        expected: their shapes and possible dtypes.
 
     Raises:
         Damaged: names the first field that differs.

@@ -62,12 +62,15 @@ class Place:
     """One process among those that the launcher started.
 
     Args:
-        rank: 0 to world - 1. world: number of ranks. local_rank: position on its machine.
+        rank: 0 to world - 1.
+        world: number of ranks.
+        local_rank: position on its machine.
         launcher: "none", "foldcp", "torchrun", "a job operator", "srun", or a name of `_MPI`.
-        host, port: where rank 0 (or torchrun's agent, if `agent_store`) serves the store.
+        host: machine where rank 0 (or torchrun's agent, if `agent_store`) serves the store.
+        port: port of the store there.
         prefix: of this run's keys in the store.
-        told_by: the variables that say so, for messages. unset: those without which this process
-            would be alone.
+        told_by: the variables that say so, for messages.
+        unset: those without which this process would be alone.
     """
 
     rank: int = 0
@@ -125,7 +128,8 @@ def starts(environ: Mapping[str, str], wanted: int | str | None) -> bool:
     """True when foldcp starts the ranks of this machine itself.
 
     Args:
-        environ: usually `os.environ`. wanted: FOLDCP_NPROC, None when it is unset.
+        environ: usually `os.environ`.
+        wanted: FOLDCP_NPROC, None when it is unset.
 
     Raises:
         UserError: as of `Place.find`.

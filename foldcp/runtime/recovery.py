@@ -48,7 +48,9 @@ def together(run: Run, name: str, tokens: int, work: Callable[[], Result]) -> Re
     """Do a part of one input's prediction on all ranks of the group, or drop the input on all.
 
     Args:
-        run: the prediction. name: of the input. tokens: N, 0 when it is not known yet.
+        run: the prediction.
+        name: of the input.
+        tokens: N, 0 when it is not known yet.
         work: this rank's part. The others' must exchange the same things.
 
     Returns:

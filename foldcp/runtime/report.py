@@ -28,7 +28,10 @@ def out_of_memory(error: BaseException, mesh: Mesh, stage: str, tokens: int) -> 
     """What to tell the user when a rank ran out of memory.
 
     Args:
-        error: what it met. mesh: of this rank. stage: what it was doing. tokens: N, 0: not known.
+        error: what it met.
+        mesh: of this rank.
+        stage: what it was doing.
+        tokens: N, 0: not known.
 
     Returns:
         One sentence with size, mesh, rank, stage, need, what there was, and what to do.
@@ -67,8 +70,11 @@ def start_line(
     """The line that rank 0 prints when the model is ready; up to 64 ranks it fits 100 columns.
 
     Args:
-        mesh: the mesh of ranks. precision: "fp32" or "bf16". launcher: what started the ranks.
-        groups: data-parallel groups, each with such a mesh. sizes: tokens of the inputs.
+        mesh: the mesh of ranks.
+        precision: "fp32" or "bf16".
+        launcher: what started the ranks.
+        groups: data-parallel groups, each with such a mesh.
+        sizes: tokens of the inputs.
     """
     ranks = groups * mesh.size
     kind = "GPU" if mesh.device.type == "cuda" else "CPU"
@@ -96,7 +102,8 @@ def details(mesh: Mesh, kernels: str, swapped: str) -> str:
     """The line after it, with FOLDCP_VERBOSE.
 
     Args:
-        mesh: the mesh of ranks. kernels: implementation of the local operations.
+        mesh: the mesh of ranks.
+        kernels: implementation of the local operations.
         swapped: which parts of the model run on tiles and which are left to stock Boltz.
     """
     return f"foldcp: {_transport(mesh)}, kernels {kernels}, {' '.join(swapped.split())}"
@@ -106,7 +113,8 @@ def hint(mesh: Mesh, sizes: Sequence[int]) -> str:
     """Advice where fewer ranks would be faster, or "".
 
     Args:
-        mesh: the mesh of ranks. sizes: tokens of the inputs.
+        mesh: the mesh of ranks.
+        sizes: tokens of the inputs.
     """
     if mesh.size == 1 or mesh.device.type != "cpu" or max(sizes, default=_LARGE) >= _LARGE:
         return ""

@@ -153,7 +153,8 @@ class Session(Watch):
         Groups are worlds of their own: they only meet in the store.
 
         Args:
-            rows, cols: R and Q of one group.
+            rows: R of one group.
+            cols: Q of one group.
             device: of this rank.
             config: transport, route, strategies, and seconds that a collective may take.
 

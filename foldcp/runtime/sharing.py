@@ -32,7 +32,8 @@ def assign(sizes: Sequence[int], groups: int) -> list[int]:
     """Share inputs out: the largest first, each to the group with the least work so far.
 
     Args:
-        sizes: tokens of each input. groups: number of groups.
+        sizes: tokens of each input.
+        groups: number of groups.
 
     Returns:
         The group of each input. No group has more work than 4/3 of the best possible sharing.
@@ -54,7 +55,9 @@ class Share:
     of other groups are featurised and their draws repeated; nothing of them is computed.
 
     Args:
-        loader: all inputs, one a batch. owner: group of each. group: this one's.
+        loader: all inputs, one a batch.
+        owner: group of each.
+        group: this one's.
         replay: draws what folding a batch draws.
     """
 

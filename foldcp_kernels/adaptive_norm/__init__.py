@@ -28,7 +28,10 @@ def adaptive_norm(
     """LayerNorm without parameters, then scale and shift from the conditioning.
 
     Args:
-        a: [M, n, C]. scale, shift: [1 or M, n, C]. sigmoid: `scale` holds logits.
+        a: [M, n, C].
+        scale: [1 or M, n, C].
+        shift: [1 or M, n, C].
+        sigmoid: `scale` holds logits.
         impl: see `foldcp_kernels.core.dispatch`.
 
     Returns:
@@ -67,7 +70,10 @@ def gated_residual(
     """a + gate * x.
 
     Args:
-        a, x: [M, n, C]. gate: [1 or M, n, C]. sigmoid: `gate` holds logits.
+        a: [M, n, C].
+        x: [M, n, C].
+        gate: [1 or M, n, C].
+        sigmoid: `gate` holds logits.
         impl: see `foldcp_kernels.core.dispatch`.
 
     Returns:

@@ -60,8 +60,12 @@ def adaptive_norm_fwd(
     """LN(a) * scale + shift.
 
     Args:
-        a: [M, n, C], any strides. scale, shift: [1 or M, n, C]. out_dtype: of the result.
-        sigmoid: `scale` holds logits. eps: of the LayerNorm.
+        a: [M, n, C], any strides.
+        scale: [1 or M, n, C].
+        shift: [1 or M, n, C].
+        out_dtype: of the result.
+        sigmoid: `scale` holds logits.
+        eps: of the LayerNorm.
 
     Returns:
         [M, n, C] in `out_dtype`.
@@ -75,7 +79,10 @@ def gated_residual_fwd(a: Tensor, gate: Tensor, x: Tensor, sigmoid: bool) -> Ten
     """a + gate * x.
 
     Args:
-        a, x: [M, n, C], any strides. gate: [1 or M, n, C]. sigmoid: `gate` holds logits.
+        a: [M, n, C], any strides.
+        x: [M, n, C], any strides.
+        gate: [1 or M, n, C].
+        sigmoid: `gate` holds logits.
 
     Returns:
         [M, n, C] in the dtype of `a`.

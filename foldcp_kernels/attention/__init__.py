@@ -41,7 +41,8 @@ def attend(
 
     Args:
         q: queries [G, H, I, D], or [G0, G1, H, I, D] where the G1 rows of one G0 share a bias.
-        k, v: keys and values [.., H, K, D], K >= 1.
+        k: keys [.., H, K, D], K >= 1.
+        v: values [.., H, K, D].
         bias: additive logits [G or 1, H, I or 1, K], or [G0 or 1, 1, H, I or 1, K]; None is 0.
         scale: factor on q . k.
         keep: keys, bool [G, K] or [G0, G1, K], True = keep; None keeps all. A row that keeps none
@@ -71,7 +72,13 @@ def attend_some(
     """Attention over one of several sets of keys, to be merged with that over the others.
 
     Args:
-        q, k, v, bias, scale, keep, impl: as in `attend`.
+        q: as in `attend`.
+        k: as in `attend`.
+        v: as in `attend`.
+        bias: as in `attend`.
+        scale: as in `attend`.
+        keep: as in `attend`.
+        impl: as in `attend`.
 
     Returns:
         The carry, with l None: o is the result over these keys.
@@ -115,9 +122,14 @@ def attend_panel(
     """Attention over one panel of keys, carried on from the panels before.
 
     Args:
-        q, k, v, bias, scale, impl: as in `attend`, [G0, G1, H, .., D].
+        q: as in `attend`, [G0, G1, H, I, D].
+        k: as in `attend`, [G0, G1, H, K, D].
+        v: as in `attend`, [G0, G1, H, K, D].
+        bias: as in `attend`.
+        scale: as in `attend`.
         carry: from the panel before, None at the first; it may be changed in place.
         last: there is no further panel: the result may come finished (`Carry.finish`).
+        impl: as in `attend`.
 
     Returns:
         The carry over all panels so far.

@@ -50,7 +50,8 @@ def merge(carry: Carry | None, new: Carry) -> Carry:
     """Combine partial results over two disjoint key sets.
 
     Args:
-        carry: so far, None at the start. new: over more keys.
+        carry: so far, None at the start.
+        new: over more keys.
 
     Returns:
         The partial result over the union; `o` in float32 or wider.
@@ -77,8 +78,9 @@ def merge_all(o: Tensor, r: Tensor, m: Tensor) -> Tensor:
     """Combine Q finished partial results stacked along dim 0.
 
     Args:
-        o: [Q, ..., D]. r, m: [Q, ...], of `Carry`; m = -inf and the least r mark a partial without
-            keys.
+        o: [Q, ..., D].
+        r: [Q, ...], of `Carry`; the least r marks a partial without keys.
+        m: [Q, ...], of `Carry`; -inf marks a partial without keys.
 
     Returns:
         [..., D].

@@ -291,7 +291,9 @@ def live_blocks(keep: Tensor, rows: int, block: int) -> tuple[Tensor, Tensor]:
     """Key blocks that some row of a program keeps.
 
     Args:
-        keep: bool [G0, G1, K]. rows: batch rows of one program. block: keys of a block.
+        keep: bool [G0, G1, K].
+        rows: batch rows of one program.
+        block: keys of a block.
 
     Returns:
         (indices of live blocks first, in order, int32 [G0 * groups, blocks]; their count, int32).
@@ -329,12 +331,14 @@ def attention_fwd(
     """Attend to one panel of keys.
 
     Args:
-        q: [G0, G1, H, I, D], last stride 1; k, v: [G0, G1, H, K, D] likewise, K >= 1; D <= 64.
+        q: [G0, G1, H, I, D], last stride 1.
+        k: [G0, G1, H, K, D], any strides; K >= 1, D <= 64.
+        v: [G0, G1, H, K, D], any strides.
         bias: [G0, 1, H, I, K] with any strides (0 where it is shared), or None.
         scale: factor on q . k; log 2 says that q carries scale * log2(e) already.
         keep: keys, bool [G0, G1, K], True = keep; each row must keep one. None keeps all.
-        carry: of the panels before, contiguous, with one r for the rows of a bias; changed in
-            place unless `last`.
+        carry: of the panels before, contiguous, with one r for the rows of a bias; changed in place
+            unless `last`.
         last: divide by l and return in the dtype of q.
         out: where to write the last result, [G0, G1, H, I, D] with last stride 1.
 

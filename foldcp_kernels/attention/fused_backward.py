@@ -208,8 +208,17 @@ def attention_bwd(
     """Gradients of `attention_fwd` over all keys.
 
     Args:
-        q, k, v, bias, scale, keep: as in the forward. o, r, m: its results.
-        dout: [G0, G1, H, I, D]. dlse: [G0, G1, H, I] or None.
+        q: as in the forward.
+        k: as in the forward.
+        v: as in the forward.
+        bias: as in the forward.
+        scale: as in the forward.
+        keep: as in the forward.
+        o: output of the forward.
+        r: reference of its logits, of `Carry`.
+        m: bound of its logits, of `Carry`.
+        dout: [G0, G1, H, I, D].
+        dlse: [G0, G1, H, I] or None.
 
     Returns:
         dq, dk, dv like q, k, v; dbias [G0, 1, H, I, K] in float32, None without a bias.

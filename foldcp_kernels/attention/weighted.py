@@ -25,7 +25,10 @@ def weighted(
     """Attention over one set of keys.
 
     Args:
-        q: [G, H, I, D]. k, v: [G, H, K, D]. bias: broadcastable to [G, H, I, K], all keys given.
+        q: [G, H, I, D].
+        k: [G, H, K, D].
+        v: [G, H, K, D].
+        bias: broadcastable to [G, H, I, K], all keys given.
         scale: factor on q . k.
 
     Returns:

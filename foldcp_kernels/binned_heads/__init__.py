@@ -37,7 +37,8 @@ def tm_values(centres: Tensor, tokens: Tensor) -> Tensor:
     """The TM score of an error at each bin centre, 1 / (1 + (d / d0(N))^2), [bins].
 
     Args:
-        centres: bin centres in angstrom [bins]. tokens: number of real tokens N, 0-dim.
+        centres: bin centres in angstrom [bins].
+        tokens: number of real tokens N, 0-dim.
 
     Source: AlphaFold 3 supplement, section 5.9.1 (N clipped to at least 19).
     """
@@ -49,7 +50,8 @@ def expectations(logits: Tensor, values: Tensor) -> Tensor:
     """Expectations under softmax(logits) of several values per bin, without gradient.
 
     Args:
-        logits: [..., bins]. values: [K, bins], float32 or float64; the softmax has their dtype.
+        logits: [..., bins].
+        values: [K, bins], float32 or float64; the softmax has their dtype.
 
     Returns:
         [K, ...] in the dtype of `values`.
@@ -77,8 +79,10 @@ def expected_values(
     """Expectations of several values per bin under softmax(W (x + other) + bias).
 
     Args:
-        x: [R, T, C] or [B, R, T, C], any strides. weight: [bins, C].
-        values: [K, bins], float32 or float64; the softmax has their dtype. bias: [bins].
+        x: [R, T, C] or [B, R, T, C], any strides.
+        weight: [bins, C].
+        values: [K, bins], float32 or float64; the softmax has their dtype.
+        bias: [bins].
         other: added to `x`, same shape, any strides: the mirrored pairs of a symmetric head.
         weight_other: [bins, C], instead of `weight` for the pairs where `same` is False.
         same: bool, the shape of `x` without C; with `weight_other`, and only then.

@@ -84,8 +84,11 @@ def expected_values_fwd(
     """Expectations of K values under softmax(W (x + other) + bias).
 
     Args:
-        x: [B, R, T, C], any strides. weight: [bins, C] in the compute dtype, contiguous.
-        values: float32 [K, bins], contiguous. bias: [bins]. other: like `x`, added to it.
+        x: [B, R, T, C], any strides.
+        weight: [bins, C] in the compute dtype, contiguous.
+        values: float32 [K, bins], contiguous.
+        bias: [bins].
+        other: like `x`, added to it.
         weight_other: like `weight`, for the pairs where `same` is False.
         same: bool [B, R, T], any strides; with `weight_other` only.
 

@@ -45,7 +45,8 @@ def check(op: str, *given: Tensor | None, **sizes: int) -> None:
     """Raise ValueError unless the tensors of a call fit each other.
 
     Args:
-        op: its name in `signatures.TABLE`. given: its tensors in the order of the table.
+        op: its name in `signatures.TABLE`.
+        given: its tensors in the order of the table.
         sizes: letters of the table that the call fixes.
 
     Raises:

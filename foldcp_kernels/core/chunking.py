@@ -44,7 +44,9 @@ def chunk_length(
     `_SMALLEST` of the chunk's bytes, where launches would cost more than the memory is worth.
 
     Args:
-        total: rows in all. bytes_each: transient bytes of one row. device: where they live.
+        total: rows in all.
+        bytes_each: transient bytes of one row.
+        device: where they live.
         at_most: allow no more than this many chunks (0: no limit).
         uncut: of short kernels on a GPU, see `_UNCUT`.
     """
@@ -73,7 +75,9 @@ def add_chunks(x: Tensor, dim: int, updates: Iterator[tuple[tuple[int, int], Ten
     """Add consecutive chunks of an update to `x`: in place, or out of place under autograd.
 
     Args:
-        x: [...]. dim: the chunked dimension. updates: ((start, stop), update) covering `dim`.
+        x: [...].
+        dim: the chunked dimension.
+        updates: ((start, stop), update) covering `dim`.
 
     Returns:
         `x` itself (changed in place) when gradients are off, else a new tensor.
@@ -91,7 +95,9 @@ def map_chunks(
     """Change consecutive chunks of `x`: in place, or out of place under autograd.
 
     Args:
-        x: [...]. dim: the chunked dimension. length: of a chunk.
+        x: [...].
+        dim: the chunked dimension.
+        length: of a chunk.
         change: called with a chunk and its (start, stop); changes it in place when gradients are
             off and returns it, else returns a new tensor.
 

@@ -36,7 +36,11 @@ def attention(
     """The core of triangle attention.
 
     Args:
-        q: [B, N, H, I, D]. k, v: [B, N, H, K, D]. bias: [B, 1, H, I, K]. scale: on q . k.
+        q: [B, N, H, I, D].
+        k: [B, N, H, K, D].
+        v: [B, N, H, K, D].
+        bias: [B, 1, H, I, K].
+        scale: on q . k.
         keep: keys, bool [B, N, K], True = keep, or None.
 
     Returns:
@@ -57,7 +61,10 @@ def triangle_multiplication(
     """z + triangle multiplication of z [B, N, N, C]; in place when gradients are off.
 
     Args:
-        z: [B, N, N, C]. mask: [B, N, N], 1 = keep, or None. w: weights. outgoing: which of the two.
+        z: [B, N, N, C].
+        mask: [B, N, N], 1 = keep, or None.
+        w: weights.
+        outgoing: which of the two.
 
     Returns:
         [B, N, N, C].

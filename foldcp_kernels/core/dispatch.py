@@ -203,7 +203,9 @@ def derived(
     Kernels take weights in the compute dtype and sometimes stacked; this makes that once.
 
     Args:
-        name: what is built. tensors: parameters. build: called with them, without gradient.
+        name: what is built.
+        tensors: parameters.
+        build: called with them, without gradient.
         key: what else the result depends on (the dtype, for example).
     """
     if _deriving:

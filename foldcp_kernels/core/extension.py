@@ -19,9 +19,11 @@ class Extension:
     """What was found.
 
     Args:
-        ops: `torch.ops.foldcp`, None when there is no extension. cuda: release of CUDA that it was
-            built with, "" without. chips: that it was built for. why: what is missing, and the
-            remedy. line: what the installation said that it built.
+        ops: `torch.ops.foldcp`, None when there is no extension.
+        cuda: release of CUDA that it was built with, "" without.
+        chips: that it was built for.
+        why: what is missing, and the remedy.
+        line: what the installation said that it built.
     """
 
     ops: Any
@@ -66,7 +68,8 @@ def covers(chips: str, chip: int) -> bool:
     """Whether code for a list of chips runs on one.
 
     Args:
-        chips: a list such as "8.0+PTX;9.0a". chip: 86 for sm_86.
+        chips: a list such as "8.0+PTX;9.0a".
+        chip: 86 for sm_86.
     """
     for major, minor, variant, ptx in re.findall(r"(\d+)\.(\d)([af]?)(\+PTX)?", chips):
         number = int(major + minor)

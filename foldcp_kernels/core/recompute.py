@@ -85,7 +85,8 @@ def nothing(out: Tensor, *inputs: Tensor | None) -> Tensor:
     """The result of an op that has no elements: the gradients of its inputs are zeros.
 
     Args:
-        out: an empty tensor. inputs: of the op.
+        out: an empty tensor.
+        inputs: of the op.
 
     Returns:
         `out` itself when gradients are off, else a new tensor.

@@ -25,7 +25,9 @@ class Config:
     """How one kernel is launched.
 
     Args:
-        blocks: its block sizes by constant name. warps, stages: of Triton.
+        blocks: its block sizes by constant name.
+        warps: num_warps of Triton.
+        stages: num_stages of Triton.
         source: "untuned", or the file with the measurement or the model.
     """
 
@@ -199,7 +201,8 @@ def pick(kernel: str, operand_bytes: int, capability: int) -> Config:
     """The configuration of a kernel.
 
     Args:
-        kernel: its name in `TABLE`. operand_bytes: 2 for bf16 and fp16, 4 for float32.
+        kernel: its name in `TABLE`.
+        operand_bytes: 2 for bf16 and fp16, 4 for float32.
         capability: compute capability as a number; 0 for the interpreter.
     """
     chip = family(capability)

@@ -25,7 +25,8 @@ class Compiled:
     """One kernel as compiled for one chip.
 
     Args:
-        name: of the kernel. options: constant arguments and launch options, as text.
+        name: of the kernel.
+        options: constant arguments and launch options, as text.
         kernel: Triton's compiled kernel (`asm`, `metadata`).
     """
 
@@ -104,8 +105,10 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> No
     """Launch a kernel.
 
     Args:
-        kernel: a `triton.jit` function. grid: programs along up to three axes; none when empty.
-        args: its arguments. options: its constants, `num_warps`, `num_stages`.
+        kernel: a `triton.jit` function.
+        grid: programs along up to three axes; none when empty.
+        args: its arguments.
+        options: its constants, `num_warps`, `num_stages`.
 
     Raises:
         ValueError: a bfloat16 tensor under the interpreter, whose bfloat16 `tl.dot` is wrong.

@@ -115,9 +115,13 @@ def attention_output_fwd(
     """x + (sigmoid(LN(x) gate^T) * o) w^T.
 
     Args:
-        x: [B, I, J, C], any strides. gain, shift: of its LayerNorm [C].
-        gate: [W, C]; w: [C, W]; contiguous, in the compute dtype.
-        o: [B, I, J, W], last stride 1. out: where to write; `x` itself for in place, None for new.
+        x: [B, I, J, C], any strides.
+        gain: scale of its LayerNorm [C].
+        shift: shift of its LayerNorm [C].
+        gate: [W, C], contiguous, in the compute dtype.
+        w: [C, W], contiguous, in the compute dtype.
+        o: [B, I, J, W], last stride 1.
+        out: where to write; `x` itself for in place, None for new.
 
     Returns:
         `out` [B, I, J, C].
@@ -146,10 +150,16 @@ def multiplication_output_fwd(
     """x + (LN(y) w^T) * sigmoid(LN(x) gate^T).
 
     Args:
-        x: [B, I, J, C], any strides. gain, shift: of its LayerNorm [C].
-        gate: [C, C]; w: [C, D]; contiguous, in the compute dtype.
-        y: planes [B, D, I, J], last stride 1. y_gain, y_shift: of its LayerNorm [D].
-        out: where to write; `x` itself for in place, None for new. residual: add x.
+        x: [B, I, J, C], any strides.
+        gain: scale of its LayerNorm [C].
+        shift: shift of its LayerNorm [C].
+        gate: [C, C], contiguous, in the compute dtype.
+        w: [C, D], contiguous, in the compute dtype.
+        y: planes [B, D, I, J], last stride 1.
+        y_gain: scale of its LayerNorm [D].
+        y_shift: shift of its LayerNorm [D].
+        out: where to write; `x` itself for in place, None for new.
+        residual: add x.
 
     Returns:
         `out` [B, I, J, C].

@@ -25,8 +25,9 @@ def refusal(x: Tensor, name: str, widths: tuple[int, ...]) -> str | None:
     """Why the fused row kernels cannot take `x` [B, I, J, C]; None where they can.
 
     Args:
-        x: the tile. name: of the argument. widths: channels that one program must hold, those of
-            `x` first.
+        x: the tile.
+        name: of the argument.
+        widths: channels that one program must hold, those of `x` first.
     """
     if x.ndim != 4:
         return f"`{name}` has {x.ndim} dimensions; expected 4, [B, I, J, C]"
@@ -65,7 +66,10 @@ def norm_linear_rows(
     """LN(x) W^T.
 
     Args:
-        x: [B, I, J, C]. gain, shift: of the LayerNorm [C] or None. weight: [O, C].
+        x: [B, I, J, C].
+        gain: scale of the LayerNorm [C] or None.
+        shift: shift of the LayerNorm [C] or None.
+        weight: [O, C].
         impl: see `dispatch`.
 
     Returns:
@@ -107,9 +111,13 @@ def norm_linear_planes(
     """LN(x) W^T + bias in channel-major planes: the biases of one or of many attention layers.
 
     Args:
-        x: [B, I, J, C], any strides. gain, shift: of the LayerNorm [C] or None.
-        weight: [O, C], the heads of all layers stacked. bias: [O] or None.
-        out: where to write [B, O, I, J], last stride 1; not under autograd. impl: see `dispatch`.
+        x: [B, I, J, C], any strides.
+        gain: scale of the LayerNorm [C] or None.
+        shift: shift of the LayerNorm [C] or None.
+        weight: [O, C], the heads of all layers stacked.
+        bias: [O] or None.
+        out: where to write [B, O, I, J], last stride 1; not under autograd.
+        impl: see `dispatch`.
 
     Returns:
         [B, O, I, J] in the compute dtype (or `out`); rows may be padded in memory.

@@ -119,9 +119,14 @@ def norm_linear_fwd(
     """LayerNorm and projection.
 
     Args:
-        x: [B, I, J, C], any strides. gain, shift: of the LayerNorm [C], None for none.
-        w: [O, C] in the compute dtype, contiguous. gate: likewise, for sigmoid(LN(x) gate^T).
-        planes: write [B, O, I, J] instead of [B, I, J, O]. bias: [O]. mask: [B, I, J], 1 = keep.
+        x: [B, I, J, C], any strides.
+        gain: scale of the LayerNorm [C], None for none.
+        shift: shift of the LayerNorm [C], None for none.
+        w: [O, C] in the compute dtype, contiguous.
+        gate: likewise, for sigmoid(LN(x) gate^T).
+        planes: write [B, O, I, J] instead of [B, I, J, O].
+        bias: [O].
+        mask: [B, I, J], 1 = keep.
         out: where to write, last stride 1; None for a new tensor in the dtype of `w`.
         rest: where to write the outputs that `out` [B, I, J, o] has no place for, [B, I, J, O - o].
         eps: of the LayerNorm.

@@ -45,8 +45,12 @@ def outer_product_mean(
     sequences. impl="triton" always runs it.
 
     Args:
-        z: pair tile [B, R, T, C]. a: masked left projection [B, S, R, D]. b: right [B, S, T, D].
-        count: n_ij, float32 or float64 [B, R, T]. weight: [C, D * D]. bias: [C].
+        z: pair tile [B, R, T, C].
+        a: masked left projection [B, S, R, D].
+        b: right [B, S, T, D].
+        count: n_ij, float32 or float64 [B, R, T].
+        weight: [C, D * D].
+        bias: [C].
         impl: see `foldcp_kernels.core.dispatch`.
 
     Returns:
@@ -90,8 +94,12 @@ def outer_product_chunks(
     """The outer product mean, row chunk by row chunk; under autograd each is computed again.
 
     Args:
-        a: [B, S, T_r, D]. b: [B, S, T_c, D]. count: n_ij, [B, T_r, T_c].
-        weight: [C, D * D]. bias: [C]. like: the pair tile (device and element size).
+        a: [B, S, T_r, D].
+        b: [B, S, T_c, D].
+        count: n_ij, [B, T_r, T_c].
+        weight: [C, D * D].
+        bias: [C].
+        like: the pair tile (device and element size).
 
     Yields:
         ((start, stop), update [B, stop - start, T_c, C]).

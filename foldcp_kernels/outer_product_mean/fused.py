@@ -77,8 +77,12 @@ def outer_product_mean_fwd(
     """z + outer product mean.
 
     Args:
-        z: [B, R, T, C], any strides. a: [B, S, R, D]. b: [B, S, T, D], in the compute dtype.
-        count: n_ij, float32 [B, R, T]. weight: [C, D * D]. bias: [C].
+        z: [B, R, T, C], any strides.
+        a: [B, S, R, D].
+        b: [B, S, T, D], in the compute dtype.
+        count: n_ij, float32 [B, R, T].
+        weight: [C, D * D].
+        bias: [C].
         in_place: write to `z`.
 
     Returns:

@@ -24,7 +24,8 @@ def average(v: Tensor, weights: Tensor) -> Tensor:
     """Weighted sums of values.
 
     Args:
-        v: [B, S, K, H, D]. weights: [B, H, I, K].
+        v: [B, S, K, H, D].
+        weights: [B, H, I, K].
 
     Returns:
         [B, S, I, H, D].
@@ -53,7 +54,10 @@ def pair_weighted_averaging(
     """m + pair-weighted averaging of a whole MSA; in place when gradients are off.
 
     Args:
-        m: MSA [B, S, N, C_m]. z: pair tensor [B, N, N, C_z]. w: weights. impl: see `dispatch`.
+        m: MSA [B, S, N, C_m].
+        z: pair tensor [B, N, N, C_z].
+        w: weights.
+        impl: see `dispatch`.
         mask: pairs that count [B, N, N], 1 = keep, None keeps all.
 
     Returns:

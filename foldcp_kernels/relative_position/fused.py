@@ -94,11 +94,15 @@ def relative_position_fwd(
 
     Args:
         x: [B, R, T, C], any strides; may be `out`; None for the table rows alone.
-        out: [B, R, T, C], any strides, written. table: [rows of the table, C], contiguous.
+        out: [B, R, T, C], any strides, written.
+        table: [rows of the table, C], contiguous.
         rows: chain class, residue index and token index of the rows, int32 [R] each, contiguous.
-        cols: of the columns, int32 [T] each. period: float32 [T] or None.
+        cols: of the columns, int32 [T] each.
+        period: float32 [T] or None.
         classes: (asym, entity, sym) of each chain class, int32 [K, 3].
-        r_max, s_max: largest offsets told apart. fix_sym_check: see `Positions`.
+        r_max: largest residue offset that is distinguished.
+        s_max: largest chain offset that is distinguished.
+        fix_sym_check: see `Positions`.
 
     Returns:
         `out`.

@@ -36,10 +36,12 @@ def transition(x: Tensor, w: TransitionWeights, dim: int = 1, impl: str | None =
     """x + transition(x); in place when gradients are off.
 
     Args:
-        x: [..., C]. w: weights, C_out = C. The fused kernel takes up to 4 dimensions and 256
-            channels: wider rows are few and their weights large, which products of cuBLAS read
-            once, a kernel once for every block of rows.
-        dim: the dimension that torch works along in chunks. impl: see `dispatch`.
+        x: [..., C].
+        w: weights, C_out = C. The fused kernel takes up to 4 dimensions and 256 channels: wider
+            rows are few and their weights large, which products of cuBLAS read once, a kernel once
+            for every block of rows.
+        dim: the dimension that torch works along in chunks.
+        impl: see `dispatch`.
 
     Returns:
         `x` itself, changed, when gradients are off; else a new tensor.

@@ -56,9 +56,14 @@ def transition_fwd(
     """x + transition(x), or the transition alone.
 
     Args:
-        x: [B, I, J, C], any strides. gain, shift: of its LayerNorm [C].
-        w1, w2: [hidden, C]; w3: [C, hidden]; contiguous, in the compute dtype.
-        out: where to write; `x` itself for in place, None for new. residual: add x.
+        x: [B, I, J, C], any strides.
+        gain: scale of its LayerNorm [C].
+        shift: shift of its LayerNorm [C].
+        w1: [hidden, C], contiguous, in the compute dtype.
+        w2: [hidden, C], contiguous, in the compute dtype.
+        w3: [C, hidden], contiguous, in the compute dtype.
+        out: where to write; `x` itself for in place, None for new.
+        residual: add x.
 
     Returns:
         `out` [B, I, J, C].

@@ -31,7 +31,9 @@ def lines_per_chunk(z: Tensor, dim: int, w: TriangleAttentionWeights) -> int:
     """How many lines of the pair tensor to take at a time.
 
     Args:
-        z: [B, N, N, C]. dim: of its lines. w: weights.
+        z: [B, N, N, C].
+        dim: of its lines.
+        w: weights.
 
     Returns:
         Lines whose queries, keys, values and outputs exist at once.
@@ -48,7 +50,9 @@ def least_chunks(z: Tensor, dim: int, w: TriangleAttentionWeights) -> int:
     """Chunks of lines that a tile of a mesh is cut in at least: torch holds more of each at once.
 
     Args:
-        z: pair tile [B, T_r, T_c, C]. dim: of its lines. w: weights.
+        z: pair tile [B, T_r, T_c, C].
+        dim: of its lines.
+        w: weights.
     """
     if choose_rows("triangle_attention", None, z, "z", (z.shape[-1],)) == "triton":
         return 1
@@ -67,10 +71,13 @@ def attend_lines(
     """Attend all positions of the lines to one panel of keys.
 
     Args:
-        lines: from `project_lines`. kv: of the panel [B, I, K, 2HD]. bias: [B, H, J, K].
+        lines: from `project_lines`.
+        kv: of the panel [B, I, K, 2HD].
+        bias: [B, H, J, K].
         keep: mask of the panel's keys [B, I, K], from `kept`; None keeps all.
         carry: over the panels so far (o [B, I, H, J, D]), None at the first panel.
-        last: there is no further panel. impl: see `dispatch`; cuEquivariance takes all keys only.
+        last: there is no further panel.
+        impl: see `dispatch`; cuEquivariance takes all keys only.
 
     Returns:
         The new carry; from cuEquivariance without lse.
@@ -106,7 +113,9 @@ def line_output(
     """The lines of z with the update that carried attention makes, see `updated_lines`.
 
     Args:
-        x: lines of z [B, I, J, C], any strides. carry: over all keys. w: weights.
+        x: lines of z [B, I, J, C], any strides.
+        carry: over all keys.
+        w: weights.
         impl: see `dispatch`.
 
     Returns:
@@ -126,7 +135,9 @@ def updated_lines(
     """The lines of z with their update; in place when gradients are off.
 
     Args:
-        x: lines of z [B, I, J, C], any strides. o: from `attended`. w: weights.
+        x: lines of z [B, I, J, C], any strides.
+        o: from `attended`.
+        w: weights.
         impl: see `dispatch`.
 
     Returns:
@@ -150,7 +161,9 @@ def triangle_attention(
     """z + triangle attention of a whole pair tensor; in place when gradients are off.
 
     Args:
-        z: [B, N, N, C]. w: weights. starting: Algorithm 14 (True) or 15 (False).
+        z: [B, N, N, C].
+        w: weights.
+        starting: Algorithm 14 (True) or 15 (False).
         mask: keys [B, N, N], bool or any number from 0 to 1, None keeps all. A key's logit loses
             1e9 (1 - mask), as in Boltz: the keys of a line with its largest mask are weighed by
             their logits, all others not at all; so are all keys of a line that keeps none.

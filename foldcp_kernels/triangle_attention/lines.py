@@ -32,7 +32,8 @@ class Lines:
     """Queries, keys and values of a chunk of lines.
 
     Args:
-        q: [B, I, J, H, D]. kv: panels of positions [B, I, K, 2HD], k first, what travels.
+        q: [B, I, J, H, D].
+        kv: panels of positions [B, I, K, 2HD], k first, what travels.
         scale: factor on q . k that is left; log 2 where q carries it already, in powers of two.
     """
 
@@ -66,7 +67,9 @@ def project_lines(
     """Queries, and the keys and values that travel.
 
     Args:
-        x: lines of z [B, I, J, C], any strides. w: weights. impl: see `dispatch`.
+        x: lines of z [B, I, J, C], any strides.
+        w: weights.
+        impl: see `dispatch`.
         panels: of the keys and values, equal parts of J.
     """
     if choose_rows("triangle_attention", impl, x, "z", (x.shape[-1],)) != "triton":

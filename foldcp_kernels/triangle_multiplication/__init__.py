@@ -36,9 +36,12 @@ def project_planes(
     """The planes a and b of a tile.
 
     Args:
-        z: pair tile [B, T_r, T_c, C], any strides. mask: 1 = keep, [B, T_r, T_c], None keeps all.
-        w: weights. channels: which of the D hidden channels (start, stop), None for all.
-        impl: see `dispatch`. out: where to write; not under autograd.
+        z: pair tile [B, T_r, T_c, C], any strides.
+        mask: 1 = keep, [B, T_r, T_c], None keeps all.
+        w: weights.
+        channels: which of the D hidden channels (start, stop), None for all.
+        impl: see `dispatch`.
+        out: where to write; not under autograd.
 
     Returns:
         [B, 2d, T_r, T_c]: a in the first d channels, b in the last; rows may be padded in memory.
@@ -134,8 +137,10 @@ def contract(
 
     Args:
         acc: [B, d, T_r, T_c] so far, None at the first panel; changed in place without gradients.
-        a: [B, d, T_r, K] (outgoing) or [B, d, K, T_r] (incoming). b: likewise with T_c.
-        outgoing: which of the two updates. panels: in all; several add up in float32 or wider.
+        a: [B, d, T_r, K] (outgoing) or [B, d, K, T_r] (incoming).
+        b: likewise with T_c.
+        outgoing: which of the two updates.
+        panels: in all; several add up in float32 or wider.
         out: where to write the first panel's, last stride 1; not under autograd.
 
     Returns:
@@ -190,8 +195,10 @@ def gated_update(
     """z plus the gated projection of the contraction; in place when gradients are off.
 
     Args:
-        z: pair tile [B, T_r, T_c, C], any strides. x: the contraction [B, D, T_r, T_c].
-        w: weights. residual: add z; without it z stays as it is and a new tensor is returned.
+        z: pair tile [B, T_r, T_c, C], any strides.
+        x: the contraction [B, D, T_r, T_c].
+        w: weights.
+        residual: add z; without it z stays as it is and a new tensor is returned.
         impl: see `dispatch`.
 
     Returns:
@@ -247,8 +254,11 @@ def triangle_multiplication(
     """z + triangle multiplication of a whole pair tensor; in place when gradients are off.
 
     Args:
-        z: [B, N, N, C]. mask: [B, N, N], 1 = keep, None keeps all. w: weights.
-        outgoing: Algorithm 12 (True) or 13 (False). impl: see `dispatch`.
+        z: [B, N, N, C].
+        mask: [B, N, N], 1 = keep, None keeps all.
+        w: weights.
+        outgoing: Algorithm 12 (True) or 13 (False).
+        impl: see `dispatch`.
 
     Returns:
         [B, N, N, C], `z` itself when gradients are off.

@@ -35,8 +35,9 @@ class Prediction:
         name: of the input.
         coords: [M, A, 3], float32, angstrom.
         plddt: [M, N], 0 to 1, per token.
-        pae: [M, N, N], angstrom, row: the token aligned on. pde: [M, N, N], angstrom. Boltz-1 gives
-            them where it is asked to (`write_full_pae`, `write_full_pde`), else they are None.
+        pae: [M, N, N], angstrom, row: the token aligned on.
+        pde: [M, N, N], angstrom. Boltz-1 gives them where it is asked to (`write_full_pae`,
+            `write_full_pde`), else they are None.
         scores: by Boltz's names, each [M]: confidence_score, ptm, iptm, ligand_iptm, protein_iptm,
             complex_plddt, complex_iplddt, complex_pde, complex_ipde.
         pair_chains_iptm: [M, chains, chains], chains in the order in which they occur in `atoms`.
@@ -65,7 +66,8 @@ class Prediction:
         """Write one sample as Boltz wrote it.
 
         Args:
-            path: of the file. sample: 0 is the most confident.
+            path: of the file.
+            sample: 0 is the most confident.
         """
         Path(path).write_text(self.structures[sample])
 
@@ -74,7 +76,9 @@ def read(results: Path, name: str, options: Mapping[str, Any]) -> Prediction:
     """Read a prediction with all its samples, and nothing that earlier ones left beside them.
 
     Args:
-        results: folder `boltz_results_*`. name: of the input. options: of `boltz predict`.
+        results: folder `boltz_results_*`.
+        name: of the input.
+        options: of `boltz predict`.
 
     Raises:
         UserError: the folder does not hold it.

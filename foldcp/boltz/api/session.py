@@ -91,7 +91,8 @@ class Model:
     """One of Boltz's models, as `load` makes it.
 
     Args:
-        main: `boltz.main`, switched over. options: of `boltz predict`, for every prediction.
+        main: `boltz.main`, switched over.
+        options: of `boltz predict`, for every prediction.
     """
 
     def __init__(self, main: ModuleType, options: dict[str, Any]) -> None:
@@ -117,7 +118,9 @@ class Model:
         Args:
             data: path of a YAML or FASTA file, or what would stand in a YAML file, as a dict.
             seed: of everything random; the program's own generators are then left as they were.
-            recycling_steps, sampling_steps, diffusion_samples: as `boltz predict --help` says.
+            recycling_steps: as `boltz predict --help` says.
+            sampling_steps: as `boltz predict --help` says.
+            diffusion_samples: as `boltz predict --help` says.
             out_dir: keep the files of `boltz predict` there; None: they are removed.
             name: of the input, where `data` is a dict.
             options: any other option of `boltz predict`, such as `use_msa_server=True`.

@@ -61,7 +61,8 @@ def options(found: click.Command, arguments: list[str]) -> dict[str, Any]:
     """What arguments of `boltz predict` mean.
 
     Args:
-        found: the command. arguments: what follows `predict`.
+        found: the command.
+        arguments: what follows `predict`.
 
     Returns:
         All options by name, defaults included, as Boltz's `predict` gets them.

@@ -27,7 +27,9 @@ def refuse(arguments: Sequence[str], source: Path, environ: Mapping[str, str]) -
     """End this process, and with it all ranks, where a command cannot work.
 
     Args:
-        arguments: what follows `boltz`. source: of `boltz.main`. environ: usually `os.environ`.
+        arguments: what follows `boltz`.
+        source: of `boltz.main`.
+        environ: usually `os.environ`.
     """
     import click
 
@@ -56,7 +58,9 @@ def check(options: dict[str, Any], config: Config, place: Place) -> None:
     """Check what can be checked without importing anything.
 
     Args:
-        options: of `boltz predict`. config: of this run. place: of this process.
+        options: of `boltz predict`.
+        config: of this run.
+        place: of this process.
 
     Raises:
         UserError, ValueError: say what is wrong and what to do.
@@ -99,7 +103,8 @@ def check_writable(option: str, folder: Path) -> None:
     """Refuse a folder that cannot be made or written.
 
     Args:
-        option: names it. folder: need not exist.
+        option: names it.
+        folder: need not exist.
 
     Raises:
         UserError: says which option to change.

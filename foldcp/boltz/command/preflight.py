@@ -49,7 +49,9 @@ def choose_kernels(options: dict[str, Any], config: Config, device: torch.device
     """Set the implementation of the local ops from FOLDCP_KERNELS and `--no_kernels`.
 
     Args:
-        options: the arguments of Boltz's `predict`. config: of this run. device: of this rank.
+        options: the arguments of Boltz's `predict`.
+        config: of this run.
+        device: of this rank.
 
     Raises:
         UserError: the named implementation needs a GPU, contradicts `--no_kernels`, or is not
@@ -74,7 +76,9 @@ def agree_on_kernels(config: Config, device: torch.device, session: Session) -> 
     """Run torch on every rank where Triton's kernels do not run on one of them.
 
     Args:
-        config: of this run. device: of this rank. session: the ranks, which all call it.
+        config: of this run.
+        device: of this rank.
+        session: the ranks, which all call it.
 
     Raises:
         UserError: FOLDCP_KERNELS=triton, and they do not run.
@@ -95,7 +99,9 @@ def check_graphs(config: Config, device: torch.device, ranks: int) -> None:
     """Refuse FOLDCP_GRAPHS=1 where no step can be recorded.
 
     Args:
-        config: of this run. device: of this rank. ranks: of its mesh.
+        config: of this run.
+        device: of this rank.
+        ranks: of its mesh.
 
     Raises:
         UserError: this is no GPU, or several ranks exchange tiles in a step.
@@ -141,7 +147,8 @@ def claim_folder(options: dict[str, Any], on_loss: Callable[[str], None]) -> Loc
     """Create the cache and results folders on the root rank, and lock the latter for this run.
 
     Args:
-        options: the arguments of Boltz's `predict`. on_loss: see `Lock`.
+        options: the arguments of Boltz's `predict`.
+        on_loss: see `Lock`.
 
     Raises:
         UserError: a folder cannot be made or written, or another run is at work in it.
@@ -168,7 +175,8 @@ def check_interfaces(environ: Mapping[str, str], ranks: int) -> None:
     """Refuse network interfaces for gloo that this machine does not have.
 
     Args:
-        environ: usually `os.environ`. ranks: of this run; one alone needs no network.
+        environ: usually `os.environ`.
+        ranks: of this run; one alone needs no network.
 
     Raises:
         UserError: GLOO_SOCKET_IFNAME names another.

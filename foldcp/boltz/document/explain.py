@@ -117,7 +117,8 @@ def readable(stock: Callable[..., Any], kind: str) -> Callable[..., Any]:
     """Boltz's parser of one kind of template, with messages that name the file.
 
     Args:
-        stock: `parse_mmcif` or `parse_pdb`. kind: "mmCIF" or "PDB".
+        stock: `parse_mmcif` or `parse_pdb`.
+        kind: "mmCIF" or "PDB".
     """
 
     @wraps(stock)

@@ -22,7 +22,8 @@ class Malformed(Exception):
     """A file is no YAML or FASTA.
 
     Args:
-        line: where; 0: not known. text: what is wrong.
+        line: where; 0: not known.
+        text: what is wrong.
     """
 
     def __init__(self, line: int, text: str) -> None:

@@ -18,7 +18,8 @@ def check(path: Path, setting: Setting) -> Faults:
     """Check an input before Boltz reads it.
 
     Args:
-        path: of a YAML or FASTA file. setting: what it is read for.
+        path: of a YAML or FASTA file.
+        setting: what it is read for.
 
     Returns:
         What is wrong in it, and what Boltz ignores. What Boltz reads as it is meant is never wrong.

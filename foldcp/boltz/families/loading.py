@@ -32,8 +32,9 @@ def load(stock: type, path: str | Path, *args: Any, **options: Any) -> nn.Module
     Args:
         stock: a Lightning module's class.
         path: of the checkpoint.
-        args, options: as Lightning's. Without `strict`, and where an initialisation draws otherwise
-            than is known here, stock's own loading runs.
+        args: as Lightning's.
+        options: as Lightning's. Without `strict`, and where an initialisation draws otherwise than
+            is known here, stock's own loading runs.
 
     Returns:
         The model; its weights are pages of the file, private to this process once it writes them.

@@ -30,8 +30,9 @@ def skip(key: Words, position: int, count: int) -> tuple[Words, int]:
     """Advance a generator as if it had drawn `count` words.
 
     Args:
-        key: its state, [624]. position: of the next word in it, 0 to 624; at 624 the next block
-            is made first. count: words of 32 bits to skip, at least 0.
+        key: its state, [624].
+        position: of the next word in it, 0 to 624; at 624 the next block is made first.
+        count: words of 32 bits to skip, at least 0.
 
     Returns:
         State and position after these draws, as the generator itself would hold them: position is

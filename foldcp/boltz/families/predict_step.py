@@ -37,7 +37,8 @@ class PredictStep:
         """Predict one sample.
 
         Args:
-            batch: compact features, collated. batch_idx: unused, as in stock.
+            batch: compact features, collated.
+            batch_idx: unused, as in stock.
 
         Returns:
             Stock's prediction dict on the root rank, {"exception": False} elsewhere. Matrices that

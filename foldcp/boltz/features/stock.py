@@ -165,7 +165,8 @@ def alignment(
     """The features of a paired alignment, see `msa_features`.
 
     Args:
-        msa: residue types, uint8 [S, N]. deletion: float32 [N, S], None without any.
+        msa: residue types, uint8 [S, N].
+        deletion: float32 [N, S], None without any.
         paired: bool [S, N].
     """
     keep_index(from_numpy(msa), const.num_tokens)

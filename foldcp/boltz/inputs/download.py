@@ -61,7 +61,9 @@ def complete(stock: Callable[[Path], None], cache: Path, files: Sequence[str]) -
     """Have the files that a cache lacks downloaded, unless another run just does that.
 
     Args:
-        stock: downloads to a folder what that lacks. cache: the folder. files: that it makes.
+        stock: downloads to a folder what that lacks.
+        cache: the folder.
+        files: that it makes.
 
     Raises:
         Exception: what `stock` raises, or OSError. The cache then has only whole files.

@@ -177,7 +177,8 @@ def unreadable(path: Path, why: str) -> Unreadable:
     """What to raise for an alignment that cannot be used.
 
     Args:
-        path: of its file, or of the one that was made of it. why: it cannot be.
+        path: of its file, or of the one that was made of it.
+        why: it cannot be.
     """
     path = _made.get(path, path)
     form = next((text for kind, text in _FORM.items() if kind in path.name.lower()), "")

@@ -140,8 +140,8 @@ def files(record: types.Record, folders: dict[str, Path | None]) -> list[Path]:
     """The processed files of a record, which need not exist.
 
     Args:
-        record: checked. folders: of structures, msa, constraints, templates and mols; None: there
-            are none.
+        record: checked.
+        folders: of structures, msa, constraints, templates and mols; None: there are none.
     """
     found = [("structures", f"{record.id}.npz"), ("constraints", f"{record.id}.npz")]
     found += [("msa", f"{c.msa_id}.npz") for c in record.chains if c.msa_id != -1]

@@ -93,7 +93,9 @@ def owners(run: Run, records: Sequence[Any], structures: Path) -> list[int]:
     """The data-parallel group of each input, decided by the root rank; every rank calls it.
 
     Args:
-        run: the prediction. records: of the inputs. structures: folder of processed structures.
+        run: the prediction.
+        records: of the inputs.
+        structures: folder of processed structures.
     """
     session, groups = run.session, run.session.groups
     if run.watching is not None:
@@ -122,7 +124,8 @@ def share(run: Run, batch: Any, move: Callable[[dict[str, Any]], dict[str, Any]]
     """Give every rank of a mesh the features and random state of its root, then move them.
 
     Args:
-        run: the prediction. batch: features on the root rank, an input's number on the others.
+        run: the prediction.
+        batch: features on the root rank, an input's number on the others.
         move: brings a batch to this rank's device.
 
     Returns:

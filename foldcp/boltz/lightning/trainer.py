@@ -93,7 +93,8 @@ class Loader:
 
         Args:
             path: of the checkpoint.
-            args, options: as Lightning's.
+            args: as Lightning's.
+            options: as Lightning's.
 
         Returns:
             The model; on ranks that only wait for the root, a stand-in without weights.

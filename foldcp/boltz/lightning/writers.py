@@ -125,7 +125,9 @@ class RootWriter(_RootWriter, BoltzWriter):
         """Begin to write a prediction; every rank of the mesh calls it.
 
         Args:
-            record_id: of the input. tokens: N. samples: M, those whose errors are predicted.
+            record_id: of the input.
+            tokens: N.
+            samples: M, those whose errors are predicted.
             channels: of the pair representation; 0 when it is not asked for.
             errors: names of the matrices that each sample has.
 

@@ -62,8 +62,10 @@ class BoltzSteering:
     """Boltz's potentials over one sample; see `foldcp.modules.diffusion.particles.Steering`.
 
     Args:
-        args: Boltz's steering_args. feats: compact features, collated.
-        device: of the coordinates. boltz2: whose potentials.
+        args: Boltz's steering_args.
+        feats: compact features, collated.
+        device: of the coordinates.
+        boltz2: whose potentials.
 
     Raises:
         ValueError: Boltz has a potential that foldcp does not know.

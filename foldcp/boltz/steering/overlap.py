@@ -25,7 +25,8 @@ def overlap(feats: Features, parameters: Parameters) -> Overlap | None:
     Chains of one atom (ions) and pairs of chains that a bond connects are left out, as in stock.
 
     Args:
-        feats: compact features, collated. parameters: of stock's VDWOverlapPotential.
+        feats: compact features, collated.
+        parameters: of stock's VDWOverlapPotential.
     """
     real, chain = feats["atom_pad_mask"][0].bool(), chain_of_atom(feats)
     size = torch.bincount(chain[real], minlength=int(feats["asym_id"].max()) + 1)
@@ -48,8 +49,10 @@ class Overlap:
     A coordinate that is not finite makes the gradient of its whole sample NaN.
 
     Args:
-        atoms: indices of the n atoms that take part. chain: of each, long [n].
-        radius: of each in angstrom, [n]. share: of the sum of two radii that is the bound.
+        atoms: indices of the n atoms that take part.
+        chain: of each, long [n].
+        radius: of each in angstrom, [n].
+        share: of the sum of two radii that is the bound.
         connected: pairs of chains to leave out, sorted numbers `lower * chains + higher`.
         chains: greater than every chain.
     """
@@ -122,7 +125,8 @@ def near_pairs(
 
     Args:
         x: points [M, n, 3] of M samples. Points that are not finite may be in any pairs.
-        reach: the distance. at_once: pairs per block.
+        reach: the distance.
+        at_once: pairs per block.
 
     Returns:
         Blocks (first, second): indices into the points [M n], long [at_once].

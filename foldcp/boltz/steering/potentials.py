@@ -38,7 +38,9 @@ def flat_bottom(
     """How far values lie outside their bounds, and the derivative: 1, 0 or -1.
 
     Args:
-        value: [..., n]. lower, upper: [n] or numbers; infinite where there is none.
+        value: [..., n].
+        lower: lower bounds [n] or a number; infinite where there is none.
+        upper: upper bounds [n] or a number; infinite where there is none.
     """
     below, above = value < lower, value > upper
     inside = torch.zeros_like(value)
@@ -50,7 +52,9 @@ class Distances:
     """Bounds on distances between pairs of atoms.
 
     Args:
-        index: the pairs [2, n]. lower, upper: bounds in angstrom, see `flat_bottom`.
+        index: the pairs [2, n].
+        lower: lower bound in angstrom, see `flat_bottom`.
+        upper: upper bound in angstrom, see `flat_bottom`.
     """
 
     def __init__(
@@ -118,7 +122,10 @@ class Contacts(Distances):
     """Bounds on distances of which one in each union has to hold.
 
     Args:
-        index: pairs [2, n]. lower, upper: [n]. union: of each pair, long [n].
+        index: pairs [2, n].
+        lower: lower bounds [n].
+        upper: upper bounds [n].
+        union: of each pair, long [n].
     """
 
     def __init__(self, index: Tensor, lower: Tensor, upper: Tensor, union: Tensor) -> None:
@@ -156,7 +163,9 @@ class ChainCentres:
     """A lower bound, `parameters["buffer"]`, on distances between centres of equal chains.
 
     Args:
-        pairs: of chains [2, n]. chain: of each atom, long [A]. real: indices of real atoms.
+        pairs: of chains [2, n].
+        chain: of each atom, long [A].
+        real: indices of real atoms.
     """
 
     def __init__(self, pairs: Tensor, chain: Tensor, real: Tensor) -> None:
@@ -188,8 +197,10 @@ class TemplateDeviations:
 
     Args:
         places: representative atom of each token of T templates, [T, N, 3] in angstrom.
-        mask: tokens that a template has, [T, N]. upper: bounds [T] in angstrom.
-        rep_atom: of each token, long [N]. token: of each atom, long [A].
+        mask: tokens that a template has, [T, N].
+        upper: bounds [T] in angstrom.
+        rep_atom: of each token, long [N].
+        token: of each atom, long [A].
     """
 
     def __init__(

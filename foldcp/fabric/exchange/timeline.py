@@ -23,8 +23,11 @@ class Interval:
     """Something that took time on one rank.
 
     Args:
-        kind: "math" or "transfer". label: of the exchange. step: of the exchange.
-        start, end: ns of the steady clock; of a transfer from after packing to the last byte moved.
+        kind: "math" or "transfer".
+        label: of the exchange.
+        step: of the exchange.
+        start: ns of the steady clock; of a transfer, after packing.
+        end: ns of the steady clock; of a transfer, when the last byte has moved.
     """
 
     kind: str

@@ -37,7 +37,9 @@ class NativeTransport:
     """One engine of the extension.
 
     Args:
-        name: of the transport. mesh: of ranks. engine: its number.
+        name: of the transport.
+        mesh: of ranks.
+        engine: its number.
     """
 
     staged = True

@@ -67,7 +67,8 @@ class AtomEncoder(TiledModule):
         """Linear of the atom features by table look-up.
 
         Args:
-            feats: collated compact features. block: this rank's windows.
+            feats: collated compact features.
+            block: this rank's windows.
 
         Returns:
             [1, a, atom_s] in the dtype of the weights; a padding atom has no class at all.
@@ -117,7 +118,8 @@ class AtomEncoder(TiledModule):
         """Attention biases of the windows from the atom-pair embedding, key mask included.
 
         Args:
-            feats: collated compact features. block: this rank's windows.
+            feats: collated compact features.
+            block: this rank's windows.
             c: atom conditioning [1, a, atom_s].
             projections: (LayerNorm, Linear) from atom_z to heads, one per output.
             z_to_p: this rank's tile of the projected pair [T_r, T_c, atom_z], None without one.

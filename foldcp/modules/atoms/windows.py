@@ -36,7 +36,8 @@ class TokenRanges:
     """Which tokens a run of atoms touches, as host integers.
 
     Args:
-        token: token of each atom [A]. mask: bool [A], False for padding atoms.
+        token: token of each atom [A].
+        mask: bool [A], False for padding atoms.
     """
 
     def __init__(self, token: Tensor, mask: Tensor) -> None:
@@ -57,7 +58,8 @@ class AtomBlock:
     """One rank's buffer of windows.
 
     Args:
-        mesh: the mesh. layout: the tiling of tokens.
+        mesh: the mesh.
+        layout: the tiling of tokens.
         buffers: for every rank, the atoms of its buffer; empty where it owns no window.
         own: atoms of this rank's block, counted from the start of its buffer.
         mask: bool [a], True for real atoms.
@@ -71,7 +73,10 @@ class AtomBlock:
             not sorted by token.
         divisor: atoms of each token of this rank's shard, + 1e-6 as in Boltz [n, 1].
         ranges: which tokens any run of atoms touches.
-        gather, collect, halo, everyone: the exchanges of the methods below.
+        gather: exchange of `from_tokens`.
+        collect: exchange of `to_tokens`.
+        halo: exchange of `with_halo`.
+        everyone: exchange of `gather_atoms`.
     """
 
     mesh: Mesh
@@ -150,7 +155,9 @@ def atom_block(
 
     Args:
         feats: collated compact features (`atom_to_token`, `atom_pad_mask`), the same on all ranks.
-        layout: the tiling of tokens. atom_layout: the blocks of windows. mesh: the mesh.
+        layout: the tiling of tokens.
+        atom_layout: the blocks of windows.
+        mesh: the mesh.
         depth: layers that run between two refills of the halo.
 
     Returns:

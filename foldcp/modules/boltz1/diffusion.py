@@ -76,7 +76,8 @@ class OutTokenFeatUpdate(TiledModule):
         """Add one step.
 
         Args:
-            gathered: of the steps before [M, n, 2 token_s]. tokens: of this step.
+            gathered: of the steps before [M, n, 2 token_s].
+            tokens: of this step.
             time: embedding of its noise level [C].
 
         Returns:

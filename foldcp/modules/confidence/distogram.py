@@ -26,7 +26,8 @@ def mirrored_rows(
 
     Args:
         z: pair tile [B, T_r, T_c, C]; it must not change meanwhile.
-        layout: the tiling. mesh: the mesh.
+        layout: the tiling.
+        mesh: the mesh.
         bytes_each: transient bytes that the caller needs for one row.
 
     Returns:
@@ -55,7 +56,8 @@ class DistogramModule(TiledModule):
         """Logits of the first distogram, row chunk by row chunk.
 
         Args:
-            z: pair tile [B, T_r, T_c, C]. layout: the tiling.
+            z: pair tile [B, T_r, T_c, C].
+            layout: the tiling.
 
         Returns:
             An iterator over ((lo, hi), [B, hi - lo, T_c, bins]).
@@ -74,7 +76,8 @@ class DistogramModule(TiledModule):
         """The probability that two tokens are in contact (its 20 nearest distance bins).
 
         Args:
-            z: pair tile [B, T_r, T_c, C]. layout: the tiling.
+            z: pair tile [B, T_r, T_c, C].
+            layout: the tiling.
 
         Returns:
             [B, T_r, T_c] in float32 (float64 for float64 logits).

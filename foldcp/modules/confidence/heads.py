@@ -41,7 +41,9 @@ class ConfidenceHeads(TiledModule):
         """Expectations of one pair head for some rows.
 
         Args:
-            name: "pae" or "pde". x: [rows, cols, C]. values: of the bins [K, bins].
+            name: "pae" or "pde".
+            x: [rows, cols, C].
+            values: of the bins [K, bins].
             same: bool [rows, cols], pairs of one chain; None when there is only one chain.
             other: the mirrored pairs, added to `x`.
 
@@ -78,8 +80,11 @@ class ConfidenceHeads(TiledModule):
         """Expected errors of the tile and their sums over its columns.
 
         Args:
-            z: pair tile [1, T_r, T_c, C]. contact_probability: [1, T_r, T_c].
-            feats: collated compact features. groups: column groups. layout: the tiling.
+            z: pair tile [1, T_r, T_c, C].
+            contact_probability: [1, T_r, T_c].
+            feats: collated compact features.
+            groups: column groups.
+            layout: the tiling.
 
         Returns:
             errors [2, T_r, T_c] (PAE, PDE in angstrom; padding is undefined), and the sums
@@ -128,7 +133,9 @@ class ConfidenceHeads(TiledModule):
         """Expected pLDDT.
 
         Args:
-            s: single shard [1, n, C_s]. feats: collated compact features. layout: the tiling.
+            s: single shard [1, n, C_s].
+            feats: collated compact features.
+            layout: the tiling.
 
         Returns:
             [1, N], or [1, A] with atom-level confidence, between 0 and 1, on every rank.
@@ -161,7 +168,8 @@ def gather_errors(errors: Tensor, write: WriteRows | None, layout: PairLayout, m
         errors: this rank's tile [K, T_r, T_c].
         write: called on the root as `write(lo, block)`, with rows lo, lo + 1, ... [K, rows, N] in
             increasing order, on the mesh's device and valid until it returns; None elsewhere.
-        layout: the tiling. mesh: the mesh.
+        layout: the tiling.
+        mesh: the mesh.
     """
     each = 2 * len(errors) * layout.padded * errors.element_size()
     pieces = -(-layout.tile_rows // chunk_length(layout.tile_rows, each, errors.device))

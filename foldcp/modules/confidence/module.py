@@ -103,8 +103,10 @@ class ConfidenceModule(TiledModule):
         """Rate M predicted structures, without gradient.
 
         Args:
-            s_inputs: shard of the input embedding [1, n, C_s]. s: single shard [1, n, C_s].
-            z: pair tile [1, T_r, T_c, C]. x_pred: coordinates [M, A, 3] in angstrom, replicated.
+            s_inputs: shard of the input embedding [1, n, C_s].
+            s: single shard [1, n, C_s].
+            z: pair tile [1, T_r, T_c, C].
+            x_pred: coordinates [M, A, 3] in angstrom, replicated.
             feats: collated compact features.
             contact_probability: [1, T_r, T_c], from the distogram.
             layout: the tiling.

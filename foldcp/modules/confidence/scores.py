@@ -43,8 +43,11 @@ class ColumnGroups:
     """Tokens grouped by (chain, molecule type): what column sums are kept apart by.
 
     Args:
-        group: group of each token [N]. asym: chain of each group [G]. kind: its molecule type [G].
-        pad_mask: 1 for real tokens [N]. chains: chain identifiers, sorted.
+        group: group of each token [N].
+        asym: chain of each group [G].
+        kind: its molecule type [G].
+        pad_mask: 1 for real tokens [N].
+        chains: chain identifiers, sorted.
     """
 
     group: Tensor
@@ -78,7 +81,9 @@ def row_totals(partial: Tensor, layout: PairLayout, mesh: Mesh) -> Tensor:
     """Partial results over the columns of each rank, brought together on every rank.
 
     Args:
-        partial: [T_r, K], over this rank's columns. layout: the tiling. mesh: the mesh.
+        partial: [T_r, K], over this rank's columns.
+        layout: the tiling.
+        mesh: the mesh.
 
     Returns:
         [Q, N, K], one entry per mesh column, identical on every rank.
@@ -94,7 +99,8 @@ def tm_scores(tm_sums: Tensor, groups: ColumnGroups, frames: Tensor) -> dict[str
 
     Args:
         tm_sums: expected TM score summed over the columns of each group [N, G].
-        groups: the groups. frames: 1 where the token's predicted frame is valid [N].
+        groups: the groups.
+        frames: 1 where the token's predicted frame is valid [N].
 
     Returns:
         `ptm`, `iptm`, `ligand_iptm`, `protein_iptm` [1] and `pair_chains_iptm`, by the chain of
@@ -172,7 +178,8 @@ def frame_mask(x: Tensor, feats: Feats, chains: list[Ligand]) -> Tensor:
     """Which tokens have a valid frame in the predicted structure.
 
     Args:
-        x: predicted coordinates [A, 3] in angstrom. feats: collated compact features.
+        x: predicted coordinates [A, 3] in angstrom.
+        feats: collated compact features.
         chains: from `ligands`; the frame of a ligand atom is made of its two nearest neighbours.
 
     Returns:
@@ -239,8 +246,11 @@ def interface_plddt(
     """The mean pLDDT and its interface-weighted form.
 
     Args:
-        plddt: [L] over tokens or atoms. mask: 1 where real [L]. ligand: bool [L].
-        interface: bool [L], within 8 angstrom of another chain. weights: of each kind.
+        plddt: [L] over tokens or atoms.
+        mask: 1 where real [L].
+        ligand: bool [L].
+        interface: bool [L], within 8 angstrom of another chain.
+        weights: of each kind.
 
     Returns:
         (complex_plddt, complex_iplddt), [1] each.
@@ -255,7 +265,10 @@ def atom_interface(x: Tensor, chain: Tensor, layout: PairLayout, mesh: Mesh) -> 
     """Which atoms lie within 8 angstrom of another chain, the rows shared out over the ranks.
 
     Args:
-        x: coordinates [A, 3] in angstrom. chain: [A]. layout: the tiling. mesh: the mesh.
+        x: coordinates [A, 3] in angstrom.
+        chain: [A].
+        layout: the tiling.
+        mesh: the mesh.
 
     Returns:
         bool [A], identical on every rank.

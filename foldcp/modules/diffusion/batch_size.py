@@ -16,8 +16,10 @@ def samples_at_once(count: int, at_most: int | None, bytes_each: int, mesh: Mesh
     Every rank must call it; they agree on the smallest answer.
 
     Args:
-        count: samples in all. at_most: more are not wanted at once; None for no limit.
-        bytes_each: memory that one sample takes on this rank. mesh: the mesh.
+        count: samples in all.
+        at_most: more are not wanted at once; None for no limit.
+        bytes_each: memory that one sample takes on this rank.
+        mesh: the mesh.
     """
     most = min(count, at_most or count)
     if most == 1:
@@ -35,7 +37,8 @@ def sample_bytes(prepared: Prepared, atoms: int) -> int:
     layer with what it fetches. Coordinates of all atoms are on every rank.
 
     Args:
-        prepared: what the steps share. atoms: A, of the whole input.
+        prepared: what the steps share.
+        atoms: A, of the whole input.
     """
     layout, block = prepared.layout, prepared.block
     token, atom = prepared.single.shape[-1], prepared.q.shape[-1]

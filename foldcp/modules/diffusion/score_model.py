@@ -23,9 +23,11 @@ class Prepared:
     """What one structure's sampling steps share.
 
     Args:
-        layout: the tiling. block: this rank's atoms.
+        layout: the tiling.
+        block: this rank's atoms.
         q: atom activations before the coordinates are added [1, a, atom_s].
-        encoder, decoder: the atom stacks with their biases and gates.
+        encoder: atom stack of the encoder with its biases and gates.
+        decoder: atom stack of the decoder with its biases and gates.
         token_bias: per layer this rank's tile [H, T_r, T_c].
         single: the part of the conditioning without the noise level [1, n, 2 token_s].
     """
@@ -59,9 +61,11 @@ class DiffusionModule(TiledModule):
 
         Args:
             conditioning: of the same layouts.
-            s_inputs: this rank's shard [1, n, token_s]. s_trunk: [1, n, token_s].
+            s_inputs: this rank's shard [1, n, token_s].
+            s_trunk: [1, n, token_s].
             feats: collated compact features.
-            layout: the tiling. atom_layout: the blocks of windows.
+            layout: the tiling.
+            atom_layout: the blocks of windows.
 
         Returns:
             What `condition` and `forward` take.
@@ -94,7 +98,8 @@ class DiffusionModule(TiledModule):
         """The single conditioning of one step.
 
         Args:
-            prepared: what the steps share. time: embedding of the step's noise level [2 token_s].
+            prepared: what the steps share.
+            time: embedding of the step's noise level [2 token_s].
 
         Returns:
             [1, n, 2 token_s], for all samples: they share the noise level.

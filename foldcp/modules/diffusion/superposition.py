@@ -81,7 +81,8 @@ class Alignment:
         """Rotate and shift `moving` onto `target` with the least weighted squared distance.
 
         Args:
-            moving: [M, A, 3] in angstrom. target: [M, A, 3].
+            moving: [M, A, 3] in angstrom.
+            target: [M, A, 3].
 
         Returns:
             The moved coordinates [M, A, 3].

@@ -35,7 +35,8 @@ def gates_of(layer: nn.Module, s: Tensor, logits: bool = False) -> Gates:
     """Scales, shifts and gates of a layer.
 
     Args:
-        layer: a Boltz DiffusionTransformerLayer. s: its conditioning [1, rows, C].
+        layer: a Boltz DiffusionTransformerLayer.
+        s: its conditioning [1, rows, C].
         logits: leave the sigmoid to what uses the gates, where they serve one call only.
 
     Source: AlphaFold 3 supplement, Algorithms 25 and 26.
@@ -65,7 +66,8 @@ def conditioned_layer(
 
     Args:
         layer: a Boltz DiffusionTransformerLayer.
-        a: activations [M, rows, C]. gates: of this layer, shared by all samples.
+        a: activations [M, rows, C].
+        gates: of this layer, shared by all samples.
         attention: `(attention module, normed activations) -> [M, rows, C]`.
 
     Returns:
@@ -97,7 +99,8 @@ def token_transformer(
         a: activations of this rank's shard [M, n, C].
         s: conditioning [1, n, C]; all samples have the same noise level.
         bias: per layer, this rank's tile [H, T_r, T_c].
-        layout: the tiling. mesh: the mesh.
+        layout: the tiling.
+        mesh: the mesh.
 
     Returns:
         [M, n, C].

@@ -72,9 +72,11 @@ def run_blocks(
     """Run the blocks of a stack, one after the other.
 
     Args:
-        layers: the blocks. state: what each of them updates. fixed: tensors that all of them read,
-            None where there is none.
-        layout: the tiling. done: called with (blocks done, blocks in all).
+        layers: the blocks.
+        state: what each of them updates.
+        fixed: tensors that all of them read, None where there is none.
+        layout: the tiling.
+        done: called with (blocks done, blocks in all).
 
     Returns:
         The updated state; see `Block.in_place`.
@@ -104,7 +106,8 @@ class Recordings:
     """The recordings of one stage, one for each kind of block and of tensors.
 
     Args:
-        recorder: records. mesh: the mesh.
+        recorder: records.
+        mesh: the mesh.
     """
 
     def __init__(self, recorder: Recorder, mesh: Mesh) -> None:
@@ -144,7 +147,9 @@ class _Kind:
     """Runs blocks of one kind: one as it is, one on the recording's tensors, then the recording.
 
     Args:
-        recorder: records. mesh: the mesh. wanted: False runs every block as it is.
+        recorder: records.
+        mesh: the mesh.
+        wanted: False runs every block as it is.
     """
 
     def __init__(self, recorder: Recorder, mesh: Mesh, wanted: bool) -> None:

@@ -105,7 +105,9 @@ def recover(graph: Any, pool: Any, device: torch.device) -> None:
     of a capture, or a new state with the same numbers, which needs no capture to succeed.
 
     Args:
-        graph: what was captured. pool: its memory. device: of the capture.
+        graph: what was captured.
+        pool: its memory.
+        device: of the capture.
 
     Raises:
         InputLost: no random numbers can be drawn.
@@ -152,7 +154,9 @@ def recorder(mesh: Mesh, steered: bool = False, unique: bool = True) -> Recorder
     """What records the steps, or the blocks, of one input; None where they run one by one.
 
     Args:
-        mesh: the mesh. steered: potentials move the samples. unique: see `Alignment.unique`.
+        mesh: the mesh.
+        steered: potentials move the samples.
+        unique: see `Alignment.unique`.
 
     Raises:
         ValueError: FOLDCP_GRAPHS=1, but nothing can be recorded.
@@ -182,7 +186,8 @@ def goes_without(what: str, error: RuntimeError) -> None:
     """Say once why something is not recorded.
 
     Args:
-        what: it is. error: that recording met.
+        what: it is.
+        error: that recording met.
 
     Raises:
         RuntimeError: `error`, with FOLDCP_GRAPHS=1.

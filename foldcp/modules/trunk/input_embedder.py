@@ -40,7 +40,8 @@ class InputEmbedder(TiledModule):
 
         Args:
             feats: collated compact features, the same on every rank.
-            layout: the tiling of tokens. atom_layout: the blocks of atom windows.
+            layout: the tiling of tokens.
+            atom_layout: the blocks of atom windows.
             affinity: take the affinity MSA's profile (`profile_affinity`).
 
         Returns:
@@ -94,7 +95,8 @@ def atom_part(
         encoder: the Boltz AtomAttentionEncoder.
         projections: (LayerNorm, Linear) from atom pairs to heads: one per layer, or one for all.
         feats: collated compact features.
-        layout: the tiling of tokens. atom_layout: the blocks of atom windows.
+        layout: the tiling of tokens.
+        atom_layout: the blocks of atom windows.
 
     Returns:
         This rank's shard [1, n, token_s].

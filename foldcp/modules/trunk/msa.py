@@ -49,7 +49,9 @@ class PairWeightedAveraging(TiledModule):
         """m + update.
 
         Args:
-            m: MSA shard [B, S, n, C_m]. z: pair tile. layout: the tiling.
+            m: MSA shard [B, S, n, C_m].
+            z: pair tile.
+            layout: the tiling.
             mask: pairs that count [1 or B, T_r, T_c], 1 = keep; None keeps all real tokens.
 
         Returns:
@@ -86,7 +88,9 @@ class OuterProductMean(TiledModule):
         """z + OuterProductMean(m).
 
         Args:
-            z: pair tile. m: MSA shard [B, S, n, C_m]. mask: [B, S, n], 0 on padding.
+            z: pair tile.
+            m: MSA shard [B, S, n, C_m].
+            mask: [B, S, n], 0 on padding.
             layout: the tiling.
 
         Returns:
@@ -144,8 +148,12 @@ class MSALayer(Block):
         """One block.
 
         Args:
-            z: pair tile. m: MSA shard [B, S, n, C_m]. mask, keys: see `stack_masks`.
-            msa_mask: [B, S, n], 0 on padding. layout: the tiling.
+            z: pair tile.
+            m: MSA shard [B, S, n, C_m].
+            mask: see `stack_masks`.
+            keys: see `stack_masks`.
+            msa_mask: [B, S, n], 0 on padding.
+            layout: the tiling.
 
         Returns:
             (z, m) updated; both in place when gradients are off.
@@ -180,8 +188,11 @@ class MSAModule(TiledModule):
         """z + z', z' the pair tile after the MSA blocks (stock adds the module's output to z).
 
         Args:
-            z: pair tile, kept. s_inputs: input embedding shard [B, n, C_s].
-            feats: compact features. layout: the tiling. progress: (blocks done, in all).
+            z: pair tile, kept.
+            s_inputs: input embedding shard [B, n, C_s].
+            feats: compact features.
+            layout: the tiling.
+            progress: (blocks done, in all).
             token_mask: see `stack_masks`.
 
         Returns:

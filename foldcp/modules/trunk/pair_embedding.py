@@ -53,7 +53,10 @@ class RelativePositionEncoder(TiledModule):
         """The encoding of tile rows lo:hi.
 
         Args:
-            feats: collated compact features. layout: the tiling. lo, hi: rows of the tile.
+            feats: collated compact features.
+            layout: the tiling.
+            lo: first row of the tile.
+            hi: end of the rows, exclusive.
 
         Returns:
             [1, hi - lo, T_c, C] in the dtype of the weights; padding pairs hold finite values.
@@ -137,7 +140,8 @@ class PairEmbedding:
     It holds modules of the model and no parameters of its own, so it is not itself a module.
 
     Args:
-        rel_pos: the Boltz relative position encoder. token_bonds: Linear(1, C) without bias.
+        rel_pos: the Boltz relative position encoder.
+        token_bonds: Linear(1, C) without bias.
         token_bonds_type: Embedding of bond types, or None.
         contact_conditioning: the Boltz module, or None (Boltz-1).
         mesh: the mesh.
@@ -175,7 +179,10 @@ class PairEmbedding:
 
         Args:
             out: rows lo:hi of a pair tile [1, hi - lo, T_c, C]; changed.
-            feats: collated compact features. layout: the tiling. lo, hi: rows of the tile.
+            feats: collated compact features.
+            layout: the tiling.
+            lo: first row of the tile.
+            hi: end of the rows, exclusive.
 
         Raises:
             ValueError: `out` does not have the shape of these rows.

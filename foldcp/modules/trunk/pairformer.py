@@ -43,7 +43,8 @@ def stack_masks(
     """What the blocks of a stack take of the masks that stock's modules take.
 
     Args:
-        layout: the tiling. mesh: the mesh.
+        layout: the tiling.
+        mesh: the mesh.
         token_mask: [B, N] on every rank, 1 = keep, a row for each element of a batch; None keeps
             all tokens.
         pair_mask: tile [1 or B, T_r, T_c], 1 = keep; None keeps the pairs of kept tokens.
@@ -99,7 +100,10 @@ class PairBlock(Block):
         """Run the pair ops; the caller draws, see `Block`.
 
         Args:
-            z: pair tile [B, T_r, T_c, C]. layout: the tiling. mask, keys: see `stack_masks`.
+            z: pair tile [B, T_r, T_c, C].
+            layout: the tiling.
+            mask: see `stack_masks`.
+            keys: see `stack_masks`.
 
         Returns:
             The updated tile, in place when gradients are off.
@@ -151,7 +155,9 @@ class AttentionPairBias(TiledModule):
         """Attention output, residual not included.
 
         Args:
-            s: normalised single shard [B, n, C]. bias: [B, H, T_r, T_c]. layout: the tiling.
+            s: normalised single shard [B, n, C].
+            bias: [B, H, T_r, T_c].
+            layout: the tiling.
             tokens: keys of the tile's columns [B, T_c], 1 = keep; None keeps all real ones.
 
         Returns:
@@ -190,8 +196,11 @@ class PairformerLayer(PairBlock):
         """One block, its draws included.
 
         Args:
-            s: single shard [B, n, C_s]. z: pair tile [B, T_r, T_c, C]. layout: the tiling.
-            token_mask, pair_mask: see `stack_masks`.
+            s: single shard [B, n, C_s].
+            z: pair tile [B, T_r, T_c, C].
+            layout: the tiling.
+            token_mask: mask of the tokens, see `stack_masks`.
+            pair_mask: mask of the pairs, see `stack_masks`.
 
         Returns:
             (s, z) updated; z in place when gradients are off.
@@ -214,8 +223,12 @@ class PairformerLayer(PairBlock):
         """One block without its draws.
 
         Args:
-            s: single shard [B, n, C_s]. z: pair tile [B, T_r, T_c, C]. layout: the tiling.
-            mask, keys, tokens: see `stack_masks`.
+            s: single shard [B, n, C_s].
+            z: pair tile [B, T_r, T_c, C].
+            layout: the tiling.
+            mask: see `stack_masks`.
+            keys: see `stack_masks`.
+            tokens: see `stack_masks`.
 
         Returns:
             (s, z) updated; z in place when gradients are off.
@@ -250,9 +263,12 @@ class PairformerModule(TiledModule):
         """Run all blocks.
 
         Args:
-            s: single shard [B, n, C_s]. z: pair tile [B, T_r, T_c, C]. layout: the tiling.
+            s: single shard [B, n, C_s].
+            z: pair tile [B, T_r, T_c, C].
+            layout: the tiling.
             progress: called with (blocks done, blocks in all).
-            token_mask, pair_mask: see `stack_masks`.
+            token_mask: mask of the tokens, see `stack_masks`.
+            pair_mask: mask of the pairs, see `stack_masks`.
 
         Returns:
             (s, z) updated; z in place when gradients are off.
@@ -273,7 +289,9 @@ class PairformerNoSeqModule(TiledModule):
         """Run all blocks on a pair tile [B, T_r, T_c, C]; in place when gradients are off.
 
         Args:
-            z: the tile. layout: the tiling. pair_mask: see `stack_masks`.
+            z: the tile.
+            layout: the tiling.
+            pair_mask: see `stack_masks`.
         """
         masks = stack_masks(layout, self.mesh, None, pair_mask)
         (z,) = run_blocks(self.layers, (z,), masks[:2], layout)

@@ -57,7 +57,8 @@ class TemplateV2Module(TiledModule):
         """Add the template update to a pair tile, without gradient.
 
         Args:
-            z: pair tile [1, T_r, T_c, C], changed in place. feats: collated compact features.
+            z: pair tile [1, T_r, T_c, C], changed in place.
+            feats: collated compact features.
             layout: the tiling.
 
         Returns:

@@ -17,7 +17,8 @@ class TriangleMultiplication(TiledModule):
     """Triangle multiplication with the residual.
 
     Args:
-        twin: Boltz's TriangleMultiplicationOutgoing or ...Incoming. mesh: the mesh.
+        twin: Boltz's TriangleMultiplicationOutgoing or ...Incoming.
+        mesh: the mesh.
         outgoing: which of the two it is.
     """
 
@@ -42,7 +43,8 @@ class TriangleMultiplication(TiledModule):
         """z + update.
 
         Args:
-            z: pair tile [B, T_r, T_c, C]. layout: the tiling.
+            z: pair tile [B, T_r, T_c, C].
+            layout: the tiling.
             mask: [B, T_r, T_c], 1 = keep, 0 on padding.
 
         Returns:
@@ -69,7 +71,8 @@ class TriangleAttention(TiledModule):
     """Triangle attention with the residual.
 
     Args:
-        twin: Boltz's TriangleAttentionStartingNode or ...EndingNode. mesh: the mesh.
+        twin: Boltz's TriangleAttentionStartingNode or ...EndingNode.
+        mesh: the mesh.
         starting: which of the two it is.
     """
 
@@ -96,7 +99,8 @@ class TriangleAttention(TiledModule):
         """z + update.
 
         Args:
-            z: pair tile [B, T_r, T_c, C]. layout: the tiling.
+            z: pair tile [B, T_r, T_c, C].
+            layout: the tiling.
             mask: keys [B, T_r, T_c], 1 = keep; a number between takes 1e9 (1 - mask) from the
                 logit, as in Boltz; None keeps every real token.
 

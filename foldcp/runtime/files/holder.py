@@ -23,8 +23,11 @@ class Holder:
     Args:
         host: name of its machine, for messages.
         machine: boot and process table, so that two with the same one see each other; "": unknown.
-        pid, started: its number there and when it began, which tells it from a later one.
-        user: who runs it. since: seconds since 1970 by its own clock. token: of this lock alone.
+        pid: number of the process there.
+        started: when it began, which distinguishes it from a later one.
+        user: who runs it.
+        since: seconds since 1970 by its own clock.
+        token: of this lock alone.
     """
 
     host: str

@@ -24,7 +24,8 @@ def check(name: Any, what: str, longest: int = 250) -> str:
     """Refuse a name that cannot be the name of a file in a folder.
 
     Args:
-        name: from a file or an input. what: it is, such as "a record's name".
+        name: from a file or an input.
+        what: it is, such as "a record's name".
         longest: bytes that it may have.
 
     Returns:
@@ -45,7 +46,8 @@ def inside(path: Path, folder: Path | None = None) -> Path:
     """Refuse a path that leads out of its folder, by its parts or by a link.
 
     Args:
-        path: of a file or folder, which need not exist. folder: it must lie in; None: its parent.
+        path: of a file or folder, which need not exist.
+        folder: it must lie in; None: its parent.
 
     Returns:
         The path.

@@ -24,7 +24,8 @@ class Seal:
     """What every rank knows of its run's lock.
 
     Args:
-        path: of its file. key: what that file says, while it is this run's.
+        path: of its file.
+        key: what that file says, while it is this run's.
     """
 
     path: str

@@ -74,7 +74,8 @@ class Peers:
 
     Args:
         store: a connection of its own, which no other use may hold up.
-        place: this process among the ranks. stage: what it is doing.
+        place: this process among the ranks.
+        stage: what it is doing.
         clock: seconds that this process has run.
     """
 
@@ -136,7 +137,8 @@ class Peers:
         """Why a rank is given up; None while it is not.
 
         Args:
-            rank: to look at. patience: seconds that it may be silent.
+            rank: to look at.
+            patience: seconds that it may be silent.
         """
         state, silent = self._look(rank)
         if state == _GONE:

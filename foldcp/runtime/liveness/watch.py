@@ -51,7 +51,8 @@ class Watch(Meetings):
         What is not known for certain to have been said is said here.
 
         Args:
-            store: to tell the others. message: why; "" where another rank is to say it.
+            store: to tell the others.
+            message: why; "" where another rank is to say it.
             code: exit code.
         """
         assert self.peers is not None

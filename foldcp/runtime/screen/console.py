@@ -64,7 +64,8 @@ class Console:
     """What the user sees of a run.
 
     Args:
-        stream: where to; usually `sys.stderr`. log: gets every line, too.
+        stream: where to; usually `sys.stderr`.
+        log: gets every line, too.
     """
 
     def __init__(self, stream: Any, log: Log) -> None:
@@ -82,7 +83,8 @@ class Console:
         """Show how far the work is, in place of what was shown before.
 
         Args:
-            what: is being done. fraction: of it that is done, None where that means nothing.
+            what: is being done.
+            fraction: of it that is done, None where that means nothing.
             left: the time that it may still take, "" where that is not known.
             fresh: it has just begun. Otherwise it is shown from time to time.
         """
@@ -124,7 +126,8 @@ class Screened:
     """A standard stream whose lines are screened on their way.
 
     Args:
-        stream: the stream. console: is cleared before anything is shown.
+        stream: the stream.
+        console: is cleared before anything is shown.
         shown: decides whether a line is.
     """
 
@@ -161,7 +164,8 @@ def put(stream: Any, text: str) -> None:
     """Write at once; where nobody reads any more, as after `| head`, a prediction goes on.
 
     Args:
-        stream: of this process. text: for it.
+        stream: of this process.
+        text: for it.
     """
     try:
         stream.write(text)

@@ -39,8 +39,12 @@ class Progress:
     """The way of one input through its stages ("recycle 1/4", "diffusion", "confidence").
 
     Args:
-        name: of the input. tokens: N. passes: of the trunk. steps: of the sampler.
-        samples: structures. rated: of these get a confidence.
+        name: of the input.
+        tokens: N.
+        passes: of the trunk.
+        steps: of the sampler.
+        samples: structures.
+        rated: of these get a confidence.
 
     Attributes:
         stage, done, total: under way. fresh: it has just begun.

@@ -43,7 +43,8 @@ def one_voice(folder: Path, verbose: bool) -> Iterator[Console]:
     """Screen what is printed in this process, and keep all of it.
 
     Args:
-        folder: of the results. verbose: show all of it as well (FOLDCP_VERBOSE).
+        folder: of the results.
+        verbose: show all of it as well (FOLDCP_VERBOSE).
 
     Yields:
         Where to show the progress of the run.

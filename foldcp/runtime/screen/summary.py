@@ -32,9 +32,11 @@ def lines(
     """The summary, line by line.
 
     Args:
-        folder: of the results. folded: inputs that this run has folded.
+        folder: of the results.
+        folded: inputs that this run has folded.
         scored: those that it has predicted an affinity of.
-        skipped: predictions that were there before. failed: inputs without one.
+        skipped: predictions that were there before.
+        failed: inputs without one.
         costs: of the run, see `foldcp.runtime.report.costs`.
     """
     if not folded and not scored and not failed:

@@ -27,7 +27,8 @@ class Watching:
     """The view of one rank.
 
     Args:
-        session: the ranks. console: where it is shown; None on other ranks than 0.
+        session: the ranks.
+        console: where it is shown; None on other ranks than 0.
     """
 
     def __init__(self, session: Session, console: Console | None) -> None:
@@ -49,7 +50,8 @@ class Watching:
         """Go through inputs that are read, in the way of `tqdm.tqdm`, and show how far.
 
         Args:
-            items: what to go through. total: their number; None asks `items`.
+            items: what to go through.
+            total: their number; None asks `items`.
         """
         count = len(items) if total is None else total  # type: ignore[arg-type]
         for i, item in enumerate(items):
@@ -120,7 +122,8 @@ class Watching:
         """Print the summary of the run; of a long one the first lines, and the log gets all.
 
         Args:
-            said: its lines. failed: inputs and why, which the end of the run says on the screen.
+            said: its lines.
+            failed: inputs and why, which the end of the run says on the screen.
         """
         if self._console is None:
             return
@@ -142,7 +145,8 @@ class Bar:
     """Stands for a `tqdm` bar of Boltz's client of the MSA server: its states are stages.
 
     Args:
-        watching: where they are shown. total: seconds that the server is expected to take.
+        watching: where they are shown.
+        total: seconds that the server is expected to take.
     """
 
     def __init__(self, watching: Watching, *_: Any, total: float | None = None, **__: Any) -> None:

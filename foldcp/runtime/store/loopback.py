@@ -28,7 +28,8 @@ class Loopback(RendezvousHandler):
     """The meeting of one agent, which serves the store of its ranks.
 
     Args:
-        run_id: of torch's launcher. seconds: that a rank waits for the store.
+        run_id: of torch's launcher.
+        seconds: that a rank waits for the store.
     """
 
     def __init__(self, run_id: str, seconds: float) -> None:

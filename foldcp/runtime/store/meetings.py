@@ -33,8 +33,10 @@ def open_store(place: Place, serve: bool, seconds: float, guard: Guard) -> Any:
     """Connect to the store.
 
     Args:
-        place: this process among the ranks. serve: be the one that the others connect to.
-        seconds: to wait for it. guard: of this process.
+        place: this process among the ranks.
+        serve: be the one that the others connect to.
+        seconds: to wait for it.
+        guard: of this process.
 
     Raises:
         UserError: it was not reached in time.
@@ -159,7 +161,8 @@ class Meetings:
         """The values of all ranks on every rank, in rank order.
 
         Args:
-            value: of this rank. idle: is called now and then while others are waited for.
+            value: of this rank.
+            idle: is called now and then while others are waited for.
         """
         if self.place.world == 1:
             return [value]
@@ -182,7 +185,8 @@ class Meetings:
         """Wait until `count` ranks are here; the watch over the ranks ends the run if one is lost.
 
         Args:
-            key: names the meeting, and is used once. count: ranks that meet.
+            key: names the meeting, and is used once.
+            count: ranks that meet.
         """
         self.store.add(key, 1)
         _until(lambda: self.store.add(key, 0) >= count)

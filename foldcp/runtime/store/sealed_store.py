@@ -23,8 +23,10 @@ class SealedStore(PrefixStore):
     this class is asked for is watched by the guard of this process.
 
     Args:
-        prefix: of this run's keys. store: the store.
-        guard: of this process. named: whose store it is, for messages.
+        prefix: of this run's keys.
+        store: the store.
+        guard: of this process.
+        named: whose store it is, for messages.
     """
 
     def __init__(self, prefix: str, store: Store, guard: Guard, named: str) -> None:
@@ -98,7 +100,8 @@ def listen(host: str, port: int) -> int | None:
     """Listen for ranks of this machine only, where all of them are on it.
 
     Args:
-        host, port: of the store.
+        host: machine that serves the store.
+        port: port of the store.
 
     Returns:
         A socket's number to serve the store on; None when other machines must reach it.
