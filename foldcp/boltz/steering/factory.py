@@ -12,7 +12,7 @@ from torch import Tensor
 
 from foldcp.boltz.steering import potentials
 from foldcp.boltz.steering.overlap import overlap
-from foldcp.boltz.steering.potentials import Term
+from foldcp.boltz.steering.terms import Term
 
 Features = dict[str, Any]
 

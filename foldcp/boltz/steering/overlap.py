@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foldcp.boltz.steering.potentials import Features, Parameters, chain_of_atom, vdw_radii
+from foldcp.boltz.steering.potentials import chain_of_atom, vdw_radii
+from foldcp.boltz.steering.terms import Features, Parameters
 
 _PAIRS_AT_ONCE = 1 << 19
 _MARGIN = 1 + 1e-5  # of a cell over the reach: distances are rounded
@@ -44,7 +45,7 @@ def overlap(feats: Features, parameters: Parameters) -> Overlap | None:
 
 
 class Overlap:
-    """Lower bounds on distances between atoms of different chains; see `potentials.Term`.
+    """Lower bounds on distances between atoms of different chains; see `terms.Term`.
 
     A coordinate that is not finite makes the gradient of its whole sample NaN.
 
