@@ -1,4 +1,4 @@
-"""The prediction under way: what the patched parts of boltz.main share."""
+"""The prediction in progress, which the patched parts of boltz.main share."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ _current: Run | None = None
 
 
 def current() -> Run | None:
-    """The prediction under way; None outside of one, where everything stays stock."""
+    """Return the prediction in progress; None outside of one, where everything stays stock."""
     return _current
 
 

@@ -1,4 +1,4 @@
-"""Switches boltz.main over: its command, its inputs, trainer, writers, data modules and models."""
+"""Switch boltz.main over: its command, its inputs, trainer, writers, data modules and models."""
 
 from __future__ import annotations
 
@@ -210,7 +210,7 @@ class _RootManifest:
         return getattr(self._stock, name)
 
     def load(self, path: Path) -> Any:
-        """The manifest at `path` on the root rank's disk."""
+        """Load the manifest at `path` on the root rank's disk."""
         run = current()
         if run is None:
             return self._stock.load(path)
@@ -222,7 +222,7 @@ class _RootManifest:
 
 
 def _decided_by_root(stock: Callable[..., Any], affinity: bool = False) -> Callable[..., Any]:
-    """What is still to be predicted, as the root rank sees it.
+    """Return the inputs still to be predicted, as the root rank sees them.
 
     Stock hands every input to the affinity pass, also those without an affinity request or whose
     structure could not be written. Its data module finds no structure for them and ends the run:

@@ -1,4 +1,4 @@
-"""`foldcp compare A B`: are two predictions, or two structures, the same?
+"""`foldcp compare A B`: compare two predictions, or two structures.
 
 Compared are the positions of all atoms after superposition, lDDT, which needs none, and what the
 confidence files of Boltz say. The tolerances are a few times what stock Boltz's own outputs move
@@ -28,7 +28,7 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class Tolerance:
-    """How far one output may differ: its largest and its mean absolute difference, and why."""
+    """Largest and mean absolute difference allowed for one output, with the reason."""
 
     unit: str
     largest: float
@@ -84,7 +84,7 @@ class Difference:
 
     @property
     def passed(self) -> bool:
-        """Whether both differences are finite and within tolerance."""
+        """True when both differences are finite and within tolerance."""
         return self.largest <= self.tolerance.largest and self.mean <= self.tolerance.mean
 
 
@@ -108,7 +108,7 @@ class Comparison:
 
     @property
     def same(self) -> bool:
-        """Whether everything is within tolerance."""
+        """True when everything is within tolerance."""
         return all(line.passed for line in self.differences)
 
 

@@ -1,4 +1,4 @@
-"""How alike two structures of the same atoms are: superposition, RMSD, lDDT."""
+"""Compare two structures of the same atoms: superposition, RMSD, lDDT."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Array = NDArray[Any]
 
 
 def rmsd(a: Array, b: Array) -> float:
-    """Root mean square distance of the atoms of a and b [atoms, 3], in their unit."""
+    """Return the root mean square distance of atoms a and b [atoms, 3], in their unit."""
     return float(np.sqrt(np.mean(np.sum((a - b) ** 2, axis=-1))))
 
 

@@ -19,7 +19,7 @@ from foldcp.layout.schedule import boxes_plan
 
 
 def from_root(mesh: Mesh, make: Callable[[], Tensor], like: Tensor, label: str) -> Tensor:
-    """What `make` gives on rank 0, on every rank.
+    """Call `make` on rank 0 and return its tensor on every rank.
 
     Args:
         mesh: the mesh.
@@ -37,7 +37,7 @@ def from_root(mesh: Mesh, make: Callable[[], Tensor], like: Tensor, label: str) 
 
 
 def drawn(mesh: Mesh, draw: Callable[[], Tensor], like: Tensor) -> Tensor:
-    """Random numbers, the same on every rank.
+    """Draw random numbers, the same on every rank.
 
     Args:
         mesh: the mesh.
@@ -48,7 +48,7 @@ def drawn(mesh: Mesh, draw: Callable[[], Tensor], like: Tensor) -> Tensor:
 
 
 def normal(mesh: Mesh, *shapes: tuple[int, ...], like: Tensor) -> tuple[Tensor, ...]:
-    """Standard normal numbers, the same on every rank, drawn tensor by tensor.
+    """Draw standard normal numbers, the same on every rank, tensor by tensor.
 
     Args:
         mesh: the mesh.

@@ -66,7 +66,7 @@ class Outputs:
         self._finished: deque[str] = deque()
 
     def partial(self, name: str) -> Path:
-        """Where a prediction is made."""
+        """Return the folder in which a prediction is made."""
         return self.folder.parent / f".partial_{self._tag}_{name}"
 
     def check_ours(self) -> None:
@@ -168,7 +168,7 @@ class Outputs:
         shutil.rmtree(self.partial(name), ignore_errors=True)
 
     def finished(self) -> list[str]:
-        """Predictions finished since the last call."""
+        """Take the predictions finished since the last call."""
         return [self._finished.popleft() for _ in range(len(self._finished))]
 
     def finish(self, seconds: float | None = None) -> None:
@@ -191,7 +191,7 @@ class Outputs:
 
 
 def not_written(folder: Path, error: Exception) -> str:
-    """What to tell the user about a prediction that could not be written."""
+    """Word the message about a prediction that could not be written."""
     if isinstance(error, OSError):
         reason = disk.reason(error)
         return (

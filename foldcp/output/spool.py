@@ -145,7 +145,7 @@ class Spool:
         return packed
 
     def keys(self) -> list[Key]:
-        """(name, sample) of every matrix, once all rows are here.
+        """Return (name, sample) of every matrix, once all rows are here.
 
         Raises:
             OSError: a file could not be written.
@@ -159,7 +159,7 @@ class Spool:
         return list(self._packed)
 
     def packed(self, key: Key) -> Path:
-        """The file of one matrix, waiting until it is on disk.
+        """Wait until one matrix is on disk, and return its file.
 
         Raises:
             OSError: it could not be written.

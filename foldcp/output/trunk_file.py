@@ -28,7 +28,7 @@ class Damaged(Exception):
 
 
 def key(parts: Mapping[str, object], tensors: Mapping[str, Tensor]) -> str:
-    """What a trunk's result follows from, as 16 hexadecimal digits.
+    """Hash everything that a trunk's result follows from, to 16 hexadecimal digits.
 
     Args:
         parts: settings, versions, weights: anything with a `repr` of its value.

@@ -31,7 +31,7 @@ class TrunkKeeper:
         self._last: KeptTrunk | None = None
 
     def begin(self, feats: Features, settings: Settings) -> KeptTrunk:
-        """What keeps the trunk of one input.
+        """Begin an input; returns the keeper of its trunk.
 
         Args:
             feats: compact features.
@@ -69,7 +69,7 @@ class KeptTrunk:
         self._usable = True  # what is there was written by foldcp
 
     def load(self, like: Like) -> tuple[Tensor, Tensor] | None:
-        """The single shard and the pair tile, if every rank has its file; all ranks call it.
+        """Load the single shard and the pair tile, if every rank has its file; all ranks call it.
 
         The generators of random numbers continue where they were when the trunk was kept.
 

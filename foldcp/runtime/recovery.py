@@ -1,4 +1,4 @@
-"""A fault that costs one input and not the run: all ranks drop it, are joined anew and go on.
+"""Recover from a fault that costs one input: all ranks drop it, are joined anew and go on.
 
 The rank that runs out of memory leaves word in the store, then its exchanges and its process group:
 the others fail in whatever they wait for, find the word, and leave too. Once all have, new
@@ -90,7 +90,7 @@ def _own(run: Run, tokens: int, error: Exception) -> str | None:
 
 
 def _heard(run: Run, error: Exception) -> str | None:
-    """Why another rank left the exchange that failed here with `error`; None if none did."""
+    """Return the reason why another rank left the exchange that failed here; None if none did."""
     if not run.shared or not is_broken(error):
         return None
     store, key = run.session.store, run.session.fault_key
@@ -103,7 +103,7 @@ def _heard(run: Run, error: Exception) -> str | None:
 
 
 def is_broken(error: BaseException) -> bool:
-    """True when an error says that an exchange with other ranks broke."""
+    """Tell whether an error says that an exchange with other ranks broke."""
     broken = isinstance(error, (TransportError, dist.DistError))
     return broken or any(part in str(error).lower() for part in _BROKEN)
 

@@ -1,4 +1,4 @@
-"""Word what rank 0 says of a run: the start line, advice, costs, and where memory ran out."""
+"""Word rank 0's lines about a run: the start line, advice, costs, and where memory ran out."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _UNITS |= {"kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 
 
 def out_of_memory(error: BaseException, mesh: Mesh, stage: str, tokens: int) -> str:
-    """What to tell the user when a rank ran out of memory.
+    """Word the message about a rank that ran out of memory.
 
     Args:
         error: what it met.
@@ -67,7 +67,7 @@ def start_line(
     groups: int = 1,
     sizes: Sequence[int] = (),
 ) -> str:
-    """The line that rank 0 prints when the model is ready; up to 64 ranks it fits 100 columns.
+    """Word the line that rank 0 prints when the model is ready; fits 100 columns up to 64 ranks.
 
     Args:
         mesh: the mesh of ranks.
@@ -99,7 +99,7 @@ def _sizes(sizes: Sequence[int]) -> str:
 
 
 def details(mesh: Mesh, kernels: str, swapped: str) -> str:
-    """The line after it, with FOLDCP_VERBOSE.
+    """Word the line after it, with FOLDCP_VERBOSE.
 
     Args:
         mesh: the mesh of ranks.
@@ -110,7 +110,7 @@ def details(mesh: Mesh, kernels: str, swapped: str) -> str:
 
 
 def hint(mesh: Mesh, sizes: Sequence[int]) -> str:
-    """Advice where fewer ranks would be faster, or "".
+    """Advise where fewer ranks would be faster, or return "".
 
     Args:
         mesh: the mesh of ranks.
@@ -135,7 +135,7 @@ def _transport(mesh: Mesh) -> str:
 def costs(
     mesh: Mesh, seconds: float, gather: Callable[[Any], list[Any]] | None = None
 ) -> dict[str, Any]:
-    """What a run cost; every rank must call it.
+    """Collect time and memory of a run from all ranks; every rank must call it.
 
     Args:
         mesh: the mesh of ranks.

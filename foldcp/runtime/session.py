@@ -1,4 +1,4 @@
-"""How the ranks of one run stay together: they meet, and when one fails all end within seconds.
+"""Hold the ranks of one run together: they meet, and when one fails all end within seconds.
 
 Every rank watches one key of the launcher's store. The first rank to fail writes it and prints its
 message; the others end without a word once they know that it was said, even from inside a
@@ -77,7 +77,7 @@ def start(place: Place, meeting_time: float = MEETING_TIME, signals: bool = True
 
 
 def current() -> Session | None:
-    """The session of this process, None outside of a run."""
+    """Return the session of this process, None outside of a run."""
     return _current
 
 

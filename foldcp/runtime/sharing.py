@@ -1,4 +1,4 @@
-"""Which data-parallel group folds which input, and how the others step over it."""
+"""Share inputs out over data-parallel groups; a group skips the inputs of the others."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from foldcp.runtime.files.names import open_regular
 
 
 def tokens(structure: Path) -> int:
-    """Number of tokens of a processed structure: one per standard residue, else one per atom."""
+    """Count the tokens of a processed structure: one per standard residue, else one per atom."""
     with open_regular(structure) as file, np.load(file, allow_pickle=False) as arrays:
         residues = arrays["residues"]
     whole = residues["is_standard"].astype(bool)

@@ -25,7 +25,7 @@ MAX_CHANNELS = 4096  # a row of the kernel stays in registers
 def adaptive_norm(
     a: Tensor, scale: Tensor, shift: Tensor, sigmoid: bool = False, impl: str | None = None
 ) -> Tensor:
-    """LayerNorm without parameters, then scale and shift from the conditioning.
+    """Normalise without parameters, then scale and shift by the conditioning.
 
     Args:
         a: [M, n, C].
@@ -67,7 +67,7 @@ def adaptive_norm(
 def gated_residual(
     a: Tensor, gate: Tensor, x: Tensor, sigmoid: bool = False, impl: str | None = None
 ) -> Tensor:
-    """a + gate * x.
+    """Compute a + gate * x.
 
     Args:
         a: [M, n, C].

@@ -57,7 +57,7 @@ def _adaptive_norm_kernel(
 def adaptive_norm_fwd(
     a: Tensor, scale: Tensor, shift: Tensor, out_dtype: torch.dtype, sigmoid: bool, eps: float
 ) -> Tensor:
-    """LN(a) * scale + shift.
+    """Compute LN(a) * scale + shift.
 
     Args:
         a: [M, n, C], any strides.
@@ -76,7 +76,7 @@ def adaptive_norm_fwd(
 
 
 def gated_residual_fwd(a: Tensor, gate: Tensor, x: Tensor, sigmoid: bool) -> Tensor:
-    """a + gate * x.
+    """Compute a + gate * x.
 
     Args:
         a: [M, n, C], any strides.
@@ -120,10 +120,10 @@ def _run(
 
 
 def flops(m: int, n: int, c: int) -> int:
-    """Floating-point operations of the LayerNorm and what follows it."""
+    """Count the floating-point operations of the LayerNorm and what follows it."""
     return 10 * m * n * c
 
 
 def traffic(m: int, n: int, c: int, a_bytes: int, gate_bytes: int, out_bytes: int) -> int:
-    """Bytes read and written in device memory; the conditioning is read once for all samples."""
+    """Count bytes read and written in device memory; all samples share one read of conditioning."""
     return n * c * (m * (a_bytes + out_bytes) + 2 * gate_bytes)

@@ -37,7 +37,7 @@ def attend(
     keep: Tensor | None = None,
     impl: str | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Attention over one set of keys, differentiable.
+    """Attend to one set of keys, differentiably.
 
     Args:
         q: queries [G, H, I, D], or [G0, G1, H, I, D] where the G1 rows of one G0 share a bias.
@@ -69,7 +69,7 @@ def attend_some(
     keep: Tensor | None = None,
     impl: str | None = None,
 ) -> Carry:
-    """Attention over one of several sets of keys, to be merged with that over the others.
+    """Attend to one of several sets of keys; the results of all are merged later.
 
     Args:
         q: as in `attend`.
@@ -119,7 +119,7 @@ def attend_panel(
     last: bool,
     impl: str | None = None,
 ) -> Carry:
-    """Attention over one panel of keys, carried on from the panels before.
+    """Attend to one panel of keys, carried on from the panels before.
 
     Args:
         q: as in `attend`, [G0, G1, H, I, D].
@@ -163,7 +163,7 @@ def _checked(
 
 
 def choose_core(impl: str | None, x: Tensor, d: int, reason: str | None = None) -> str:
-    """`dispatch.choose` for attention with heads of `d` channels; `reason`: against the kernel."""
+    """Choose the implementation of attention with heads of `d` channels."""
     if d > MAX_HEAD_DIM:
         reason = f"`q` has head dim {d}; expected at most {MAX_HEAD_DIM}"
     return choose("attention", impl, x, reason or check_dtype(x, "q"))

@@ -205,7 +205,7 @@ def attention_bwd(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, keep: Tensor | None,
     o: Tensor, r: Tensor, m: Tensor, dout: Tensor, dlse: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:  # fmt: skip
-    """Gradients of `attention_fwd` over all keys.
+    """Compute the gradients of `attention_fwd` over all keys.
 
     Args:
         q: as in the forward.

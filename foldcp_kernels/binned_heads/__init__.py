@@ -25,7 +25,7 @@ MAX_VALUES = 4
 
 
 def bin_centres(bins: int, end: float, device: torch.device) -> Tensor:
-    """Centres of `bins` equal bins between 0 and `end`, [bins].
+    """Return the centres of `bins` equal bins between 0 and `end`, [bins].
 
     Source: AlphaFold 3 supplement, section 4.3.
     """
@@ -34,7 +34,7 @@ def bin_centres(bins: int, end: float, device: torch.device) -> Tensor:
 
 
 def tm_values(centres: Tensor, tokens: Tensor) -> Tensor:
-    """The TM score of an error at each bin centre, 1 / (1 + (d / d0(N))^2), [bins].
+    """Compute the TM score of an error at each bin centre, 1 / (1 + (d / d0(N))^2), [bins].
 
     Args:
         centres: bin centres in angstrom [bins].
@@ -47,7 +47,7 @@ def tm_values(centres: Tensor, tokens: Tensor) -> Tensor:
 
 
 def expectations(logits: Tensor, values: Tensor) -> Tensor:
-    """Expectations under softmax(logits) of several values per bin, without gradient.
+    """Compute expectations of several values per bin under softmax(logits), without gradient.
 
     Args:
         logits: [..., bins].
@@ -76,7 +76,7 @@ def expected_values(
     same: Tensor | None = None,
     impl: str | None = None,
 ) -> Tensor:
-    """Expectations of several values per bin under softmax(W (x + other) + bias).
+    """Compute expectations of several values per bin under softmax(W (x + other) + bias).
 
     Args:
         x: [R, T, C] or [B, R, T, C], any strides.

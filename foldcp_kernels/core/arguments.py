@@ -1,4 +1,4 @@
-"""The check of what an op is given against its signature: once, before anything runs.
+"""Check the arguments of an op against its signature: once, before anything runs.
 
 Of sizes that disagree the one that most arguments have is right, so that the error names the odd
 one out. What fitted before is recognised by shapes and dtypes alone.

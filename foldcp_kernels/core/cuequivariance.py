@@ -15,7 +15,7 @@ from foldcp_kernels.triangle_multiplication.definition import TriangleMultiplica
 
 
 def package() -> ModuleType:
-    """The package `cuequivariance_torch`.
+    """Import the package `cuequivariance_torch`.
 
     Raises:
         ValueError: it is not installed.
@@ -33,7 +33,7 @@ def package() -> ModuleType:
 def attention(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float, keep: Tensor | None
 ) -> Tensor:
-    """The core of triangle attention.
+    """Compute the core of triangle attention.
 
     Args:
         q: [B, N, H, I, D].
@@ -58,7 +58,7 @@ def attention(
 def triangle_multiplication(
     z: Tensor, mask: Tensor | None, w: TriangleMultiplicationWeights, outgoing: bool
 ) -> Tensor:
-    """z + triangle multiplication of z [B, N, N, C]; in place when gradients are off.
+    """Compute z + triangle multiplication of z; in place when gradients are off.
 
     Args:
         z: [B, N, N, C].

@@ -16,7 +16,7 @@ AGAIN = "run `pip install --force-reinstall --no-deps .` in the clone"
 
 @dataclass(frozen=True)
 class Extension:
-    """What was found.
+    """The compiled extension, or the reason why there is none.
 
     Args:
         ops: `torch.ops.foldcp`, None when there is no extension.
@@ -33,7 +33,7 @@ class Extension:
     line: str = ""
 
     def described(self) -> str:
-        """One line for `foldcp doctor`: what was built and what was left out, or why none loads."""
+        """Describe the build in one line for `foldcp doctor`, or the reason why none loads."""
         return f"none: {self.why}" if self.ops is None else self.line
 
     def missing(self, device: torch.device) -> str | None:
@@ -65,7 +65,7 @@ class Extension:
 
 
 def covers(chips: str, chip: int) -> bool:
-    """Whether code for a list of chips runs on one.
+    """Tell whether code for a list of chips runs on one.
 
     Args:
         chips: a list such as "8.0+PTX;9.0a".

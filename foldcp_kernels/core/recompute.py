@@ -82,7 +82,7 @@ class _Recompute(torch.autograd.Function):
 
 
 def nothing(out: Tensor, *inputs: Tensor | None) -> Tensor:
-    """The result of an op that has no elements: the gradients of its inputs are zeros.
+    """Return the result of an op without elements: the gradients of its inputs are zeros.
 
     Args:
         out: an empty tensor.
@@ -99,7 +99,7 @@ def nothing(out: Tensor, *inputs: Tensor | None) -> Tensor:
 def recompute(
     fused: Callable[..., Tensor], twin: Callable[..., Tensor], *tensors: Tensor | None
 ) -> Tensor:
-    """`fused(*tensors)`, differentiable through `twin`.
+    """Call `fused(*tensors)`, differentiable through `twin`.
 
     Args:
         fused: the forward; it runs without gradients and must not change its inputs.

@@ -1,4 +1,4 @@
-"""Whether Triton's kernels run on a GPU: a tiny one is launched, once per process and GPU.
+"""Try whether Triton's kernels run on a GPU: launch a tiny one, once per process and GPU.
 
 Triton compiles with the C compiler, Python.h, ptxas and cache folder of the machine that it runs
 on. An image that lacks one of them would fail in the first op, with an error of Triton's own.

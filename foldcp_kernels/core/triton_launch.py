@@ -77,7 +77,7 @@ def compile_for(capability: int) -> Iterator[list[Compiled]]:
 
 
 def capability(device: torch.device) -> int:
-    """The chip that kernels are configured for: 90 for sm_90; 0 in the interpreter."""
+    """Return the chip that kernels are configured for: 90 for sm_90; 0 in the interpreter."""
     if _recorders:
         return _recorders[-1][0]
     if device.type == "cuda" and torch.cuda.is_available():
@@ -87,17 +87,17 @@ def capability(device: torch.device) -> int:
 
 
 def packed(*vectors: Tensor | None) -> Iterator[Tensor | None]:
-    """Gains, shifts and biases as kernels read them: elements next to each other."""
+    """Pack gains, shifts and biases as kernels read them: elements next to each other."""
     return (None if x is None else x.contiguous() for x in vectors)
 
 
 def cdiv(n: int, size: int) -> int:
-    """Blocks of a size that n elements are cut in; Triton's own takes 10 us of the host."""
+    """Count the blocks that n elements make; Triton's own takes 10 us of the host."""
     return -(-n // size)
 
 
 def next_power_of_2(n: int) -> int:
-    """The least power of 2 that is at least n >= 1."""
+    """Return the least power of 2 that is at least n >= 1."""
     return 1 << (n - 1).bit_length()
 
 

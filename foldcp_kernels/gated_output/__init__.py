@@ -26,7 +26,7 @@ def gated_output(
     weight: Tensor,
     impl: str | None = None,
 ) -> Tensor:
-    """x + (sigmoid(LN(x) gate^T) * o) weight^T; in place when gradients are off.
+    """Compute x + (sigmoid(LN(x) gate^T) * o) weight^T; in place when gradients are off.
 
     Args:
         x: [B, I, J, C], any strides.

@@ -22,7 +22,7 @@ MAX_CHANNELS = 256  # a block of rows and its LayerNorm must fit one program
 
 
 def refusal(x: Tensor, name: str, widths: tuple[int, ...]) -> str | None:
-    """Why the fused row kernels cannot take `x` [B, I, J, C]; None where they can.
+    """Return the reason why the fused row kernels cannot take `x` [B, I, J, C]; else None.
 
     Args:
         x: the tile.
@@ -41,7 +41,7 @@ def refusal(x: Tensor, name: str, widths: tuple[int, ...]) -> str | None:
 def choose_rows(
     op: str, impl: str | None, x: Tensor, name: str, widths: tuple[int, ...], outs: int = 0
 ) -> str:
-    """`dispatch.choose` for the fused row kernels.
+    """Choose the implementation of an op on rows.
 
     `auto` leaves wide float32 products to torch: tensor cores take three passes and small blocks.
     Up to `_FEW` output channels (`outs`) reading x is what costs, and one pass over it is less.
@@ -52,7 +52,7 @@ def choose_rows(
 
 
 def cast(name: str, dtype: torch.dtype, *weights: Tensor) -> Tensor:
-    """Weights stacked along their rows, contiguous and in `dtype`; made once while they live."""
+    """Stack weights along their rows, contiguous and in `dtype`; made once while they live."""
     return derived(name, weights, lambda *w: torch.cat(w).to(dtype).contiguous(), dtype)
 
 
@@ -63,7 +63,7 @@ def norm_linear_rows(
     weight: Tensor,
     impl: str | None = None,
 ) -> Tensor:
-    """LN(x) W^T.
+    """Compute LN(x) W^T.
 
     Args:
         x: [B, I, J, C].
@@ -108,7 +108,7 @@ def norm_linear_planes(
     out: Tensor | None = None,
     impl: str | None = None,
 ) -> Tensor:
-    """LN(x) W^T + bias in channel-major planes: the biases of one or of many attention layers.
+    """Compute LN(x) W^T + bias in channel-major planes: the biases of attention layers.
 
     Args:
         x: [B, I, J, C], any strides.

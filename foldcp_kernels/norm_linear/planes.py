@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def padded_planes(x: Tensor, channels: int, dtype: torch.dtype) -> Tensor:
-    """Uninitialised planes of a tile whose rows are padded in memory, so that kernels load wide.
+    """Allocate the planes of a tile with rows padded in memory, so that kernels load wide.
 
     Args:
         x: tile [B, I, J, C].

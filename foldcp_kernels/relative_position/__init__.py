@@ -46,7 +46,7 @@ def add_rows_of_table_(out: Tensor, table: Tensor, index: Tensor) -> None:
 def add_relative_position(
     out: Tensor, table: Tensor, positions: Positions, impl: str | None = None
 ) -> Tensor:
-    """out + the table row of each pair.
+    """Add the table row of each pair to `out`.
 
     Args:
         out: [R, T, C] or [B, R, T, C].
@@ -70,7 +70,7 @@ def add_relative_position(
 
 
 def relative_position(table: Tensor, positions: Positions, impl: str | None = None) -> Tensor:
-    """The table row of each pair.
+    """Look up the table row of each pair.
 
     Args:
         table: [table_rows, C].

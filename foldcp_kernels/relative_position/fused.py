@@ -124,10 +124,10 @@ def relative_position_fwd(
 
 
 def flops(b: int, r: int, t: int, c: int) -> int:
-    """Additions of the look-up; the integers of a pair are few beside its channels."""
+    """Count the additions of the look-up; the integers of a pair are few beside its channels."""
     return b * r * t * c
 
 
 def traffic(b: int, r: int, t: int, c: int, element_bytes: int, added: bool = True) -> int:
-    """Bytes read and written in device memory; the table stays in the L2 cache."""
+    """Count bytes read and written in device memory; the table stays in the L2 cache."""
     return b * r * t * c * element_bytes * (2 if added else 1)

@@ -27,7 +27,7 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Positions:
-    """What decides the table row of each pair of a tile.
+    """Positions that select the table row of each pair of a tile.
 
     Args:
         rows: tokens of the rows.
@@ -47,7 +47,7 @@ class Positions:
     fix_sym_check: bool
 
     def cut(self, lo: int, hi: int) -> Positions:
-        """The same for rows lo:hi of the tile."""
+        """Cut out rows lo:hi of the tile."""
         r = self.rows
         period = None if r.period is None else r.period[lo:hi]
         rows = Tokens(r.chain[lo:hi], r.residue[lo:hi], r.token[lo:hi], period)
@@ -60,7 +60,7 @@ class Positions:
 
 
 def table_index(p: Positions) -> Tensor:
-    """The table row of every pair, int32 [R, T].
+    """Compute the table row of every pair, int32 [R, T].
 
     Source: AlphaFold 3 supplement, Algorithm 3.
     """

@@ -18,7 +18,7 @@ from foldcp_kernels.transition.definition import TransitionWeights
 
 
 def swiglu(x: Tensor, w: TransitionWeights) -> Tensor:
-    """The transition without the residual, in torch: [..., C] -> [..., C_out].
+    """Compute the transition without the residual, in torch: [..., C] -> [..., C_out].
 
     Raises:
         ValueError: a shape or dtype that does not fit.
@@ -33,7 +33,7 @@ def _swiglu(x: Tensor, w: TransitionWeights) -> Tensor:
 
 
 def transition(x: Tensor, w: TransitionWeights, dim: int = 1, impl: str | None = None) -> Tensor:
-    """x + transition(x); in place when gradients are off.
+    """Compute x + transition(x); in place when gradients are off.
 
     Args:
         x: [..., C].

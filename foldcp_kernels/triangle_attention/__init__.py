@@ -28,7 +28,7 @@ _TORCH_CHUNKS = 8  # each fetches its part of the bias again
 
 
 def lines_per_chunk(z: Tensor, dim: int, w: TriangleAttentionWeights) -> int:
-    """How many lines of the pair tensor to take at a time.
+    """Return the number of lines of the pair tensor to take at a time.
 
     Args:
         z: [B, N, N, C].
@@ -47,7 +47,7 @@ def lines_per_chunk(z: Tensor, dim: int, w: TriangleAttentionWeights) -> int:
 
 
 def least_chunks(z: Tensor, dim: int, w: TriangleAttentionWeights) -> int:
-    """Chunks of lines that a tile of a mesh is cut in at least: torch holds more of each at once.
+    """Return the least number of chunks of a mesh tile's lines: torch holds more of each at once.
 
     Args:
         z: pair tile [B, T_r, T_c, C].
@@ -110,7 +110,7 @@ def line_output(
     w: TriangleAttentionWeights,
     impl: str | None = None,
 ) -> Tensor:
-    """The lines of z with the update that carried attention makes, see `updated_lines`.
+    """Return the lines of z with the update that carried attention makes, see `updated_lines`.
 
     Args:
         x: lines of z [B, I, J, C], any strides.
@@ -125,14 +125,14 @@ def line_output(
 
 
 def attended(carry: Carry) -> Tensor:
-    """The result of attention over all keys: [B, I, J, HD]."""
+    """Finish attention over all keys: [B, I, J, HD]."""
     return carry.finish()[0].transpose(2, 3).flatten(-2)
 
 
 def updated_lines(
     x: Tensor, o: Tensor, w: TriangleAttentionWeights, impl: str | None = None
 ) -> Tensor:
-    """The lines of z with their update; in place when gradients are off.
+    """Add the update to lines of z; in place when gradients are off.
 
     Args:
         x: lines of z [B, I, J, C], any strides.
@@ -147,7 +147,7 @@ def updated_lines(
 
 
 def kept(mask: Tensor | None) -> Tensor | None:
-    """A mask of keys as it travels and as `attend_lines` takes it: bool, or float32."""
+    """Convert a key mask to the dtype that travels and `attend_lines` takes: bool or float32."""
     return mask if mask is None or mask.dtype == torch.bool else mask.float()
 
 
@@ -158,7 +158,7 @@ def triangle_attention(
     starting: bool,
     impl: str | None = None,
 ) -> Tensor:
-    """z + triangle attention of a whole pair tensor; in place when gradients are off.
+    """Compute z + triangle attention of a whole pair tensor; in place when gradients are off.
 
     Args:
         z: [B, N, N, C].
@@ -198,5 +198,5 @@ def triangle_attention(
 
 
 def swapped(mask: Tensor | None) -> Tensor | None:
-    """The mask of the transposed tile; None stays None."""
+    """Transpose the mask of a tile; None stays None."""
     return None if mask is None else mask.transpose(1, 2)

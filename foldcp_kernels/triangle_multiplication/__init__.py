@@ -33,7 +33,7 @@ def project_planes(
     impl: str | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
-    """The planes a and b of a tile.
+    """Project a tile to the planes a and b.
 
     Args:
         z: pair tile [B, T_r, T_c, C], any strides.
@@ -80,7 +80,7 @@ def plane_panels(
     channels: tuple[int, int],
     panels: int,
 ) -> tuple[Tensor, ...]:
-    """As `project_planes`, each panel of the positions on its own, [B, 2d, T_r, T_c / panels]."""
+    """Project planes panel by panel of the positions: [B, 2d, T_r, T_c / panels] each."""
     if panels == 1:
         return (project_planes(z, mask, w, channels),)
     if torch.is_grad_enabled():
@@ -121,7 +121,7 @@ def _planes(
 
 
 def accumulated(dtype: torch.dtype, panels: int) -> torch.dtype:
-    """The dtype in which the products of so many panels add up."""
+    """Return the dtype in which the products of that many panels add up."""
     return dtype if panels == 1 or dtype == torch.float64 else torch.float32
 
 
@@ -173,7 +173,7 @@ def contract(
 
 @lru_cache
 def _widens(device: torch.device) -> bool:
-    """Whether torch adds products of low precision to a float32 matrix on this device."""
+    """Tell whether torch adds low-precision products to a float32 matrix on this device."""
     if device.type != "cuda" or not torch.cuda.is_available():
         return False
     one = torch.ones((1, 16, 16), dtype=torch.bfloat16, device=device)
@@ -192,7 +192,7 @@ def gated_update(
     residual: bool = True,
     impl: str | None = None,
 ) -> Tensor:
-    """z plus the gated projection of the contraction; in place when gradients are off.
+    """Add the gated projection of the contraction to z; in place when gradients are off.
 
     Args:
         z: pair tile [B, T_r, T_c, C], any strides.
@@ -251,7 +251,7 @@ def triangle_multiplication(
     outgoing: bool,
     impl: str | None = None,
 ) -> Tensor:
-    """z + triangle multiplication of a whole pair tensor; in place when gradients are off.
+    """Compute z + triangle multiplication of a whole pair tensor; in place without gradients.
 
     Args:
         z: [B, N, N, C].

@@ -29,7 +29,7 @@ _KINDS = {"PROTEIN": "protein", "DNA": "dna", "RNA": "rna", "NONPOLYMER": "ligan
 
 @dataclass(frozen=True)
 class Prediction:
-    """What was predicted for one input: M samples, the most confident first.
+    """The prediction of one input: M samples, the most confident first.
 
     Args:
         name: of the input.

@@ -195,7 +195,7 @@ class Model:
 
 
 class _Alike(Exception):
-    """Why an input could not be folded; raised on all ranks, which have parted."""
+    """Signals that an input could not be folded; raised on all ranks, after they have parted."""
 
 
 def _boltz() -> ModuleType:
@@ -237,7 +237,7 @@ def _arguments(predict: click.Command, options: dict[str, Any]) -> list[str]:
 
 
 def _in_python(text: str, predict: click.Command) -> str:
-    """What a message says of options, as they are called here."""
+    """Reword a message about command-line options for a caller in Python."""
     names = "|".join(p.name for p in predict.params if isinstance(p, click.Option) and p.name)
     return re.sub(rf"--({names})\b", r"\1", text)
 

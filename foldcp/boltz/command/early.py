@@ -118,7 +118,7 @@ def check_writable(option: str, folder: Path) -> None:
 
 
 def not_writable(option: str, folder: Path, why: str) -> UserError:
-    """The error of a folder that an option names and that cannot be written."""
+    """Word the error about a folder that an option names and that cannot be written."""
     return UserError(
         f"{option} folder {folder} cannot be written ({why}): "
         f"pass {option} with a folder that you may write to"

@@ -214,7 +214,7 @@ def check_same_everywhere(options: dict[str, Any], config: Config, session: Sess
 
 
 def versions() -> dict[str, str]:
-    """Versions of what a prediction follows from."""
+    """Return the versions of what a prediction follows from."""
     found = {name: metadata.version(name) for name in _VERSIONS}
     return found | {"foldcp": __version__, "python": platform.python_version()}
 

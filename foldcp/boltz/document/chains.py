@@ -19,7 +19,7 @@ FIELDS = {
 
 
 def check(document: Fields, faults: Faults, setting: Setting) -> dict[str, Chain]:
-    """Chains by id, as far as they can be read."""
+    """Collect the chains by id, as far as they can be read."""
     if "sequences" not in document:
         faults.add(0, "it has no `sequences`: list its chains there, each with a dash")
         return {}
@@ -77,7 +77,7 @@ def _entity(
 def open_entry(
     item: Any, mark: Mark, kinds: tuple[str, ...], what: str, faults: Faults
 ) -> tuple[str, Fields] | None:
-    """(kind, fields) of a list entry such as `- protein: {...}`. Boltz takes its first key."""
+    """Open a list entry such as `- protein: {...}` as (kind, fields); Boltz takes its first key."""
     named = " or ".join([", ".join(kinds[:-1]), kinds[-1]]) if len(kinds) > 1 else kinds[0]
     if not isinstance(item, Fields) or not item:
         faults.add(mark.line, f"{what} must be {named} and a colon, got {told(item, mark)}")

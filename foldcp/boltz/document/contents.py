@@ -21,7 +21,7 @@ _LETTERS = {
 
 
 def polymer(fields: Fields, kind: str, where: str, faults: Faults) -> tuple[Any, list[str]] | None:
-    """(sequence, residues), None if it is not usable."""
+    """Read a polymer as (sequence, residues), None if it is not usable."""
     value, mark = fields.get("sequence"), fields.mark("sequence")
     if "msa" in fields and kind != "protein" and fields["msa"] not in (None, "", "empty", 0, -1):
         faults.note(
@@ -71,7 +71,7 @@ def _wrong_letters(wrong: list[tuple[int, str]], text: str, kind: str, where: st
 def modified(
     fields: Fields, residues: list[str], where: str, faults: Faults, setting: Setting
 ) -> list[str | None]:
-    """Residues with the entity's modifications."""
+    """Apply the entity's modifications to its residues."""
     found: list[str | None] = list(residues)
     items = faults.entries(fields, "modifications", "{position: 2, ccd: SEP}")
     for item, mark in zip(items, items.marks, strict=True):
@@ -113,7 +113,7 @@ def modified(
 
 
 def ligand(fields: Fields, where: str, faults: Faults) -> tuple[Any, list[str | None]] | None:
-    """(ccd or SMILES, residues), None if it is not usable."""
+    """Read a ligand as (ccd or SMILES, residues), None if it is not usable."""
     given = [key for key in ("ccd", "smiles") if key in fields]
     if len(given) != 1:
         has = (
@@ -183,7 +183,7 @@ def known(codes: list[str | None], line: int, where: str, faults: Faults, settin
 
 
 def smiles_fault(text: str) -> str | None:
-    """Why RDKit cannot read a SMILES, None if it can."""
+    """Return the reason why RDKit cannot read a SMILES, None if it can."""
     from rdkit import Chem, rdBase
 
     blocker = rdBase.BlockLogs()

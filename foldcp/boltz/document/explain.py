@@ -40,7 +40,7 @@ class BadTemplate(Exception):
 
 
 def explain(error: BaseException) -> str:
-    """What went wrong in the user's words, without Python's.
+    """Explain an error in the user's words, without Python's.
 
     Args:
         error: raised while an input was read.
@@ -74,7 +74,7 @@ def _short(text: str, said: str) -> str:
 
 
 def _place(error: BaseException) -> str:
-    """Where Boltz or a library gave up, for a report of the fault."""
+    """Name the place where Boltz or a library gave up, for a bug report."""
     frames = traceback.extract_tb(error.__traceback__)
     last = next(
         (f for f in reversed(frames) if "boltz" in f.filename), frames[-1] if frames else None
@@ -114,7 +114,7 @@ def _missing_template_chain(trace: TracebackType | None) -> str:
 
 
 def readable(stock: Callable[..., Any], kind: str) -> Callable[..., Any]:
-    """Boltz's parser of one kind of template, with messages that name the file.
+    """Wrap Boltz's parser of one kind of template so that messages name the file.
 
     Args:
         stock: `parse_mmcif` or `parse_pdb`.

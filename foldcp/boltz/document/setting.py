@@ -1,4 +1,4 @@
-"""What a document is read for, and the chains that were found in it."""
+"""Describe the settings that a document is read for, and the chains found in it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ LONGEST = 5  # letters that Boltz keeps of a chain's id and of a residue's code
 
 @dataclass(frozen=True)
 class Setting:
-    """What a document is read for.
+    """The model and options that a document is read for.
 
     Args:
         boltz2: the model, else Boltz-1.

@@ -78,7 +78,7 @@ def _sequence(key: Words, count: int) -> Words:
 
 @lru_cache(maxsize=8)
 def power_of_t(exponent: int) -> int:
-    """t^exponent modulo the characteristic polynomial; bit i is the coefficient of t^i."""
+    """Return t^exponent modulo the characteristic polynomial; bit i is the coefficient of t^i."""
     found = 1
     for bit in f"{exponent:b}":
         # The square of a polynomial over GF(2) has its bits at the doubled places.
@@ -99,7 +99,7 @@ def _reduced(polynomial: int) -> int:
 
 @lru_cache(maxsize=1)
 def characteristic() -> tuple[int, ...]:
-    """Exponents of the characteristic polynomial of a step, without the first, 19937."""
+    """List the exponents of a step's characteristic polynomial, without the first, 19937."""
     first: set[int] = {N, M}  # t^n + t^m
     other = {0}
     powers = [other]  # of t^(n-1) + t^(m-1)
@@ -116,5 +116,5 @@ def characteristic() -> tuple[int, ...]:
 
 
 def _product(a: set[int], b: set[int]) -> set[int]:
-    """Of two polynomials over GF(2), as sets of exponents."""
+    """Multiply two polynomials over GF(2), given as sets of exponents."""
     return reduce(xor, ({x + y for x in a} for y in b), set[int]())

@@ -1,4 +1,4 @@
-"""Are the weights that the ranks loaded sound, and the same everywhere?"""
+"""Check that the weights which the ranks loaded are sound, and the same everywhere."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ _LONGEST = 500  # characters of a reason
 
 
 class _Tee:
-    """Standard output that keeps Boltz's line about a failure to itself: ours says it better."""
+    """Standard output that withholds Boltz's line about a failure, which ours replaces."""
 
     def __init__(self, stream: Any) -> None:
         self.stream = stream
@@ -96,7 +96,7 @@ def whole_or_nothing(stock: Callable[..., None]) -> Callable[..., None]:
 
 
 def _partial(path: Path, options: dict[str, Any]) -> Path:
-    """Where an input is read."""
+    """Return the folder in which an input is read."""
     records: Path = options["records_dir"]
     return records.parent / f".partial_{path.name}"
 
@@ -162,7 +162,7 @@ def _check(partial: Path, boltz2: bool) -> None:
 
 
 def _keep_reason(run: Run, path: Path, failure: str) -> None:
-    """Through a file, because this may be a process of Boltz's pool."""
+    """Leave the reason in a file, because this may be a process of Boltz's pool."""
     reason = " ".join(failure.split()).rstrip(".")
     advice = next((text for sign, text in _ADVICE.items() if sign in reason), "")
     assert run.reasons is not None

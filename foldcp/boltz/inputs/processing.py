@@ -48,7 +48,7 @@ def install(main: ModuleType) -> None:
 
 
 def _watched(stock: Any, ours: Callable[[Watching], Callable[..., Any]]) -> Callable[..., Any]:
-    """In place of `tqdm`: what it shows is shown as all else is while a run works."""
+    """Replace `tqdm`: while a run works, show its progress the way everything else is shown."""
 
     def bar(*items: Any, **options: Any) -> Any:
         run = current()

@@ -56,7 +56,7 @@ def check(record: Record, structure: Structure | StructureV2, folder: Path) -> N
 
 
 def _first_differs(msa: MSA, wanted: np.ndarray) -> str:
-    """How the first row differs from its chain, with the remedy; "" where Boltz takes it."""
+    """Say how the first row differs from its chain, with the remedy; "" where Boltz takes it."""
     first = msa.sequences[0]
     query = msa.residues["res_type"][first["res_start"] : first["res_end"]]
     remedy = "put the chain's own sequence first"
@@ -76,7 +76,7 @@ def _first_differs(msa: MSA, wanted: np.ndarray) -> str:
 
 
 def _rows_differ(path: Path, msa: MSA, length: int, chain: str) -> str:
-    """What Boltz makes of rows that are not as long as the chain; "" if all are."""
+    """Say how Boltz treats rows that are not as long as the chain; "" if all are."""
     start = msa.sequences["res_start"]
     lengths = msa.sequences["res_end"] - start
     past = np.flatnonzero(start + length > len(msa.residues))

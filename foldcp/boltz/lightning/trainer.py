@@ -27,7 +27,7 @@ _LIGHTNING_PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed"}
 
 
 def trainer_class(stock: type) -> type:
-    """Lightning's Trainer for one device per rank and no data parallelism.
+    """Make Lightning's Trainer for one device per rank, without data parallelism.
 
     Args:
         stock: `pytorch_lightning.Trainer`.
@@ -188,5 +188,5 @@ class _Waiting:
     """Stands for a model that only the root rank runs."""
 
     def eval(self) -> _Waiting:
-        """Nothing to do."""
+        """Do nothing."""
         return self

@@ -77,7 +77,7 @@ class _RootWriter:
         self.failed += 1
 
     def _wrote(self, run: Run, record_id: str, prediction: dict[str, Any]) -> None:
-        """What all ranks do together after the root has written."""
+        """Agree among all ranks on the outcome after the root has written."""
 
     def _into(self, folder: Path, write: Callable[[], None]) -> None:
         """Have stock write to another folder than its own."""

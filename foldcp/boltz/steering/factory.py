@@ -98,7 +98,7 @@ class BoltzSteering:
         )
 
     def energy(self, coords: Tensor, time: float) -> Tensor:
-        """Weighted energy of each sample, coords [M, A, 3] -> [M]."""
+        """Return the weighted energy of each sample, coords [M, A, 3] -> [M]."""
         total = coords.new_zeros(coords.shape[0])
         for stock, term in self.terms:
             parameters = stock.compute_parameters(time)

@@ -120,7 +120,7 @@ class Overlap:
 def near_pairs(
     x: Tensor, reach: float, at_once: int = _PAIRS_AT_ONCE
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Every pair of points of a sample within `reach`, once, among others a few cells away.
+    """Yield every pair of points of a sample within `reach` once, and others a few cells away.
 
     The host waits for the device once, for the number of pairs.
 

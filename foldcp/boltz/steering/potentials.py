@@ -25,7 +25,7 @@ from foldcp.boltz.steering.terms import (
 
 
 def vdw_radii(feats: Features) -> Tensor:
-    """Van der Waals radius of each atom in angstrom, float [A]; 0 for padding and unknown ones."""
+    """Return the radius of each atom in angstrom, float [A]; 0 for padding and unknown ones."""
     element = feats["ref_element"][0]
     table = torch.zeros(const.num_elements, dtype=torch.float32, device=element.device)
     known = torch.tensor(const.vdw_radii, dtype=torch.float32, device=element.device)
@@ -34,13 +34,13 @@ def vdw_radii(feats: Features) -> Tensor:
 
 
 def chain_of_atom(feats: Features) -> Tensor:
-    """Chain of each atom, long [A]; 0 for padding, as in stock."""
+    """Return the chain of each atom, long [A]; 0 for padding, as in stock."""
     chain = feats["asym_id"][0, feats["atom_to_token"][0]]
     return torch.where(feats["atom_pad_mask"][0].bool(), chain, 0)
 
 
 def chain_centres(feats: Features, parameters: Parameters) -> Term | None:
-    """Copies of a chain of more than one atom stay apart."""
+    """Keep copies of a chain of more than one atom apart."""
     chain, real = chain_of_atom(feats), feats["atom_pad_mask"][0].nonzero()[:, 0]
     size = torch.bincount(chain[real], minlength=int(feats["asym_id"].max()) + 1)
     pairs = feats["symmetric_chain_index"][0]
@@ -49,13 +49,13 @@ def chain_centres(feats: Features, parameters: Parameters) -> Term | None:
 
 
 def connections(feats: Features, parameters: Parameters) -> Term | None:
-    """Atoms bonded across chains stay close."""
+    """Keep atoms close that are bonded across chains."""
     index = feats["connected_atom_index"][0]
     return Distances(index, upper=parameters["buffer"]) if index.shape[1] else None
 
 
 def ligand_bounds(feats: Features, parameters: Parameters) -> Term | None:
-    """Distances within a ligand, by RDKit's distance geometry and the checks of PoseBusters."""
+    """Bound distances within a ligand, by RDKit's distance geometry and PoseBusters' checks."""
     index = feats["rdkit_bounds_index"][0]
     if not index.shape[1]:
         return None
@@ -75,7 +75,7 @@ def ligand_bounds(feats: Features, parameters: Parameters) -> Term | None:
 
 
 def chiral_atoms(feats: Features, parameters: Parameters) -> Term | None:
-    """Stereo centres of ligands keep their handedness."""
+    """Keep the handedness of stereo centres of ligands."""
     index, buffer = feats["chiral_atom_index"][0], parameters["buffer"]
     positive = feats["chiral_atom_orientations"][0].bool()
     lower, upper = torch.where(positive, buffer, -inf), torch.where(positive, inf, -buffer)
@@ -83,7 +83,7 @@ def chiral_atoms(feats: Features, parameters: Parameters) -> Term | None:
 
 
 def stereo_bonds(feats: Features, parameters: Parameters) -> Term | None:
-    """Double bonds of ligands keep their side: cis near 0, trans near pi."""
+    """Keep double bonds of ligands on their side: cis near 0, trans near pi."""
     index, buffer = feats["stereo_bond_index"][0], parameters["buffer"]
     trans = feats["stereo_bond_orientations"][0].bool()
     lower, upper = torch.where(trans, pi - buffer, -inf), torch.where(trans, inf, buffer)
@@ -91,14 +91,14 @@ def stereo_bonds(feats: Features, parameters: Parameters) -> Term | None:
 
 
 def planar_bonds(feats: Features, parameters: Parameters) -> Term | None:
-    """The neighbours of both ends of a planar double bond lie in its plane."""
+    """Keep the neighbours of both ends of a planar double bond in its plane."""
     atoms = feats["planar_bond_index"][0]  # [6, n]
     index = torch.cat((atoms[[1, 2, 3, 0]], atoms[[4, 5, 0, 3]]), dim=1)
     return UnsignedDihedrals(index, upper=parameters["buffer"]) if index.shape[1] else None
 
 
 def contacts(feats: Features, parameters: Parameters) -> Term | None:
-    """Forced pocket and contact constraints."""
+    """Enforce pocket and contact constraints that the input forces."""
     index, wanted = feats["contact_pair_index"][0], feats["contact_negation_mask"][0].bool()
     if not index.shape[1]:
         return None
@@ -108,7 +108,7 @@ def contacts(feats: Features, parameters: Parameters) -> Term | None:
 
 
 def templates(feats: Features, parameters: Parameters) -> Term | None:
-    """Forced templates."""
+    """Hold the structure near templates that the input forces."""
     forced = feats.get("template_force")
     if forced is None or "template_mask_cb" not in feats or not forced.any():
         return None

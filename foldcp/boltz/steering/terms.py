@@ -50,7 +50,7 @@ class Term(Protocol):
 def flat_bottom(
     value: Tensor, lower: Tensor | float, upper: Tensor | float
 ) -> tuple[Tensor, Tensor]:
-    """How far values lie outside their bounds, and the derivative: 1, 0 or -1.
+    """Return how far values lie outside their bounds, and the derivative: 1, 0 or -1.
 
     Args:
         value: [..., n].
@@ -92,7 +92,7 @@ class Distances:
         return torch.zeros_like(coords).index_add(1, self.index.flatten(), parts)
 
     def measure(self, coords: Tensor) -> tuple[Tensor, Tensor]:
-        """The values [M, n] and their derivatives by the k atoms of each, [M, k, n, 3]."""
+        """Return the values [M, n] and their derivatives by the k atoms of each, [M, k, n, 3]."""
         first, second = (coords.index_select(1, atoms) for atoms in self.index)
         r = first - second
         length = torch.linalg.norm(r, dim=-1)
@@ -163,12 +163,12 @@ class Contacts(Distances):
         return self.spread(coords, slope, directions)
 
     def _total(self, x: Tensor) -> Tensor:
-        """Of each pair: the sum over its union, [M, n]."""
+        """Sum over the union of each pair, [M, n]."""
         total = x.new_zeros(x.shape[0], self._unions).index_add(1, self._union, x)
         return total.index_select(1, self._union)
 
     def _share(self, energy: Tensor, parameters: Parameters) -> Tensor:
-        """Weight of each pair in its union; none where all of them underflow, as in stock."""
+        """Weigh each pair in its union; none where all of them underflow, as in stock."""
         weight = torch.exp(-parameters["union_lambda"] * energy)
         total = self._total(weight)
         return torch.where(total == 0, 0.0, weight / total)
@@ -208,7 +208,7 @@ class ChainCentres:
 
 
 class TemplateDeviations:
-    """Upper bounds on the distances from the atoms of templates laid over the structure.
+    """Upper bounds on the distances from the atoms of superposed templates.
 
     Args:
         places: representative atom of each token of T templates, [T, N, 3] in angstrom.
@@ -244,7 +244,7 @@ class TemplateDeviations:
         return (slopes[..., None] * unit).index_select(1, self._token)
 
     def _deviations(self, coords: Tensor) -> list[Tensor]:
-        """From each laid-over template to the structure, T of [M, N, 3]."""
+        """Return the deviation of the structure from each superposed template, T of [M, N, 3]."""
         atoms = coords.index_select(1, self._rep_atom)
         return [
             atoms - align(places.to(atoms.dtype).expand_as(atoms), atoms)

@@ -75,7 +75,7 @@ def finish_layers(transformer: nn.Module) -> None:
 
 
 def pair_projections(transformer: nn.Module) -> list[nn.Module]:
-    """(LayerNorm, Linear) from pairs to heads, of each layer of a Boltz-1 DiffusionTransformer."""
+    """List (LayerNorm, Linear) from pairs to heads, of each layer of a DiffusionTransformer."""
     return [layer.pair_bias_attn.proj_z for layer in transformer.layers]
 
 

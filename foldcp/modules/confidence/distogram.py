@@ -53,7 +53,7 @@ class DistogramModule(TiledModule):
         self.num_bins = getattr(twin, "num_bins", twin.distogram.out_features)
 
     def logits_rows(self, z: Tensor, layout: PairLayout) -> Iterator[tuple[Span, Tensor]]:
-        """Logits of the first distogram, row chunk by row chunk.
+        """Yield the logits of the first distogram, row chunk by row chunk.
 
         Args:
             z: pair tile [B, T_r, T_c, C].
@@ -73,7 +73,7 @@ class DistogramModule(TiledModule):
 
     @torch.no_grad()
     def contact_probability(self, z: Tensor, layout: PairLayout) -> Tensor:
-        """The probability that two tokens are in contact (its 20 nearest distance bins).
+        """Compute the probability that two tokens touch (the 20 nearest distance bins).
 
         Args:
             z: pair tile [B, T_r, T_c, C].

@@ -38,7 +38,7 @@ class ConfidenceHeads(TiledModule):
     def expected(
         self, name: str, x: Tensor, values: Tensor, same: Tensor | None, other: Tensor | None = None
     ) -> Tensor:
-        """Expectations of one pair head for some rows.
+        """Compute the expectations of one pair head for some rows.
 
         Args:
             name: "pae" or "pde".
@@ -77,7 +77,7 @@ class ConfidenceHeads(TiledModule):
         groups: ColumnGroups,
         layout: PairLayout,
     ) -> tuple[Tensor, Tensor]:
-        """Expected errors of the tile and their sums over its columns.
+        """Compute the expected errors of the tile and their sums over its columns.
 
         Args:
             z: pair tile [1, T_r, T_c, C].
@@ -130,7 +130,7 @@ class ConfidenceHeads(TiledModule):
 
     @torch.no_grad()
     def plddt(self, s: Tensor, feats: Feats, layout: PairLayout) -> Tensor:
-        """Expected pLDDT.
+        """Compute the expected pLDDT.
 
         Args:
             s: single shard [1, n, C_s].

@@ -47,7 +47,7 @@ class Conditioning:
 
 
 def transition_weights(module: nn.Module) -> TransitionWeights:
-    """The parameters of a Boltz Transition in the order of the op."""
+    """Return the parameters of a Boltz Transition in the order of the op."""
     return TransitionWeights(
         module.norm.weight,
         module.norm.bias,

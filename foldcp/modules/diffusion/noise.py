@@ -42,7 +42,7 @@ class NoiseStep:
 def noise_schedule(
     settings: NoiseSettings, steps: int, device: torch.device
 ) -> tuple[float, list[NoiseStep]]:
-    """The noise levels as host numbers, computed in float32 on the device as in Boltz.
+    """Compute the noise levels as host numbers, in float32 on the device as in Boltz.
 
     Args:
         settings: of the sampler.
@@ -78,7 +78,7 @@ def noise_schedule(
 
 
 class StepNumbers:
-    """What differs between sampling steps, on the device: one row of numbers per step.
+    """Numbers that differ between sampling steps, on the device: one row per step.
 
     Args:
         steps: the sampling steps.

@@ -31,10 +31,10 @@ class Steering(Protocol):
     strength: float
 
     def energy(self, coords: Tensor, time: float) -> Tensor:
-        """Weighted sum of the energies of denoised coordinates [M, A, 3]: [M]."""
+        """Sum the weighted energies of denoised coordinates [M, A, 3]: [M]."""
 
     def guidance(self, coords: Tensor, time: float) -> Tensor:
-        """What all gradient steps of one sampling step add to the coordinates: [M, A, 3]."""
+        """Sum what all gradient steps of one sampling step add to the coordinates: [M, A, 3]."""
 
 
 class Particles:

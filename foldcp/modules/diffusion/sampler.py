@@ -179,7 +179,7 @@ class SamplingStep:
         time: Tensor,
         steer: Callable[..., tuple[Tensor, Tensor]] | None = None,
     ) -> Tensor:
-        """From the coordinates of one noise level to those of the next.
+        """Take the coordinates from one noise level to the next.
 
         Args:
             coords: [M, A, 3] in angstrom.
@@ -208,7 +208,7 @@ class SamplingStep:
         return noisy + scale.move * ((noisy - denoised) / scale.sigma)
 
     def finished(self, step: int, taken: Tensor | None) -> None:
-        """Called after each step; `taken` [M] are the samples that it redrew, None for all."""
+        """Note the end of a step; `taken` [M] are the samples that it redrew, None for all."""
 
     def _score(self, r_noisy: Tensor, time: Tensor) -> Tensor:
         """The score model's update of all samples."""

@@ -20,7 +20,7 @@ from foldcp_kernels.transition import swiglu
 
 @dataclass(frozen=True)
 class Prepared:
-    """What one structure's sampling steps share.
+    """Tensors that the sampling steps of one structure share.
 
     Args:
         layout: the tiling.
@@ -89,13 +89,13 @@ class DiffusionModule(TiledModule):
         )
 
     def embed_times(self, times: Tensor) -> Tensor:
-        """The embedding of noise levels: [T] -> [T, 2 token_s]. AlphaFold 3, Algorithm 22."""
+        """Embed noise levels: [T] -> [T, 2 token_s]. AlphaFold 3, Algorithm 22."""
         conditioner = self.single_conditioner
         waves = torch.cos(2 * pi * conditioner.fourier_embed.proj(times[:, None]))
         return conditioner.fourier_to_single(conditioner.norm_fourier(waves))
 
     def condition(self, prepared: Prepared, time: Tensor) -> Tensor:
-        """The single conditioning of one step.
+        """Compute the single conditioning of one step.
 
         Args:
             prepared: what the steps share.
@@ -112,7 +112,7 @@ class DiffusionModule(TiledModule):
         return s
 
     def forward(self, prepared: Prepared, r_noisy: Tensor, s: Tensor) -> Tensor:
-        """The update of the coordinates.
+        """Compute the update of the coordinates.
 
         Args:
             prepared: what the steps share.
@@ -127,7 +127,7 @@ class DiffusionModule(TiledModule):
         return self.with_tokens(prepared, r_noisy, s)[0]
 
     def with_tokens(self, prepared: Prepared, r_noisy: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
-        """As `forward`, with the token activations that the update is made of [M, n, 2 token_s]."""
+        """Run `forward`, and also return the token activations of the update [M, n, 2 token_s]."""
         block, encoder = prepared.block, self.atom_attention_encoder
         q = prepared.q + encoder.r_to_q_trans(block.cut(r_noisy))
         q = atom_transformer(prepared.encoder, q)

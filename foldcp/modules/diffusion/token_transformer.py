@@ -16,7 +16,7 @@ from foldcp_kernels.adaptive_norm import adaptive_norm, gated_residual
 
 @dataclass(frozen=True)
 class Gates:
-    """What one layer takes from its conditioning, each [1, rows, C].
+    """Scales, shifts and gates of one layer, each [1, rows, C].
 
     `scale`, `shift` follow the norm before the attention and `gate` its output; `inner_*` do so
     around the transition. With `logits` the sigmoid of scales and gates is still to be taken.
@@ -32,7 +32,7 @@ class Gates:
 
 
 def gates_of(layer: nn.Module, s: Tensor, logits: bool = False) -> Gates:
-    """Scales, shifts and gates of a layer.
+    """Compute the scales, shifts and gates of a layer.
 
     Args:
         layer: a Boltz DiffusionTransformerLayer.
@@ -62,7 +62,7 @@ def gates_of(layer: nn.Module, s: Tensor, logits: bool = False) -> Gates:
 def conditioned_layer(
     layer: nn.Module, a: Tensor, gates: Gates, attention: Callable[[nn.Module, Tensor], Tensor]
 ) -> Tensor:
-    """One conditioned layer: attention, then transition, each with its residual.
+    """Run one conditioned layer: attention, then transition, each with its residual.
 
     Args:
         layer: a Boltz DiffusionTransformerLayer.
@@ -92,7 +92,7 @@ def token_transformer(
     layout: PairLayout,
     mesh: Mesh,
 ) -> Tensor:
-    """The stack of conditioned layers over token shards.
+    """Run the stack of conditioned layers over token shards.
 
     Args:
         layers: Boltz DiffusionTransformerLayers.

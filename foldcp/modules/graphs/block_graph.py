@@ -132,7 +132,7 @@ class Recordings:
         return self._kinds[key](layer, state, fixed, layout)
 
     def holds(self, x: Tensor) -> bool:
-        """Whether the next block may overwrite a tensor."""
+        """Tell whether the next block may overwrite a tensor."""
         return any(x is held for kind in self._kinds.values() for held in kind.state)
 
     def release(self) -> None:
@@ -235,7 +235,7 @@ class _Kind:
             self._given = fixed
 
     def _record(self) -> bool:
-        """Whether there is a recording; it is tried once."""
+        """Try to record once; tell whether there is a recording."""
         if self._replay is None and self._done == 3:
             assert self._slots is not None
             try:

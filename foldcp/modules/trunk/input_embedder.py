@@ -88,7 +88,7 @@ def atom_part(
     layout: PairLayout,
     atom_layout: AtomLayout,
 ) -> Tensor:
-    """Mean over each token's atoms of what the atom transformer makes of them.
+    """Average over each token's atoms what the atom transformer makes of them.
 
     Args:
         embedding: embeds the atoms and their pairs.

@@ -30,7 +30,7 @@ class PairWeightedAveraging(TiledModule):
         self.num_heads, self.c_h = twin.num_heads, twin.c_h
 
     def weights(self) -> PairWeightedAveragingWeights:
-        """The parameters in the order of the op."""
+        """Return the parameters in the order of the op."""
         return PairWeightedAveragingWeights(
             self.norm_m.weight,
             self.norm_m.bias,
@@ -46,7 +46,7 @@ class PairWeightedAveraging(TiledModule):
     def forward(
         self, m: Tensor, z: Tensor, layout: PairLayout, mask: Tensor | None = None
     ) -> Tensor:
-        """m + update.
+        """Return m + update.
 
         Args:
             m: MSA shard [B, S, n, C_m].
@@ -85,7 +85,7 @@ class OuterProductMean(TiledModule):
     """AlphaFold 3, Algorithm 9, with the residual on z."""
 
     def forward(self, z: Tensor, m: Tensor, mask: Tensor, layout: PairLayout) -> Tensor:
-        """z + OuterProductMean(m).
+        """Return z + OuterProductMean(m).
 
         Args:
             z: pair tile.
@@ -105,12 +105,12 @@ class OuterProductMean(TiledModule):
 
 
 def draw_row_dropout(m: Tensor) -> None:
-    """The dropout mask of one block's update of the MSA."""
+    """Draw the dropout mask of one block's update of the MSA."""
     draw_dropout((m.shape[0], m.shape[1], 1, 1), m.device)
 
 
 def msa_operations(z: Tensor, m: Tensor) -> float:
-    """Of a block's outer product mean and pair weighted averaging, the largest terms."""
+    """Count the operations of a block's outer product mean and weighted averaging, roughly."""
     return 2560.0 * m.shape[1] * z.shape[:3].numel()
 
 
@@ -145,7 +145,7 @@ class MSALayer(Block):
         msa_mask: Tensor,
         layout: PairLayout,
     ) -> tuple[Tensor, Tensor]:
-        """One block.
+        """Run one block.
 
         Args:
             z: pair tile.
@@ -185,7 +185,7 @@ class MSAModule(TiledModule):
         progress: Progress | None = None,
         token_mask: Tensor | None = None,
     ) -> Tensor:
-        """z + z', z' the pair tile after the MSA blocks (stock adds the module's output to z).
+        """Return z + z', z' the pair tile after the MSA blocks (stock adds the output to z).
 
         Args:
             z: pair tile, kept.
@@ -204,7 +204,7 @@ class MSAModule(TiledModule):
         return out + z if torch.is_grad_enabled() else out.add_(z)
 
     def embed(self, s_inputs: Tensor, feats: Features, layout: PairLayout) -> tuple[Tensor, Tensor]:
-        """The MSA shard [B, S, n, C_m] and its mask [B, S, n], 0 on padding."""
+        """Embed the MSA: its shard [B, S, n, C_m] and its mask [B, S, n], 0 on padding."""
         lo, hi = layout.shard_span()
         real = layout.valid((lo, hi))
         keys = ("msa", "has_deletion", "deletion_value", "msa_paired", "msa_mask")

@@ -28,7 +28,7 @@ MASKED = 1e6  # what Boltz takes from the logit of a masked token in the single 
 
 
 def padding_mask(layout: PairLayout, device: torch.device) -> Tensor:
-    """[1, T_r, T_c]: 1 where both tokens are real, 0 on padding."""
+    """Return the mask of a tile [1, T_r, T_c]: 1 where both tokens are real, 0 on padding."""
     rows = torch.arange(*layout.row_span(), device=device) < layout.n
     cols = torch.arange(*layout.col_span(), device=device) < layout.n
     return (rows[:, None] & cols[None, :])[None].float()
@@ -40,7 +40,7 @@ def stack_masks(
     token_mask: Tensor | None = None,
     pair_mask: Tensor | None = None,
 ) -> Masks:
-    """What the blocks of a stack take of the masks that stock's modules take.
+    """Turn the masks that stock's modules take into those that the blocks of a stack take.
 
     Args:
         layout: the tiling.
@@ -145,14 +145,14 @@ class AttentionPairBias(TiledModule):
         self.num_heads, self.head_dim = twin.num_heads, twin.head_dim
 
     def pair_bias(self, z: Tensor) -> Tensor:
-        """[B, T_r, T_c, C] -> [B, H, T_r, T_c]."""
+        """Project pairs to biases: [B, T_r, T_c, C] -> [B, H, T_r, T_c]."""
         norm, linear = self.proj_z[0], self.proj_z[1]
         return norm_linear_planes(z, norm.weight, norm.bias, linear.weight)
 
     def forward(
         self, s: Tensor, bias: Tensor, layout: PairLayout, tokens: Tensor | None = None
     ) -> Tensor:
-        """Attention output, residual not included.
+        """Attend with pair bias; the residual is not included.
 
         Args:
             s: normalised single shard [B, n, C].
@@ -193,7 +193,7 @@ class PairformerLayer(PairBlock):
         token_mask: Tensor | None = None,
         pair_mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """One block, its draws included.
+        """Run one block, its draws included.
 
         Args:
             s: single shard [B, n, C_s].
@@ -220,7 +220,7 @@ class PairformerLayer(PairBlock):
         tokens: Tensor | None,
         layout: PairLayout,
     ) -> tuple[Tensor, Tensor]:
-        """One block without its draws.
+        """Run one block without its draws.
 
         Args:
             s: single shard [B, n, C_s].

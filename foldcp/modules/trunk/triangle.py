@@ -27,7 +27,7 @@ class TriangleMultiplication(TiledModule):
         self.outgoing = outgoing
 
     def weights(self) -> TriangleMultiplicationWeights:
-        """The parameters in the order of the op."""
+        """Return the parameters in the order of the op."""
         return TriangleMultiplicationWeights(
             self.norm_in.weight,
             self.norm_in.bias,
@@ -40,7 +40,7 @@ class TriangleMultiplication(TiledModule):
         )
 
     def forward(self, z: Tensor, layout: PairLayout, mask: Tensor) -> Tensor:
-        """z + update.
+        """Return z + update.
 
         Args:
             z: pair tile [B, T_r, T_c, C].
@@ -82,7 +82,7 @@ class TriangleAttention(TiledModule):
         self.heads = twin.no_heads
 
     def weights(self) -> TriangleAttentionWeights:
-        """The parameters in the order of the op."""
+        """Return the parameters in the order of the op."""
         return TriangleAttentionWeights(
             self.layer_norm.weight,
             self.layer_norm.bias,
@@ -96,7 +96,7 @@ class TriangleAttention(TiledModule):
         )
 
     def forward(self, z: Tensor, layout: PairLayout, mask: Tensor | None = None) -> Tensor:
-        """z + update.
+        """Return z + update.
 
         Args:
             z: pair tile [B, T_r, T_c, C].

@@ -12,7 +12,7 @@ _REFUSED = (*_FULL, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 
 
 def refused(error: BaseException) -> str | None:
-    """What to tell the user about an error of the file system; None for any other error.
+    """Word the message about an error of the file system; None for any other error.
 
     Args:
         error: of a call that writes; the name of its file decides on the advice.
@@ -29,7 +29,7 @@ def refused(error: BaseException) -> str | None:
 
 
 def reason(error: OSError) -> str:
-    """Why, in the system's words, and that it is files and not bytes of which there are no more."""
+    """Return the system's reason, and whether files rather than bytes have run out."""
     said = error.strerror or str(error)
     if error.errno not in _FULL or not isinstance(error.filename, (str, bytes)):
         return said

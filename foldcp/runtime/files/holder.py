@@ -1,4 +1,4 @@
-"""Who holds a lock: what stands in its file, and whether that process is still there."""
+"""The holder of a lock: the content of its file, and whether its process still runs."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Holder:
 
     @classmethod
     def own(cls) -> Holder:
-        """This process, with a new token."""
+        """Describe this process, with a new token."""
         pid = os.getpid()
         started = (_stat(pid) or ("", ""))[1]
         token = secrets.token_hex(16)
@@ -48,7 +48,7 @@ class Holder:
 
     @classmethod
     def read(cls, data: bytes) -> Holder | None:
-        """What `written` wrote; None for anything else."""
+        """Read the content that `written` wrote; None for anything else."""
         try:
             told = json.loads(data)
             values = {field.name: told[field.name] for field in fields(cls)}
@@ -59,11 +59,11 @@ class Holder:
         return cls(**values) if good and 0 < values["pid"] < 2**31 else None
 
     def written(self) -> bytes:
-        """The content of a lock's file."""
+        """Return the content of a lock's file."""
         return (json.dumps(asdict(self)) + "\n").encode()
 
     def lives(self) -> bool | None:
-        """Whether its process is still there; None if that cannot be seen from here."""
+        """Tell whether its process still runs; None if that cannot be seen from here."""
         if not self.machine or not self.started or self.machine != _machine():
             return None
         found = _stat(self.pid)

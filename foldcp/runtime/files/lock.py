@@ -143,7 +143,7 @@ class Lock:
         return self._create(path)
 
     def _create(self, path: Path) -> bool:
-        """As `_put`, where the file system has no links: until it is written it says nothing."""
+        """Create the lock where the file system has no links, see `_put`; at first it is empty."""
         try:
             file = path.open("xb")
         except FileExistsError:
@@ -174,7 +174,7 @@ class Lock:
                 path.unlink()
 
     def _lives(self, path: Path, seen: Seen) -> bool | None:
-        """Whether the holder of a lock is there; None when the lock changed meanwhile."""
+        """Tell whether the holder of a lock still runs; None when the lock changed meanwhile."""
         lives = seen.holder.lives() if seen.holder is not None else None
         if lives is not None:
             return lives

@@ -97,6 +97,6 @@ def open_regular(path: Path) -> BinaryIO:
 
 
 def kind(mode: int) -> str:
-    """What a file is that is not regular, by its mode."""
+    """Name the kind of a file that is not regular, by its mode."""
     kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
     return kinds.get(stat.S_IFMT(mode), "a device")

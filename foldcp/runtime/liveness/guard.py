@@ -60,7 +60,7 @@ class Guard:
         threading.Thread(target=self._watch, daemon=True).start()
 
     def clock(self) -> float:
-        """Seconds that this process has run; time that it was stopped does not count."""
+        """Return the seconds that this process has run, time while it was stopped not included."""
         return self._ran + min(time.monotonic() - self._ticked, _PAUSE)
 
     @contextmanager

@@ -1,4 +1,4 @@
-"""SIGTERM, SIGHUP and Ctrl-C end a run in seconds, even while a rank waits inside a collective.
+"""End a run within seconds of SIGTERM, SIGHUP or Ctrl-C, even inside a collective.
 
 Lightning replaces the default actions by Python handlers, which only run once the main thread is
 back in the interpreter. A thread that reads Python's wakeup socket hears of a signal at once.

@@ -1,4 +1,4 @@
-"""How a rank notices that another one has failed or is lost, and ends with all of them."""
+"""Watch the other ranks: when one has failed or is lost, this rank ends with all of them."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ class Watch(Meetings):
             self._end(self._watched, message)
 
     def _noticed(self, store: Any) -> str | None:
-        """Why all ranks end, "" where another one says it; None while they do not."""
+        """Return why all ranks end, "" where another one says it; None while they do not."""
         assert self.peers is not None
         if store.check(["failed"]):
             return ""
@@ -133,7 +133,7 @@ class Watch(Meetings):
 
     @property
     def fault_key(self) -> str:
-        """Where a rank of this group leaves why the input under way is dropped."""
+        """Key under which a rank of this group leaves why the input in progress is dropped."""
         return f"fault/{self.group}/{self.epoch}"
 
     def _stop_watching(self) -> None:

@@ -1,4 +1,4 @@
-"""The text that one process shows: a line that is rewritten on a terminal, plain lines in a file.
+"""The output of one process: a line that is rewritten on a terminal, plain lines in a file.
 
 What is printed past it, by Boltz and packages that it uses, goes through `Screened`: whole lines,
 of which known noise is left out, and all of which `foldcp.log` keeps.
@@ -61,7 +61,7 @@ class Log:
 
 
 class Console:
-    """What the user sees of a run.
+    """The user's view of a run.
 
     Args:
         stream: where to; usually `sys.stderr`.
@@ -111,7 +111,7 @@ class Console:
             self._drawn = ""
 
     def again(self) -> None:
-        """The next `show` counts as fresh."""
+        """Treat the next `show` as fresh."""
         self._at = float("-inf")
 
 
@@ -177,5 +177,5 @@ def put(stream: Any, text: str) -> None:
 
 
 def is_news(line: str) -> bool:
-    """True unless a line says what foldcp says itself, or nothing."""
+    """Tell whether a line has news, not only what foldcp says itself."""
     return bool(line.strip()) and not _NOISE.match(line.strip())

@@ -1,4 +1,4 @@
-"""While a run works: one voice on the screen, and everything that was said in `foldcp.log`.
+"""Keep the screen to one voice while a run works, and all output in `foldcp.log`.
 
 Boltz, Lightning and other packages announce, warn and print tracebacks of inputs that are then
 skipped. On rank 0 this goes to the log, with what foldcp says; other ranks are silent.

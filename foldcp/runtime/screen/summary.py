@@ -1,4 +1,4 @@
-"""What a run says at its end: what was folded and how good it is, what it took, where it is."""
+"""Sum up a run at its end: what was folded and how good it is, what it took, where it is."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def lines(
     failed: int,
     costs: dict[str, Any],
 ) -> list[str]:
-    """The summary, line by line.
+    """Return the summary, line by line.
 
     Args:
         folder: of the results.
@@ -58,7 +58,7 @@ def lines(
 
 
 def shortened(said: list[str]) -> list[str]:
-    """The lines for a screen: of a long list the first ones."""
+    """Shorten the lines for a screen: of a long list, keep the first ones."""
     rest = len(said) - 2 - _SHOWN
     if rest <= 0:
         return said

@@ -1,4 +1,4 @@
-"""What rank 0 shows while a run works: which input of how many, its stage, the time left.
+"""Show a run's progress on rank 0: the input in progress, its stage, the time left.
 
 Every rank has one of these: its stages are also what other ranks say of it when it is missing, and
 the root of each data-parallel group counts what its group has finished.

@@ -1,4 +1,4 @@
-"""How ranks meet and tell each other small things, through the launcher's store.
+"""Let ranks meet and exchange small values through the launcher's store.
 
 Unlike collectives of torch.distributed these wait as long as it takes (reading inputs may take rank
 0 hours), and join ranks of different data-parallel groups.
@@ -106,7 +106,7 @@ def spoken(store: Any) -> None:
 
 
 def unheard(store: Any) -> bool:
-    """True on a rank that waited in vain for another one to tell why all end.
+    """Tell whether this rank waited in vain for another one to say why all end.
 
     Ranks that wait come to speak one after the other: the second says it only where the first was
     lost before it could.
@@ -158,7 +158,7 @@ class Meetings:
         return self.store.take(key)
 
     def gather(self, value: Any, idle: Callable[[], None] | None = None) -> list[Any]:
-        """The values of all ranks on every rank, in rank order.
+        """Gather the values of all ranks on every rank, in rank order.
 
         Args:
             value: of this rank.
@@ -192,7 +192,7 @@ class Meetings:
         _until(lambda: self.store.add(key, 0) >= count)
 
     def part(self, seconds: float) -> None:
-        """The last meeting: use the store no more; who serves it waits some time for the others."""
+        """Hold the last meeting: use the store no more; its server waits a while for the others."""
         self.store.add("parted", 1)
         end = time.monotonic() + seconds
 

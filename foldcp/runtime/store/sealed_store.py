@@ -1,4 +1,4 @@
-"""The launcher's store with sealed values: what another program writes there is noticed, not read.
+"""The launcher's store with sealed values: a value that another program wrote is refused.
 
 Counters stay as they are: whoever reaches the port can end a run with one, and do no more.
 """
@@ -40,7 +40,7 @@ class SealedStore(PrefixStore):
             super().set(key, sealed)
 
     def take(self, key: str) -> Any:
-        """The value that `put` was given.
+        """Take the value that `put` stored.
 
         Raises:
             Forged: no rank of this run wrote it.
@@ -56,7 +56,7 @@ class SealedStore(PrefixStore):
             super().set(key, sealed)
 
     def get(self, key: str) -> bytes:
-        """The text that `set` or `compare_set` was given.
+        """Return the text that `set` or `compare_set` stored.
 
         Raises:
             Forged: no rank of this run wrote it.
@@ -66,7 +66,7 @@ class SealedStore(PrefixStore):
         return message.open_sealed(self._context(key), sealed)
 
     def check(self, keys: list[str]) -> bool:
-        """True when there is something under all of these keys."""
+        """Tell whether there is a value under each of these keys."""
         with self._guard.asking(self._named):
             return super().check(keys)
 
@@ -92,7 +92,7 @@ class SealedStore(PrefixStore):
 
 
 def is_loopback(host: str) -> bool:
-    """True when a host's name means this machine to itself only."""
+    """Tell whether a host's name means this machine to itself only."""
     return host in ("localhost", "::1") or host.startswith("127.")
 
 
