@@ -113,8 +113,8 @@ def _forget() -> None:
 def _sum_up(run: Run, folder: Path, start: float) -> dict[str, str]:
     """Say what the run did; returns what failed and why. All ranks call it."""
     run.session.at("the end")
-    told = run.session.gather(run.failed if run.mesh.is_root else {})
-    failed = {name: why for of_group in told for name, why in of_group.items()}
+    reports = run.session.gather(run.failed if run.mesh.is_root else {})
+    failed = {name: why for of_group in reports for name, why in of_group.items()}
     numbers = report.costs(run.mesh, time.perf_counter() - start, run.session.gather)
     if not run.session.is_root:
         return failed
@@ -124,18 +124,18 @@ def _sum_up(run: Run, folder: Path, start: float) -> dict[str, str]:
         [name for name in names if name not in failed] for names in (run.asked, run.scored)
     )
     skipped = len({*run.known} - {*run.asked, *run.scored})
-    said = summary.lines(folder, folded, scored, skipped, len(failed), numbers)
-    run.watching.conclude(said, failed)
+    text = summary.lines(folder, folded, scored, skipped, len(failed), numbers)
+    run.watching.conclude(text, failed)
     return failed
 
 
 def _not_written(error: OSError, failed: dict[str, str]) -> Exception:
     """The error of a disk that is full or cannot be written, in words; any other one as it is."""
-    said = disk.refused(error)
-    if said is None:
+    reason = disk.refused(error)
+    if reason is None:
         return error
     lost = f"; not folded: {', '.join(sorted(failed))}" if failed else ""
-    return UserError(f"{said}{lost}; {kept()}")
+    return UserError(f"{reason}{lost}; {kept()}")
 
 
 def _write_report(numbers: dict[str, Any], path: str) -> None:

@@ -170,8 +170,8 @@ def read(path: Path, model: int = 0) -> Prediction:
                 scores[key] = file[key]
     summary = path / f"confidence_{name}.json"
     if summary.is_file():
-        told = json.loads(summary.read_text())
-        scores |= {key: np.array([told[key]]) for key in ("ptm", "iptm") if key in told}
+        values = json.loads(summary.read_text())
+        scores |= {key: np.array([values[key]]) for key in ("ptm", "iptm") if key in values}
     affinity = path / f"affinity_{path.name}.json"
     if affinity.is_file():
         scores["affinity"] = np.array([json.loads(affinity.read_text())["affinity_pred_value"]])

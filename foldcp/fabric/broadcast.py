@@ -67,7 +67,8 @@ def _send(value: Any, mesh: Mesh, src: int, context: str) -> None:
     seals = message.seal(context, text), message.seal(f"arrays of {context}", *arrays)
     small = b"".join(x for x in arrays if len(x) < _SMALL)
     large = [x for x in arrays if len(x) >= _SMALL]
-    for part in (_HEAD.pack(len(text), *seals), text, small, *large):
+    parts: tuple[bytes | memoryview, ...] = (_HEAD.pack(len(text), *seals), text, small, *large)
+    for part in parts:
         _transfer(_tensor(part), mesh, src)
 
 

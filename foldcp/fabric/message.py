@@ -104,7 +104,7 @@ def _describe(value: Any, arrays: list[memoryview]) -> Any:
         array = np.ascontiguousarray(value).reshape(np.shape(value))
         if not _NUMPY.fullmatch(array.dtype.str):
             raise TypeError(f"an array of {array.dtype} may not travel between ranks")
-        arrays.append(memoryview(array.reshape(-1).view(np.uint8)))
+        arrays.append(array.reshape(-1).view(np.uint8).data)
         scalar = isinstance(value, np.generic)
         return ["scalar" if scalar else "array", array.dtype.str, list(array.shape)]
     if _known.get(kind.__name__) is kind:
@@ -115,7 +115,7 @@ def _describe(value: Any, arrays: list[memoryview]) -> Any:
 
 def _bytes(x: Tensor) -> memoryview:
     x = x.detach().cpu().contiguous()
-    return memoryview(x.view(-1).view(torch.uint8).numpy()) if x.numel() else memoryview(b"")
+    return x.view(-1).view(torch.uint8).numpy().data if x.numel() else memoryview(b"")
 
 
 def sizes(text: bytes) -> list[int]:
@@ -158,6 +158,7 @@ def _build(told: Any, arrays: Any, found: list[int]) -> Any:
         return kind(**fields) if arrays is not None else None
     if tag not in ("bytes", "tensor", "array", "scalar"):
         raise ValueError("it holds what may not travel")
+    kind: Any
     kind, shape = (np.uint8, rest) if tag == "bytes" else (rest[0], rest[1])
     if not all(type(n) is int and n >= 0 for n in shape):
         raise ValueError("a shape is not made of whole numbers")

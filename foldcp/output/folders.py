@@ -15,8 +15,9 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
+from numpy.typing import NDArray
 
 from foldcp.output.spool import Background, Key, Spool, append, sync_path
 from foldcp.runtime.files import disk
@@ -42,7 +43,7 @@ class Matrices:
     spool: Spool
     expected: Sequence[Key]
     ranks: Sequence[int]
-    s: np.ndarray | None = None
+    s: NDArray[Any] | None = None
 
 
 class Outputs:

@@ -18,6 +18,7 @@ from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 Result = TypeVar("Result")
@@ -43,7 +44,7 @@ class Background:
 
     def __init__(self, threads: int) -> None:
         self._most, self._running = threads, 0
-        self._queue: queue.SimpleQueue[tuple[Callable[[], Any], Future] | None]
+        self._queue: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None]
         self._queue = queue.SimpleQueue()
 
     def submit(self, work: Callable[[], Result]) -> Future[Result]:
@@ -62,7 +63,7 @@ class Background:
         self._queue, self._running = queue.SimpleQueue(), 0
 
     @staticmethod
-    def _serve(work: queue.SimpleQueue[tuple[Callable[[], Any], Future] | None]) -> None:
+    def _serve(work: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None]) -> None:
         while (item := work.get()) is not None:
             try:
                 item[1].set_result(item[0]())
@@ -235,7 +236,7 @@ def _copy(
     return True
 
 
-def append(archive: Path, member: str, array: np.ndarray) -> None:
+def append(archive: Path, member: str, array: NDArray[Any]) -> None:
     """Add a small array to an `.npz` file, and wait until it is on disk."""
     with archive.open("r+b") as file:
         found = zipfile.ZipFile(file, "a", zipfile.ZIP_DEFLATED)

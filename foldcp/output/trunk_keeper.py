@@ -108,7 +108,7 @@ class KeptTrunk:
             return None
         ref_pos = self._feats["ref_pos"]
         expected = {**like, "ref_pos": (tuple(ref_pos.shape), (ref_pos.dtype,))}
-        generators = {"cpu_state": "cpu", "cuda_state": device}
+        generators = {"cpu_state": torch.device("cpu"), "cuda_state": device}
         for name in generators.keys() & ({"cpu_state"} | found.keys()):
             state = torch.Generator(generators[name]).get_state()
             expected[name] = tuple(state.shape), (state.dtype,)

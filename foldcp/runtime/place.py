@@ -285,8 +285,8 @@ def _of_mpi(environ: Mapping[str, str]) -> Place | None:
             port=_port(environ, zlib.crc32(named.encode())),
             told_by=_told(environ, rank, size, local_rank),
         )
-    named = "PMI_RANK" in environ and "PMI_SIZE" in environ
-    if named and "SLURM_PROCID" not in environ and _number(environ, "PMI_SIZE") > 1:
+    pmi = "PMI_RANK" in environ and "PMI_SIZE" in environ
+    if pmi and "SLURM_PROCID" not in environ and _number(environ, "PMI_SIZE") > 1:
         # One of several, but which GPU is its own? Slurm sets these for shells too.
         raise KeyError("MPI_LOCALRANKID")
     return None

@@ -59,6 +59,7 @@ def together(run: Run, name: str, tokens: int, work: Callable[[], Result]) -> Re
     Raises:
         Exception: what `work` raises, unless some rank of the group ran out of memory.
     """
+    reason: str | None
     try:
         result = work()
         if run.shared:
@@ -79,14 +80,15 @@ def together(run: Run, name: str, tokens: int, work: Callable[[], Result]) -> Re
 
 
 def _own(run: Run, tokens: int, error: Exception) -> str | None:
-    """Leave word that this rank is out of memory; returns the first such word of any rank."""
+    """Publish that this rank ran out of memory; returns the first such message of any rank."""
     if isinstance(error, TransportError) or not is_out_of_memory(error):
         return None
     session = run.session
     text = out_of_memory(error, run.mesh, session.stage, tokens)
     if not run.shared:
         return text
-    return json.loads(session.store.compare_set(session.fault_key, "", json.dumps(text)))
+    first = session.store.compare_set(session.fault_key, "", json.dumps(text))
+    return str(json.loads(first))
 
 
 def _heard(run: Run, error: Exception) -> str | None:
@@ -99,7 +101,7 @@ def _heard(run: Run, error: Exception) -> str | None:
         if time.monotonic() > until:
             return None
         time.sleep(_POLL)
-    return json.loads(store.get(key))
+    return str(json.loads(store.get(key)))
 
 
 def is_broken(error: BaseException) -> bool:
@@ -118,8 +120,7 @@ def _join_anew(run: Run, reason: str) -> None:
     """Leave what joined the ranks, wait until all have, and make it anew."""
     session, mesh = run.session, run.mesh
     link = mesh.cut(reason)
-    native = isinstance(link, NativeTransport)
-    if not native:
+    if not isinstance(link, NativeTransport):
         under_way.forget_broken()
     abort = getattr(dist.distributed_c10d, "_abort_process_group", None)
     if mesh.device.type == "cuda" and abort is not None:
@@ -127,7 +128,7 @@ def _join_anew(run: Run, reason: str) -> None:
     else:
         dist.destroy_process_group()
     session.meet(f"{session.fault_key}/left", mesh.size)
-    if native:
+    if isinstance(link, NativeTransport):
         link.close()
         under_way.forget_broken()  # the engine wrote into their memory until now
     _release()

@@ -142,8 +142,8 @@ def _shape_fault(
                 else part[: 2 * part.startswith("1|")] + str(want)
                 for part, want in zip(a.dims, wanted, strict=True)
             ]
-            said = f"`{a.name}` is {list(x.shape)}; expected {_shown(shown)}"
-            return said + _witness(odd, votes, right, a.name, named)
+            message = f"`{a.name}` is {list(x.shape)}; expected {_shown(shown)}"
+            return message + _witness(odd, votes, right, a.name, named)
     return None
 
 

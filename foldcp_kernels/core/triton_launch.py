@@ -118,8 +118,8 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> No
     tensors = [x for x in args if isinstance(x, Tensor)]
     if _recorders:
         compiled = kernel.run(*args, grid=grid, warmup=True, **options)
-        said = ", ".join(f"{k}={v}" for k, v in options.items() if k != "eps")
-        _recorders[-1][1].append(Compiled(kernel.__name__.strip("_"), said, compiled))
+        constants = ", ".join(f"{k}={v}" for k, v in options.items() if k != "eps")
+        _recorders[-1][1].append(Compiled(kernel.__name__.strip("_"), constants, compiled))
         return
     if any(isinstance(x, FakeTensor) for x in tensors):
         return

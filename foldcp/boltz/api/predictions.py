@@ -93,7 +93,7 @@ def read(results: Path, name: str, options: Mapping[str, Any]) -> Prediction:
     boltz2 = options["model"] == "boltz2"
     atoms, tokens = _annotations(structure, boltz2)
     samples = [_atoms(file) for file in files]
-    told = [json.loads((folder / f"confidence_{model}.json").read_text()) for model in models]
+    summaries = [json.loads((folder / f"confidence_{model}.json").read_text()) for model in models]
 
     def stack(key: str) -> NDArray[np.float32]:
         return np.stack([np.load(folder / f"{key}_{model}.npz")[key] for model in models])
@@ -106,8 +106,10 @@ def read(results: Path, name: str, options: Mapping[str, Any]) -> Prediction:
         plddt=stack("plddt"),
         pae=stack("pae") if boltz2 or options["write_full_pae"] else None,
         pde=stack("pde") if boltz2 or options["write_full_pde"] else None,
-        scores={k: np.array([t[k] for t in told]) for k, v in told[0].items() if _number(v)},
-        pair_chains_iptm=np.array([_square(t["pair_chains_iptm"]) for t in told]),
+        scores={
+            k: np.array([t[k] for t in summaries]) for k, v in summaries[0].items() if _number(v)
+        },
+        pair_chains_iptm=np.array([_square(t["pair_chains_iptm"]) for t in summaries]),
         atoms=atoms,
         tokens=tokens,
         structures=tuple(file.read_text() for file in files),

@@ -155,8 +155,8 @@ class Model:
                     guarded.end(error)
                 session.forget()
                 if isinstance(error, (RuntimeError, ValueError)) and guarded.is_ours(error):
-                    said = _in_python(str(error), self._main.predict)
-                    raise UserError(said) from None  # which says all
+                    message = _in_python(str(error), self._main.predict)
+                    raise UserError(message) from None  # which says all
                 raise
 
     def _fold(

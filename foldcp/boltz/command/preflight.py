@@ -223,8 +223,8 @@ def _fingerprint(options: dict[str, Any], config: Config) -> dict[str, str]:
     # Its default is the number of cores, which may differ between machines.
     alike = {name: value for name, value in options.items() if name != "preprocessing_threads"}
     for name in _SECRETS & alike.keys():
-        told = repr(alike[name]).encode()
-        alike[name] = alike[name] and "secret " + hashlib.sha256(told).hexdigest()[:8]
+        secret = repr(alike[name]).encode()
+        alike[name] = alike[name] and "secret " + hashlib.sha256(secret).hexdigest()[:8]
     prints = {f"argument --{name}": repr(value) for name, value in sorted(alike.items())}
     prints |= {f"setting {name}": repr(value) for name, value in sorted(vars(config).items())}
     prints |= {f"version of {name}": version for name, version in versions().items()}

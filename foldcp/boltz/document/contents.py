@@ -6,7 +6,7 @@ from typing import Any
 
 from boltz.data import const
 
-from foldcp.boltz.document.faults import Faults, disguised, shortened, told
+from foldcp.boltz.document.faults import Faults, disguised, quoted, shortened
 from foldcp.boltz.document.reading import Fields, Mark
 from foldcp.boltz.document.setting import LONGEST, Setting
 
@@ -78,7 +78,7 @@ def modified(
         what = f"a modification of {where}"
         if not isinstance(item, Fields):
             faults.add(
-                mark.line, f"{what} must be `{{position: 2, ccd: SEP}}`, got {told(item, mark)}"
+                mark.line, f"{what} must be `{{position: 2, ccd: SEP}}`, got {quoted(item, mark)}"
             )
             continue
         faults.keys(item, ("position", "ccd"), what)
@@ -92,7 +92,7 @@ def modified(
             faults.add(
                 place.line,
                 f"`position` of {what} must be a whole number, got "
-                f"{told(position, place, numeric=True)}",
+                f"{quoted(position, place, numeric=True)}",
             )
         elif odd := disguised(position, place):
             faults.add(place.line, f"`position` of {what}: {odd}")
@@ -141,7 +141,7 @@ def ligand(fields: Fields, where: str, faults: Faults) -> tuple[Any, list[str | 
         return None
     if not many and not isinstance(value, str):
         faults.add(
-            mark.line, f"`ccd` of {where} must be a code such as ATP, got {told(value, mark)}"
+            mark.line, f"`ccd` of {where} must be a code such as ATP, got {quoted(value, mark)}"
         )
         return None
     values = list(zip(value, value.marks, strict=True)) if many else [(value, mark)]
@@ -155,7 +155,7 @@ def _codes(values: list[tuple[Any, Mark]], where: str, faults: Faults) -> list[s
     for value, mark in values:
         if not isinstance(value, str):
             faults.add(
-                mark.line, f"`ccd` of {where} must be a code such as ATP, got {told(value, mark)}"
+                mark.line, f"`ccd` of {where} must be a code such as ATP, got {quoted(value, mark)}"
             )
         elif not value:
             faults.add(mark.line, f"`ccd` of {where} is empty")

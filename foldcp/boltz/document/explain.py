@@ -52,11 +52,11 @@ def explain(error: BaseException) -> str:
         return _missing_atom(error.args[0], error.__traceback__)
     if text.startswith("Template chain "):
         return _missing_template_chain(error.__traceback__)
-    for said, meant in _LIGAND.items():
-        if said in text:  # with the whole SMILES, which may be longer than a message
-            return f"{meant} ({_short(text, said)})"
-    for said, meant in _KNOWN.items():
-        if said in text:
+    for phrase, meant in _LIGAND.items():
+        if phrase in text:  # with the whole SMILES, which may be longer than a message
+            return f"{meant} ({_short(text, phrase)})"
+    for phrase, meant in _KNOWN.items():
+        if phrase in text:
             return meant
     wordless = (KeyError, IndexError, TypeError, AttributeError, AssertionError, StopIteration)
     if text and not isinstance(error, wordless) and not any(s in text for s in _SIGNATURE):
@@ -66,9 +66,9 @@ def explain(error: BaseException) -> str:
     return f"Boltz's parser cannot read it{_place(error)}"
 
 
-def _short(text: str, said: str) -> str:
+def _short(text: str, phrase: str) -> str:
     """The SMILES of a message of Boltz's, which stands before or after what is `said` of it."""
-    smiles = text.replace("SMILES", "").partition(said)
+    smiles = text.replace("SMILES", "").partition(phrase)
     found = (smiles[0] or smiles[2]).strip()
     return f"{found[:40]}{'...' * (len(found) > 40)}"
 

@@ -35,9 +35,9 @@ class Faults:
 
     def message(self) -> str:
         """List all mistakes in the order of their lines."""
-        told = [at(line, visible(text)) for line, text in sorted(self.found)[:MOST]]
-        more = len(self.found) - len(told)
-        return "; ".join([*told, *([f"and {more} more"] if more > 0 else [])])
+        quoted = [at(line, visible(text)) for line, text in sorted(self.found)[:MOST]]
+        more = len(self.found) - len(quoted)
+        return "; ".join([*quoted, *([f"and {more} more"] if more > 0 else [])])
 
     def text(self, fields: Fields, key: str, where: str, example: str) -> str | None:
         """Return a field that must be text and not empty; None, and a fault, if it is not."""
@@ -45,7 +45,7 @@ class Faults:
         if key not in fields:
             self.add(mark.line, f"{where} has no `{key}`: add `{key}: {example}`")
         elif not isinstance(value, str):
-            self.add(mark.line, f"`{key}` of {where} must be text, got {told(value, mark)}")
+            self.add(mark.line, f"`{key}` of {where} must be text, got {quoted(value, mark)}")
         elif not value:
             self.add(mark.line, f"`{key}` of {where} is empty")
         else:
@@ -64,7 +64,7 @@ class Faults:
         elif value != {} and value != "":
             self.add(
                 mark.line,
-                f"`{key}` must be a list, got {told(value, mark)}: begin each entry with a dash, "
+                f"`{key}` must be a list, got {quoted(value, mark)}: begin each entry with a dash, "
                 f"such as `- {example}`",
             )
         return Items()
@@ -74,7 +74,7 @@ class Faults:
         value, mark = fields.get(key, False), fields.mark(key)
         if not isinstance(value, (bool, type(None))) and value not in (0, 1, ""):
             self.add(
-                mark.line, f"`{key}` of {where} must be true or false, got {told(value, mark)}"
+                mark.line, f"`{key}` of {where} must be true or false, got {quoted(value, mark)}"
             )
         return bool(value)
 
@@ -88,7 +88,7 @@ class Faults:
             self.add(
                 mark.line,
                 f"`{key}` of {where} must be a number of angstroms above 0, got "
-                f"{told(value, mark, numeric=True)}",
+                f"{quoted(value, mark, numeric=True)}",
             )
             return None
         return float(value)
@@ -133,7 +133,7 @@ def or_nearest(word: Any, known: Iterable[str], what: str) -> str:
     return f"{what}: {some}" if known else f"there are no {what}"
 
 
-def told(value: Any, mark: Mark, numeric: bool = False) -> str:
+def quoted(value: Any, mark: Mark, numeric: bool = False) -> str:
     """Describe a value in the user's words, with what YAML made of it."""
     if value is None:
         return "nothing"

@@ -140,11 +140,11 @@ def _announce(run: Run, precision: str, swapped: str) -> None:
     with suppress(OSError, Unsafe, ValueError, KeyError):  # told when it is folded
         sizes = [tokens(run.structures / f"{name}.npz") for name in run.asked]
     launcher = run.session.place.launcher
-    said = [report.start_line(run.mesh, precision, launcher, run.session.groups, sizes)]
+    lines = [report.start_line(run.mesh, precision, launcher, run.session.groups, sizes)]
     if run.config.verbose:
-        said.append(report.details(run.mesh, described(run.mesh.device), swapped))
-    said.append(report.hint(run.mesh, sizes))
-    print("\n".join(line for line in said if line), flush=True)
+        lines.append(report.details(run.mesh, described(run.mesh.device), swapped))
+    lines.append(report.hint(run.mesh, sizes))
+    print("\n".join(line for line in lines if line), flush=True)
 
 
 def _precision(model: Any, run: Run) -> str:

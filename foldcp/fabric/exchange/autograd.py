@@ -119,5 +119,6 @@ def scatter_add(
     ]
     exchange = Exchange(mesh, plan, like, dims, label)
     if torch.is_grad_enabled() and any(r.requires_grad for r in regions):
-        return _ScatterAdd.apply(exchange, *regions)
+        sums: tuple[Tensor, ...] = _ScatterAdd.apply(exchange, *regions)
+        return sums
     return tuple(exchange.adjoint([tuple(regions)]))

@@ -70,7 +70,7 @@ class Timeline:
     def _finish(self, origin: tuple[Any, int], rows: Sequence[tuple[int, ...]]) -> None:
         def ns(mark: Any) -> int:
             if self.device.type != "cuda":
-                return mark
+                return int(mark)
             mark.synchronize()
             return origin[1] + int(origin[0].elapsed_time(mark) * 1e6)
 

@@ -64,7 +64,7 @@ class NativeTransport:
 
     def error(self) -> str:
         """Why exchanges fail, "" while they do not."""
-        return self.ops.engine_error(self.engine)
+        return str(self.ops.engine_error(self.engine))
 
     def abort(self, message: str) -> None:
         """Make the exchanges of all ranks fail with a message."""
@@ -205,4 +205,5 @@ class _Watch:
 
     def _tell(self) -> None:
         text = f"rank {self._rank}: {self._transport.error()}"
-        self._store.compare_set(self._key, "", message.close(self._key, text.encode()))
+        sealed = message.close(self._key, text.encode())
+        self._store.compare_set(self._key, "", sealed)  # type: ignore[arg-type]  # takes bytes, too

@@ -215,7 +215,9 @@ class _Maker:
 
     def make(self) -> Program:
         """The program of all steps."""
-        acts, held, held_step = [], (), None
+        acts: list[Act] = []
+        held: tuple[Place | None, ...] = ()
+        held_step: Step | None = None
         for number, step in enumerate(self.plan.steps):
             made = self._made(step, number)
             whole = tuple(
@@ -270,10 +272,12 @@ class _Maker:
         sends = self._parcels(step.outgoing, step.sends, [sent(p) for p in step.sends])
         recvs = self._parcels(step.incoming, step.recvs, [got(p) for p in step.recvs])
         staged = sum(aligned(m.bytes(), STAGING_ALIGN) for m in (*sends, *recvs) if not m.direct())
-        moved = (sum(m.bytes() for m in way) for way in (sends, recvs))
+        sent_bytes, received_bytes = (sum(m.bytes() for m in way) for way in (sends, recvs))
         forwards = any(m.held for m in sends)
         layout = self.layouts.setdefault(made, len(self.layouts))
-        return Act(made, whole, local, sends, recvs, *moved, staged, forwards, layout)
+        return Act(
+            made, whole, local, sends, recvs, sent_bytes, received_bytes, staged, forwards, layout
+        )
 
     def _parcels(
         self,

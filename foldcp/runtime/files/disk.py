@@ -30,17 +30,17 @@ def refused(error: BaseException) -> str | None:
 
 def reason(error: OSError) -> str:
     """Return the system's reason, and whether files rather than bytes have run out."""
-    said = error.strerror or str(error)
+    text = error.strerror or str(error)
     if error.errno not in _FULL or not isinstance(error.filename, (str, bytes)):
-        return said
+        return text
     folder = Path(os.fsdecode(error.filename))
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     try:
         left = os.statvfs(folder)
     except OSError:
-        return said
-    return f"{said}: no further file fits on it" if left.f_files and not left.f_favail else said
+        return text
+    return f"{text}: no further file fits on it" if left.f_files and not left.f_favail else text
 
 
 def _remedy(error: OSError, path: Path | None) -> str:

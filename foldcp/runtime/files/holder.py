@@ -10,6 +10,7 @@ import socket
 import time
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from foldcp.fabric.machine import machine
 
@@ -50,11 +51,11 @@ class Holder:
     def read(cls, data: bytes) -> Holder | None:
         """Read the content that `written` wrote; None for anything else."""
         try:
-            told = json.loads(data)
-            values = {field.name: told[field.name] for field in fields(cls)}
+            content = json.loads(data)
+            values = {field.name: content[field.name] for field in fields(cls)}
         except (ValueError, KeyError, TypeError, RecursionError):
             return None
-        kinds = {"pid": int, "since": (int, float)}
+        kinds: dict[str, Any] = {"pid": int, "since": (int, float)}
         good = all(isinstance(v, kinds.get(k, str)) for k, v in values.items())
         return cls(**values) if good and 0 < values["pid"] < 2**31 else None
 

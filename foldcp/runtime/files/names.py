@@ -34,12 +34,12 @@ def check(name: Any, what: str, longest: int = 250) -> str:
     Raises:
         Unsafe: it is no text, empty, too long, a path, or holds control characters.
     """
-    good = isinstance(name, str) and name not in ("", ".", "..")
-    if not good or any(c in "/\0" or ord(c) < 32 or ord(c) == 127 for c in name):
+    wrong = not isinstance(name, str) or name in ("", ".", "..")
+    if wrong or any(c in "/\0" or ord(c) < 32 or ord(c) == 127 for c in name):
         raise Unsafe(f"{what} {name!r} is not used: it cannot be the name of a file")
     if len(os.fsencode(name)) > longest:
         raise Unsafe(f"{what} {name[:40]!r}... is not used: it has more than {longest} bytes")
-    return name
+    return str(name)
 
 
 def inside(path: Path, folder: Path | None = None) -> Path:

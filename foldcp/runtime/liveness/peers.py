@@ -117,8 +117,8 @@ class Peers:
             known.append((f"the launcher (process {self._launcher.pid})", self._launcher))
         states = [(name, process.state()) for name, process in known]
         lost = "; ".join(f"{name} {how[state]}" for name, state in states if state in how)
-        told = f"rank {self._place.rank} (in {self._stage()}) {what}"
-        return f"{told}{lost and ': '}{lost}, all ranks end; {kept()}"
+        data = f"rank {self._place.rank} (in {self._stage()}) {what}"
+        return f"{data}{lost and ': '}{lost}, all ranks end; {kept()}"
 
     def lost_store(self) -> str:
         """Word this rank's message when it can no longer reach the store."""
@@ -204,8 +204,8 @@ class Peers:
             if not self._store.check([f"peer/{rank}"]):
                 return _Process("", 0, "")
             try:
-                told = json.loads(self._store.get(f"peer/{rank}"))
-                found = _Process(str(told["host"]), int(told["pid"]), str(told["started"]))
+                data = json.loads(self._store.get(f"peer/{rank}"))
+                found = _Process(str(data["host"]), int(data["pid"]), str(data["started"]))
             except (ValueError, TypeError, KeyError) as error:
                 raise Forged(f"peer/{rank}", "it names no process") from error
             self._processes[rank] = found

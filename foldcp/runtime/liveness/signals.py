@@ -101,7 +101,7 @@ def _receive(reader: socket.socket) -> int:
     """
     while True:
         data, senders, *_ = reader.recvmsg(1, socket.CMSG_SPACE(_SENDER.size))
-        pids = [_SENDER.unpack(told[: _SENDER.size])[0] for _, _, told in senders]
+        pids = [_SENDER.unpack(content[: _SENDER.size])[0] for _, _, content in senders]
         if data and all(pid == os.getpid() for pid in pids):
             return data[0]
 

@@ -40,6 +40,8 @@ class Watch(Meetings):
         self.group, self.groups, self.epoch = 0, 1, 0
         self.patience = float(Config.timeout)
         self.peers: Peers | None = None
+        self._watched: Any  # store and thread, from when the ranks have met
+        self._watcher: threading.Thread
         self.serves = False
         self.stage, self._heard = "starting", ""
         self._over = threading.Event()

@@ -81,8 +81,12 @@ def _place(folder: Path) -> Path | None:
 @contextmanager
 def _loggers(log: Log) -> Iterator[None]:
     """Send what Lightning announces to the log."""
-    stream = SimpleNamespace(write=lambda text: text.strip() and log.write(text.strip()))
-    stream.flush = lambda: None
+
+    def write(text: str) -> None:
+        if text.strip():
+            log.write(text.strip())
+
+    stream = SimpleNamespace(write=write, flush=lambda: None)
     before = []
     for logger in map(logging.getLogger, _LOGGERS):
         before.append((logger, logger.handlers, logger.propagate))

@@ -46,7 +46,9 @@ class Watching:
         if self._console is not None:
             self._console.show(text, None, "", fresh=True)
 
-    def each(self, items: Iterable[Item], *_: Any, total: int | None = None, **__: Any) -> Iterator:
+    def each(
+        self, items: Iterable[Item], *_: Any, total: int | None = None, **__: Any
+    ) -> Iterator[Item]:
         """Go through inputs that are read, in the way of `tqdm.tqdm`, and show how far.
 
         Args:
@@ -74,9 +76,9 @@ class Watching:
         if progress.total > 1 and not number:
             what = f"{what} {progress.done}/{progress.total}"
         left = progress.seconds_left
-        told = "" if left is None or progress.done == 0 else f"{clock(left)} left"
+        time_left = "" if left is None or progress.done == 0 else f"{clock(left)} left"
         self._console.show(
-            f"{self._where(progress.name)}: {what}", progress.fraction, told, progress.fresh
+            f"{self._where(progress.name)}: {what}", progress.fraction, time_left, progress.fresh
         )
 
     def finished(self, writes: bool) -> None:
@@ -118,19 +120,19 @@ class Watching:
             return f"{done} of {self._total} inputs done, {name}"
         return f"input {min(done + 1, self._total)} of {self._total}, {name}"
 
-    def conclude(self, said: list[str], failed: Mapping[str, str]) -> None:
+    def conclude(self, lines: list[str], failed: Mapping[str, str]) -> None:
         """Print the summary of the run; of a long one the first lines, and the log gets all.
 
         Args:
-            said: its lines.
+            lines: its lines.
             failed: inputs and why, which the end of the run says on the screen.
         """
         if self._console is None:
             return
         self._console.clear()
-        shown = shortened(said)
+        shown = shortened(lines)
         print("\n".join(f"foldcp: {line}" for line in shown), flush=True)
-        for line in said[len(shown) - 2 : -1] if len(shown) < len(said) else ():
+        for line in lines[len(shown) - 2 : -1] if len(shown) < len(lines) else ():
             self._console.log.write(line)
         for name, why in failed.items():
             self._console.log.write(f"failed: {name}: {why}")

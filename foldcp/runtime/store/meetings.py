@@ -47,11 +47,11 @@ def open_store(place: Place, serve: bool, seconds: float, guard: Guard) -> Any:
 
     address = place.host, place.port
     serve = serve and address not in _served  # it goes on serving until this process ends
-    told = threading.Timer(_PATIENT, _say, (f"rank {place.rank} waits for rank 0 {place.at()}",))
-    told.daemon = True
+    notice = threading.Timer(_PATIENT, _say, (f"rank {place.rank} waits for rank 0 {place.at()}",))
+    notice.daemon = True
     # One voice for each machine.
     if not serve and not place.agent_store and (place.local_rank == 0 or place.rank == 1):
-        told.start()
+        notice.start()
     unmet = (
         f"rank {place.rank} of {place.world} ({place.launcher}) could not meet {place.server} at "
         f"{place.host}:{place.port} within {seconds:.0f} s: check that all ranks were started, "
@@ -75,7 +75,7 @@ def open_store(place: Place, serve: bool, seconds: float, guard: Guard) -> Any:
     except (DistError, OSError) as error:
         raise UserError(f"{unmet} ({str(error).splitlines()[0]})") from error
     finally:
-        told.cancel()
+        notice.cancel()
     if serve:
         _served[address] = store
     return SealedStore(place.prefix, store, guard, f"the store that {place.server} serves")

@@ -37,7 +37,7 @@ class SealedStore(PrefixStore):
         """Keep a value under a key, see `message.encode`."""
         sealed = message.pack(value, self._context(key))
         with self._guard.asking(self._named):
-            super().set(key, sealed)
+            super().set(key, sealed)  # type: ignore[arg-type]  # takes bytes, too
 
     def take(self, key: str) -> Any:
         """Take the value that `put` stored.
@@ -53,7 +53,7 @@ class SealedStore(PrefixStore):
         """Keep a text."""
         sealed = message.close(self._context(key), value.encode())
         with self._guard.asking(self._named):
-            super().set(key, sealed)
+            super().set(key, sealed)  # type: ignore[arg-type]
 
     def get(self, key: str) -> bytes:
         """Return the text that `set` or `compare_set` stored.
@@ -84,7 +84,8 @@ class SealedStore(PrefixStore):
         assert expected == "", "a seal cannot be compared with a text"
         context = self._context(key)
         with self._guard.asking(self._named):
-            there = super().compare_set(key, "", message.close(context, desired.encode()))
+            sealed = message.close(context, desired.encode())
+            there = super().compare_set(key, "", sealed)  # type: ignore[arg-type]
         return message.open_sealed(context, there)
 
     def _context(self, key: str) -> str:
