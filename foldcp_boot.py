@@ -58,12 +58,12 @@ def install() -> None:
 
 
 def installed() -> bool:
-    """True when the hook is in `sys.meta_path`."""
+    """Tell whether the hook is in `sys.meta_path`."""
     return any(isinstance(finder, _Finder) for finder in sys.meta_path)
 
 
 def runs_boltz() -> bool:
-    """True when this process is Boltz's own command line, not a program that imports Boltz."""
+    """Tell Boltz's own command line from a program that imports Boltz."""
     name, _ = os.path.splitext(os.path.basename(sys.argv[0])) if sys.argv else ("", "")
     before_arguments = sys.orig_argv[: len(sys.orig_argv) - len(sys.argv[1:])]
     return name == "boltz" or before_arguments[-2:] == ["-m", TARGET]
@@ -166,5 +166,5 @@ class _Loader(importlib.abc.Loader):
         switch.patch(module)
 
     def get_code(self, name: str) -> CodeType:
-        """Code that `python -m` runs: it imports the module, patched, and calls its command."""
+        """Return code for `python -m` that imports the module, patched, and calls its command."""
         return compile(_RUN_AS_MAIN, f"<foldcp: {name}>", "exec")

@@ -36,7 +36,7 @@ VERSION = "0.1.0"
 NAME = "foldcp_kernels._C"
 PARTS = ("sources", "include_dirs", "library_dirs", "libraries", "extra_compile_args")
 INFO = Path("foldcp_kernels", "_build_info.py")
-told: list[dict[str, Any]] = []  # what is built
+built: list[dict[str, Any]] = []  # what is built
 
 
 class InstallBesidePackages(install_data):
@@ -87,12 +87,12 @@ def find_toolkit() -> Toolkit | None:
     if nvcc is None:
         return None
     nvcc = shutil.which(nvcc)
-    said = _ask([nvcc, "-v", "--dryrun", "-x", "cu", "/dev/null"])
-    top = re.search(r"^#\$ TOP=(.*)$", said, re.M)
+    output = _ask([nvcc, "-v", "--dryrun", "-x", "cu", "/dev/null"])
+    top = re.search(r"^#\$ TOP=(.*)$", output, re.M)
     home = Path(top[1] if top else Path(nvcc).resolve().parent.parent).resolve()
     # Distributions and conda keep headers and libraries elsewhere; nvcc knows where.
-    includes = [*re.findall(r'"-I([^"]+)"', said), str(home / "include"), "/usr/include"]
-    libraries = [*re.findall(r'"-L([^"]+)"', said), str(home / "lib64"), str(home / "lib")]
+    includes = [*re.findall(r'"-I([^"]+)"', output), str(home / "include"), "/usr/include"]
+    libraries = [*re.findall(r'"-L([^"]+)"', output), str(home / "lib64"), str(home / "lib")]
     release = re.search(r"release (\d+\.\d+)", _ask([nvcc, "--version"]))
     fault = "" if release else f"{nvcc} does not run: repair it, or set CUDA_HOME"
     for folders, file in ((includes, "cuda_runtime.h"), (libraries, "libcudart_static.a")):
@@ -266,12 +266,12 @@ def builder(plan: toolchain.Plan, torch: Any, toolkit: Toolkit | None, mode: str
 def tell(plan: toolchain.Plan, torch: Any) -> None:
     """Say what is built; `record` has `foldcp doctor` repeat it."""
     print(f"foldcp: compiled part: {plan.line()}", file=sys.stderr, flush=True)
-    told[:] = [plan.info(torch.__version__ if torch else "")]
+    built[:] = [plan.info(torch.__version__ if torch else "")]
 
 
 def record(folder: Path) -> None:
     """Leave what was told last beside the modules that a folder has."""
-    (folder / INFO).write_text(f'"""What setup.py built."""\n\nBUILD = {told[0]!r}\n')
+    (folder / INFO).write_text(f'"""What setup.py built."""\n\nBUILD = {built[0]!r}\n')
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""What setup.py builds: facts of this machine's toolchain in, parts, options, one sentence out.
+"""Decide what setup.py builds: facts of this machine's toolchain in, parts and one sentence out.
 
 All functions here are pure; setup.py asks the machine. The extension calls torch through its stable
 interface, has a CUDA runtime of its own (cudart_static) and shares driver handles (streams, the
@@ -35,11 +35,15 @@ class Facts:
     """The toolchain of a machine.
 
     Args:
-        mode: FOLDCP_BUILD_CUDA. chips: TORCH_CUDA_ARCH_LIST.
-        torch: its release, "" without torch. torch_fault: why it cannot be used.
-        torch_cuda: CUDA that it was built with, "" without. rocm: built for AMD.
+        mode: FOLDCP_BUILD_CUDA.
+        chips: TORCH_CUDA_ARCH_LIST.
+        torch: its release, "" without torch.
+        torch_fault: why it cannot be used.
+        torch_cuda: CUDA that it was built with, "" without.
+        rocm: built for AMD.
         compiler_fault: why C++20 with Python.h does not compile, "" where it does.
-        nvcc: its release, "" without. nvcc_fault: why it cannot be used.
+        nvcc: its release, "" without.
+        nvcc_fault: why it cannot be used.
         known: chips that nvcc lists (80), empty where it does not list them.
         driver: major version of CUDA that the driver on this machine runs, 0 without a driver.
     """
@@ -59,11 +63,13 @@ class Facts:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is built.
+    """Parts of the extension to build.
 
     Args:
-        parts: "cuda" (with the CPU part), "cpu" or "none". cuda: release of nvcc, "" without.
-        chips: that it is built for. why: what is left out, why, and the remedy; "" for nothing.
+        parts: "cuda" (with the CPU part), "cpu" or "none".
+        cuda: release of nvcc, "" without.
+        chips: that it is built for.
+        why: what is left out, why, and the remedy; "" for nothing.
     """
 
     parts: str
@@ -72,14 +78,14 @@ class Plan:
     why: str = ""
 
     def line(self) -> str:
-        """One line for the user, which `foldcp doctor` repeats."""
+        """Describe the build in one line for the user, which `foldcp doctor` repeats."""
         if self.parts == "cuda":
             rest = f"; left out: {self.why}" if self.why else ""
             return f"for CPU and CUDA {self.cuda} ({self.chips}){rest}"
         return f"for CPU; CUDA left out: {self.why}" if self.parts == "cpu" else f"none: {self.why}"
 
     def info(self, torch: str) -> dict[str, Any]:
-        """What foldcp_kernels/_build_info.py holds."""
+        """Return the content of foldcp_kernels/_build_info.py."""
         built = self.parts != "none"
         return {**asdict(self), "built": built, "torch": torch, "line": self.line()}
 
@@ -115,10 +121,11 @@ def decide(facts: Facts) -> Plan:
 
 
 def fall_back(plan: Plan, error: str) -> Plan:
-    """The next smaller plan, after one that did not compile.
+    """Return the next smaller plan, after one that did not compile.
 
     Args:
-        plan: that failed. error: the compiler's line.
+        plan: that failed.
+        error: the compiler's line.
     """
     if plan.parts == "cuda":
         return Plan("cpu", why=f"it did not compile: {error}")
@@ -126,10 +133,11 @@ def fall_back(plan: Plan, error: str) -> Plan:
 
 
 def first_error(log: str, otherwise: str) -> str:
-    """The first line of a build's output that tells an error, whole.
+    """Return the first whole line of a build's output that states an error.
 
     Args:
-        log: the output. otherwise: what to say when no line does.
+        log: the output.
+        otherwise: what to say when no line does.
     """
     plain = re.sub(r"\x1b\[[0-9;]*[mK]", "", log)
     found = (line.strip() for line in plain.splitlines() if _ERROR.search(line.strip()))
@@ -137,7 +145,7 @@ def first_error(log: str, otherwise: str) -> str:
 
 
 def _no_extension(facts: Facts) -> str:
-    """Why nothing can be compiled, "" where something can."""
+    """Return the reason why nothing can be compiled, "" where something can."""
     if facts.torch_fault:
         return facts.torch_fault
     if _numbers(facts.torch) < OLDEST_TORCH:
@@ -147,7 +155,7 @@ def _no_extension(facts: Facts) -> str:
 
 
 def _no_cuda(facts: Facts) -> str:
-    """Why the CUDA part cannot be compiled, "" where it can."""
+    """Return the reason why the CUDA part cannot be compiled, "" where it can."""
     if facts.mode == "0":
         return "FOLDCP_BUILD_CUDA=0"
     if facts.rocm:
@@ -167,7 +175,7 @@ def _no_cuda(facts: Facts) -> str:
 
 
 def choose_chips(facts: Facts) -> tuple[str, str]:
-    """The chips that nvcc can compile for.
+    """Choose the chips that nvcc can compile for.
 
     Args:
         facts: of the toolchain; a list of its own must be possible as a whole.
@@ -203,7 +211,7 @@ def choose_chips(facts: Facts) -> tuple[str, str]:
 
 
 def parse(chips: str) -> list[tuple[int, str, bool]]:
-    """(number, variant, with PTX) of a list such as "8.0;9.0a+PTX".
+    """Parse a list such as "8.0;9.0a+PTX" into (number, variant, with PTX).
 
     Raises:
         Refused: an entry cannot be read.
@@ -233,7 +241,7 @@ def _numbers(release: str) -> tuple[int, ...]:
 
 
 def gencode(chips: str) -> list[str]:
-    """nvcc's options for a list such as "8.0;9.0a+PTX"; with any of them torch ignores its own."""
+    """Return nvcc's options for a list such as "8.0;9.0a+PTX"; any of them replace torch's own."""
     options = []
     for number, variant, ptx in parse(chips) if chips else []:
         options.append(f"-gencode=arch=compute_{number}{variant},code=sm_{number}{variant}")

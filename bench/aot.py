@@ -79,7 +79,8 @@ def problems(row: dict[str, Any], small: bool, specialised: bool) -> list[str]:
     """What is wrong with a compiled kernel; empty when nothing is.
 
     Args:
-        row: from `inspect`. small: its blocks are below what the larger instructions take.
+        row: from `inspect`.
+        small: its blocks are below what the larger instructions take.
         specialised: it asks for warp specialisation.
     """
     chip, wrong = int(row["chip"][3:]), []

@@ -71,7 +71,8 @@ def bound_tiles(op: str, layout: PairLayout) -> float:
     """Tiles that a rank needs and does not own, each element once.
 
     Args:
-        op: one of `OPS`. layout: the tiling, of this rank.
+        op: one of `OPS`.
+        layout: the tiling, of this rank.
     """
     rows, cols, every = layout.row_span(), layout.col_span(), (0, layout.padded)
     along = op.endswith(("outgoing", "starting"))
@@ -133,7 +134,12 @@ def one_rank(
     """Run one operation on one rank.
 
     Args:
-        op: one of `OPS`. n: tokens. rows, cols, rank: place in the mesh. strategy: of the op.
+        op: one of `OPS`.
+        n: tokens.
+        rows: rows of the mesh.
+        cols: columns of the mesh.
+        rank: this rank.
+        strategy: of the op.
         wire: of the mesh.
 
     Returns:

@@ -121,8 +121,11 @@ def worker(
     """Run one prediction and return its cost.
 
     Args:
-        side: "stock" or "foldcp". folder: session folder of `parity.prepare`.
-        yaml_path: the input. threads: of torch. coords: file for the coordinates [atoms, 3].
+        side: "stock" or "foldcp".
+        folder: session folder of `parity.prepare`.
+        yaml_path: the input.
+        threads: of torch.
+        coords: file for the coordinates [atoms, 3].
 
     Returns:
         `seconds`, `cpu_seconds`, `peak_mib` beyond the loaded model, `stages` (name -> [wall s,
@@ -201,7 +204,8 @@ def compare(sizes: dict[int, int], threads: int) -> tuple[list[dict], list[dict]
     """Run both sides in turn.
 
     Args:
-        sizes: number of runs of each side by number of tokens. threads: of torch.
+        sizes: number of runs of each side by number of tokens.
+        threads: of torch.
 
     Returns:
         Rows of the two tables, totals and stages.

@@ -169,7 +169,11 @@ def measure(
     """Counts of one call, and the median time of some.
 
     Args:
-        part: one of `PARTS`. n: tokens. rows, cols: of the mesh. times: calls that are timed.
+        part: one of `PARTS`.
+        n: tokens.
+        rows: rows of the mesh.
+        cols: columns of the mesh.
+        times: calls that are timed.
         communicators: that this revision's engine has.
     """
     counts: Counter[str] = Counter()

@@ -149,8 +149,12 @@ def run_case(
     """Check and time every provider on one op.
 
     Args:
-        op: the op. n: tokens. dtype: "bf16", "fp16" or "fp32". clock: of the device.
-        providers: by name. budget_s: seconds of timing, about.
+        op: the op.
+        n: tokens.
+        dtype: "bf16", "fp16" or "fp32".
+        clock: of the device.
+        providers: by name.
+        budget_s: seconds of timing, about.
 
     Returns:
         One row of the table per provider.

@@ -27,8 +27,10 @@ class Grid:
     """Programs of one launch and what each reads in its loop.
 
     Args:
-        blocks, heads, groups: as in `place_program` (one batch). group: its GROUP; with 1, all
-            blocks of one head and group are side by side.
+        blocks: as in `place_program` (one batch).
+        heads: as in `place_program` (one batch).
+        groups: as in `place_program` (one batch).
+        group: its GROUP; with 1, all blocks of one head and group are side by side.
         block_bytes: of the panel that all groups share (the bias of a query block).
         group_bytes: of the panel that all blocks share (keys and values of the lines).
         once_bytes: read or written by one program alone.
@@ -53,7 +55,8 @@ def traffic(grid: Grid, at_a_time: int, l2_bytes: float) -> float:
     """Bytes read from or written to device memory by one launch.
 
     Args:
-        grid: of the launch. at_a_time: programs that run at the same time.
+        grid: of the launch.
+        at_a_time: programs that run at the same time.
         l2_bytes: of the chip; half of it counts.
     """
     from foldcp_kernels.attention.order import place_program
@@ -85,8 +88,12 @@ def forward(n: int, lines: int, heads: int, d: int, blocks: dict[str, int], e: i
     """The grid of an attention of n queries to n keys with one bias; `blocks` of its configuration.
 
     Args:
-        n: queries and keys. lines: batch rows that share the bias. heads, d: and their width.
-        blocks: ROWS, GROUP, BI. e: bytes of an element.
+        n: queries and keys.
+        lines: batch rows that share the bias.
+        heads: attention heads.
+        d: width of a head.
+        blocks: ROWS, GROUP, BI.
+        e: bytes of an element.
     """
     rows, bi = blocks["ROWS"], blocks["BI"]
     return Grid(
@@ -121,7 +128,10 @@ def memory_gb(op: str, n: int, sms: int, l2_mb: int) -> dict[str, str]:
     """GB that attention moves on a Hopper chip, as its programs run and ungrouped; else empty.
 
     Args:
-        op: as in bench.shapes. n: tokens. sms: multiprocessors. l2_mb: of the chip, 10^6 bytes.
+        op: as in bench.shapes.
+        n: tokens.
+        sms: multiprocessors.
+        l2_mb: of the chip, 10^6 bytes.
     """
     found = dict.fromkeys(("hbm_gb_modelled", "hbm_gb_ungrouped_modelled"), "")
     if op not in _WITH_BIAS:

@@ -182,9 +182,15 @@ def measure(
     """Predict on one rank and report each stage's peak.
 
     Args:
-        n: tokens. rows, cols, rank: the rank's place in the mesh. samples: diffusion samples.
-        sequences: rows of the MSA. explain: also list what was alive at each peak.
-        few: see `few_chunks`. chunk: bytes of one chunk, None for the default of a GPU.
+        n: tokens.
+        rows: rows of the mesh.
+        cols: columns of the mesh.
+        rank: this rank.
+        samples: diffusion samples.
+        sequences: rows of the MSA.
+        explain: also list what was alive at each peak.
+        few: see `few_chunks`.
+        chunk: bytes of one chunk, None for the default of a GPU.
         recycles: recycling steps, which do not change the peak.
         kernels: implementation of the local ops, "torch" or "triton" (fused kernels allocate their
             outputs as on a GPU; nothing is launched).

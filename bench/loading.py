@@ -36,7 +36,8 @@ def load(side: str, path: Path) -> dict[str, Any]:
     """Load on this rank, when a line arrives on standard input.
 
     Args:
-        side: "foldcp" or "stock". path: of the checkpoint.
+        side: "foldcp" or "stock".
+        path: of the checkpoint.
 
     Returns:
         Seconds until the model is there and until all weights were looked at, private bytes.

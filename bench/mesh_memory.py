@@ -27,7 +27,8 @@ def rank_bytes(tokens: int, rows: int, cols: int) -> int:
 
     Args:
         tokens: N.
-        rows, cols: the mesh.
+        rows: rows of the mesh.
+        cols: columns of the mesh.
 
     Returns:
         Bytes, weights apart.

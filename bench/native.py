@@ -45,7 +45,8 @@ def compile_for(chip: str, source: Path = _SOURCE) -> list[dict[str, Any]]:
     """Compile the kernels for a chip.
 
     Args:
-        chip: such as "90a". source: a CUDA file.
+        chip: such as "90a".
+        source: a CUDA file.
 
     Returns:
         A row per kernel: `kernel`, `chip`, `registers`; `shared`, `stack` and `spills` in bytes.

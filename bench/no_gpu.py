@@ -28,7 +28,8 @@ class Counted:
     """A link that counts what it is given; the engine's own link takes it from there.
 
     Args:
-        link: of the engine. communicators: that the engine of this revision has, 1 or 3.
+        link: of the engine.
+        communicators: that the engine of this revision has, 1 or 3.
         cols: of the mesh, on rank 0.
     """
 

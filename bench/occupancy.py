@@ -44,7 +44,10 @@ def programs(chip: str, registers: int, shared_kib: float, warps: int) -> int:
     """How many programs a multiprocessor holds at once.
 
     Args:
-        chip: as in `CHIPS`. registers: of a thread. shared_kib: of a program. warps: of a program.
+        chip: as in `CHIPS`.
+        registers: of a thread.
+        shared_kib: of a program.
+        warps: of a program.
     """
     of_warp = -(-registers * 32 // 256) * 256
     return min(
@@ -89,7 +92,9 @@ def clocks(kernel: str, config: Config, chip: str, at_once: int) -> float:
     """Clocks that a multiprocessor takes for one position.
 
     Args:
-        kernel: as in `KERNELS`. config: its configuration. chip: as in `CHIPS`.
+        kernel: as in `KERNELS`.
+        config: its configuration.
+        chip: as in `CHIPS`.
         at_once: programs that a multiprocessor holds.
     """
     gpu, w = next(c for c in roofline.CHIPS if c.name == CHIPS[chip]), work(kernel, config.blocks)
@@ -117,7 +122,9 @@ def choices(kernel: str, chip: str, rows: Iterable[dict[str, Any]]) -> list[Choi
     """All candidates of a kernel as modelled, in the order of the table.
 
     Args:
-        kernel: as in `KERNELS`. chip: as in `CHIPS`. rows: of bench/results/aot.csv.
+        kernel: as in `KERNELS`.
+        chip: as in `CHIPS`.
+        rows: of bench/results/aot.csv.
 
     Raises:
         ValueError: a candidate was not compiled, or one does not pass the gate.

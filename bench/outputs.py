@@ -35,8 +35,9 @@ def blocks(n: int, data: str) -> Iterator[tuple[int, Tensor]]:
     """Rows of a matrix, made as they are asked for.
 
     Args:
-        n: N. data: "errors" looks like expected errors to a packer (small ones near the diagonal,
-            large ones between domains, noise in the low bits); "steps" packs fast.
+        n: N.
+        data: "errors" looks like expected errors to a packer (small ones near the diagonal, large
+            ones between domains, noise in the low bits); "steps" packs fast.
 
     Returns:
         (first row, block [rows, N]) in order.

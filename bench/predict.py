@@ -66,8 +66,10 @@ def run(
     """Do runs in a process, and in another where that one dies; a row for each.
 
     Args:
-        runs: in order. arguments: of the command line. end: time.time() at which to stop, 0 for no
-            limit. keep: is given the rows so far after every run.
+        runs: in order.
+        arguments: of the command line.
+        end: time.time() at which to stop, 0 for no limit.
+        keep: is given the rows so far after every run.
     """
     rows: list[Row] = []
     if util.find_spec(KERNEL_PACKAGE) is None:

@@ -37,10 +37,14 @@ class Chip:
     """Rates of one chip.
 
     Args:
-        name: part of what the driver calls it. sms: multiprocessors. clock_ghz: under load.
-        tflops: dense bf16/fp16 with float32 accumulation. float32_tflops: without tensor cores.
-        tbs: memory bandwidth, TB/s. l2_mb: of L2. source: "measured" or "datasheet", of tflops
-            and tbs.
+        name: part of what the driver calls it.
+        sms: multiprocessors.
+        clock_ghz: under load.
+        tflops: dense bf16/fp16 with float32 accumulation.
+        float32_tflops: without tensor cores.
+        tbs: memory bandwidth, TB/s.
+        l2_mb: of L2.
+        source: "measured" or "datasheet", of tflops and tbs.
     """
 
     name: str
@@ -164,7 +168,9 @@ def kernels(
     """The kernels an op needs at least.
 
     Args:
-        op: name in `bench.shapes.OPS`. n: tokens. operand_bytes: of one element.
+        op: name in `bench.shapes.OPS`.
+        n: tokens.
+        operand_bytes: of one element.
         sequences: rows of the MSA.
 
     Raises:

@@ -30,7 +30,9 @@ class Draw:
     """Random tensors of one dtype on one device, the same for the same seed.
 
     Args:
-        dtype: of what is drawn. device: where it lives. seed: of the generator.
+        dtype: of what is drawn.
+        device: where it lives.
+        seed: of the generator.
     """
 
     def __init__(self, dtype: torch.dtype, device: torch.device, seed: int = 0) -> None:
@@ -76,7 +78,8 @@ class Op:
     """One case of the benchmark.
 
     Args:
-        name: as in tables. make: its inputs for N tokens.
+        name: as in tables.
+        make: its inputs for N tokens.
         residual: the input that the op adds its update to, None when it returns something new.
     """
 

@@ -74,7 +74,9 @@ def rank_peak(mesh: Mesh, n: int, explain: bool) -> tuple[int, int, int, list]:
     """Predict on one rank of a mesh (every rank calls this).
 
     Args:
-        mesh: the mesh. n: tokens. explain: note what is alive at the peak.
+        mesh: the mesh.
+        n: tokens.
+        explain: note what is alive at the peak.
 
     Returns:
         (peak bytes of pair tensors, of all large tensors, bytes received, the largest pair

@@ -115,7 +115,8 @@ def interleaved(clock: Clock, calls: dict[str, Call], budget_s: float) -> dict[s
     """Time several calls in turn.
 
     Args:
-        clock: of the device. calls: by name; each must have run before.
+        clock: of the device.
+        calls: by name; each must have run before.
         budget_s: about how many seconds to spend in all; sets the number of repeats.
 
     Returns:

@@ -36,8 +36,10 @@ def ring(mesh: Mesh, link: Transport, size: int, times: int) -> float:
     """Seconds of one ring of three steps.
 
     Args:
-        mesh: of ranks; every one must call it. link: a transport between them.
-        size: bytes of a message, a multiple of 4. times: rings in a row, of which this is the mean.
+        mesh: of ranks; every one must call it.
+        link: a transport between them.
+        size: bytes of a message, a multiple of 4.
+        times: rings in a row, of which this is the mean.
     """
     ahead, behind = (mesh.rank + 1) % mesh.size, (mesh.rank - 1) % mesh.size
     buffers = [torch.full((size // 4,), float(mesh.rank)), torch.empty(size // 4)]

@@ -40,7 +40,10 @@ class Search:
     """Candidates of one kernel and the op that times them.
 
     Args:
-        op: case of bench.shapes. blocks: values of each block size. warps, stages: values.
+        op: case of bench.shapes.
+        blocks: values of each block size.
+        warps: values of num_warps.
+        stages: values of num_stages.
     """
 
     op: str
@@ -89,8 +92,10 @@ class Kernel:
     """What is known of one kernel.
 
     Args:
-        name: in `SEARCHES`. apply: makes a configuration the one in use, None the shipped one.
-        call: runs the op; its result is compared. seconds: for each timing; 0 times one call.
+        name: in `SEARCHES`.
+        apply: makes a configuration the one in use, None the shipped one.
+        call: runs the op; its result is compared.
+        seconds: for each timing; 0 times one call.
     """
 
     name: str
@@ -150,8 +155,12 @@ def search(
     """Try candidates: of every kernel those that the table lists, then of every kernel the others.
 
     Args:
-        kernels: in `SEARCHES`. chip: of configs.family. make: the kernel of a name, ready to run.
-        clock: of the device. left: seconds that are left. most: candidates of a kernel, None: all.
+        kernels: in `SEARCHES`.
+        chip: of configs.family.
+        make: the kernel of a name, ready to run.
+        clock: of the device.
+        left: seconds that are left.
+        most: candidates of a kernel, None: all.
 
     Returns:
         The kernels that were reached.

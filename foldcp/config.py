@@ -25,7 +25,7 @@ VARIABLES = ("FOLDCP", *(f"FOLDCP_{name}" for name in _NAMES))  # BUILD_CUDA is 
 
 @dataclass(frozen=True)
 class Config:
-    """What the FOLDCP_* variables ask for.
+    """Values of the FOLDCP_* variables.
 
     Args:
         enabled: FOLDCP, switch Boltz over (1) or leave it as it is (0 or unset).
@@ -118,7 +118,7 @@ class Config:
         )
 
     def precision_on(self, device_type: str) -> str:
-        """The precision to compute in, "fp32" or "bf16", on a "cpu" or "cuda" device."""
+        """Return the precision to compute in, "fp32" or "bf16", on a "cpu" or "cuda" device."""
         if self.precision != "auto":
             return self.precision
         return "bf16" if device_type == "cuda" else "fp32"
@@ -141,17 +141,17 @@ def order_nccl(environ: MutableMapping[str, str]) -> str:
 
 
 def shares_gpus(environ: Mapping[str, str]) -> bool:
-    """True when NCCL was told to take several ranks on one GPU."""
+    """Tell whether NCCL was asked to take several ranks on one GPU."""
     return environ.get("NCCL_MULTI_RANK_GPU_ENABLE") == "1"
 
 
 def local_rank(environ: Mapping[str, str], rank: int) -> int:
-    """Position of this rank on its machine, as torchrun or srun says it, else its rank."""
+    """Return this rank's position on its machine, as torchrun or srun says it, else its rank."""
     return int(environ.get("LOCAL_RANK") or environ.get("SLURM_LOCALID") or rank)
 
 
 def secret(environ: Mapping[str, str]) -> str:
-    """FOLDCP_SECRET, which seals what ranks tell each other; not in `Config`, which is printed.
+    """Return FOLDCP_SECRET, which seals messages between ranks; `Config` gets printed.
 
     Raises:
         ValueError: it is so short that it could be guessed.
@@ -166,12 +166,12 @@ def secret(environ: Mapping[str, str]) -> str:
 
 
 def asks_for_ranks(environ: Mapping[str, str]) -> bool:
-    """True when FOLDCP_NPROC asks for ranks on this machine, whatever its value is worth."""
+    """Tell whether FOLDCP_NPROC asks for ranks on this machine, whatever its value is worth."""
     return bool(environ.get("FOLDCP_NPROC"))
 
 
 def resumes(environ: Mapping[str, str]) -> bool:
-    """True when FOLDCP_RESUME names a folder."""
+    """Tell whether FOLDCP_RESUME names a folder."""
     return bool(environ.get("FOLDCP_RESUME"))
 
 

@@ -23,11 +23,11 @@ class TransportError(UserError):
 
 
 class InputLost(ValueError):
-    """Why one input is dropped and the run goes on; raised alike on all ranks of its mesh."""
+    """Drops one input while the run goes on; raised alike on all ranks of its mesh."""
 
 
 def kept() -> str:
-    """What the user has of a run that ends early."""
+    """Say which results of a run that ends early are on disk."""
     text = "finished predictions are kept and skipped by the next run of the same command"
     if resumes(os.environ):
         return text
@@ -35,14 +35,14 @@ def kept() -> str:
 
 
 def is_command() -> bool:
-    """True in a process of the command `boltz` or `foldcp`, False in a program of the user's."""
+    """Tell a process of the command `boltz` or `foldcp` from a program of the user's."""
     started = Path(sys.argv[0] if sys.argv else "")
     ours = started.name in ("__main__.py", "rank.py") and "foldcp" in started.parts
     return started.name == "foldcp" or ours or runs_boltz()
 
 
 def with_ranks(number: int | str) -> str:
-    """How the program that runs is started on several ranks of one machine, for messages.
+    """Say how to start the running program on several ranks of one machine, for messages.
 
     Args:
         number: of ranks.
@@ -55,7 +55,7 @@ def with_ranks(number: int | str) -> str:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """True when an error says that memory, of the host or of a GPU, was used up."""
+    """Tell whether an error says that memory, of the host or of a GPU, was used up."""
     import torch
 
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):

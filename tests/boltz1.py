@@ -122,7 +122,8 @@ def build_model(
 
     Args:
         imitate_trunk: the confidence module has a trunk of its own, as published.
-        dtype: float32 or float64. subsample: choose MSA rows at random in every pass.
+        dtype: float32 or float64.
+        subsample: choose MSA rows at random in every pass.
         steering: changes to Boltz's default steering arguments.
 
     Returns:

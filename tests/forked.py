@@ -35,7 +35,8 @@ class Case:
         arguments: of `boltz`.
         world: number of ranks.
         environ: variables of all ranks.
-        rank_arguments, rank_environ: what one rank has in addition.
+        rank_arguments: arguments that one rank has in addition.
+        rank_environ: variables that one rank has in addition.
         rank_folder: working folder of a rank.
         rig: "raise R I" or "kill R I": rank R does so in place of predicting its I-th input; or one
             of tests/rigs.py; "real" is the tiled model without a fault; "files N START" leaves room
@@ -61,7 +62,8 @@ class Ended:
 
     Args:
         codes: exit codes, negative for a signal.
-        stderr, stdout: text.
+        stderr: text of standard error.
+        stdout: text of standard output.
         seconds: from the start to the end of the last rank.
         spread: seconds from the end of the first to the end of the last rank.
     """

@@ -40,8 +40,12 @@ def compare(
     """Assert that each result is at most `factor` times as wrong as torch's, plus the floor.
 
     Args:
-        name: of the case. got: the kernel's results. want: float64. torch_same: torch's in `dtype`.
-        dtype: of the inputs. factor: allowed multiple.
+        name: of the case.
+        got: the kernel's results.
+        want: float64.
+        torch_same: torch's in `dtype`.
+        dtype: of the inputs.
+        factor: allowed multiple.
     """
     # A gradient that cancels to zero is as exact as the size of what cancels allows.
     least = 0.3 * max(float(b.detach().abs().max()) for b in want if b is not None)
@@ -71,9 +75,11 @@ def check(
     """Run an op as `triton`, `torch` and `reference` and compare, gradients too.
 
     Args:
-        name: of the case. op: `op(*inputs, impl=...)`, a tensor or several.
+        name: of the case.
+        op: `op(*inputs, impl=...)`, a tensor or several.
         inputs: in float64; rounded to `dtype` first, so that all see the same numbers.
-        dtype: of the inputs. grads: compare gradients as well.
+        dtype: of the inputs.
+        grads: compare gradients as well.
     """
     rounded = [cast(x, dtype) for x in inputs]
     exact = [cast(x, torch.float64) for x in rounded]

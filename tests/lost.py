@@ -37,8 +37,10 @@ class Case:
     Args:
         deeds: of ranks, and of the "launcher": "kill", "stop", or "pause S" for S seconds.
         phase: in which they are done: "joining", "sampling", "writing" or "closing".
-        transport: of the mesh. agent: the launcher serves the store, not rank 0.
-        timeout: FOLDCP_TIMEOUT. delay: seconds from the begin of the phase to the deeds.
+        transport: of the mesh.
+        agent: the launcher serves the store, not rank 0.
+        timeout: FOLDCP_TIMEOUT.
+        delay: seconds from the begin of the phase to the deeds.
         later: seconds between the deeds.
     """
 
@@ -57,7 +59,8 @@ class Ended:
 
     Args:
         codes: of the ranks, negative for a signal, None where the launcher cannot tell.
-        said: lines of foldcp, of each rank. noise: Python's tracebacks, of each rank.
+        said: lines of foldcp, of each rank.
+        noise: Python's tracebacks, of each rank.
         seconds: from the deeds to the end of those ranks to which nothing was done.
         woken: what was stopped went on and ended as well.
     """

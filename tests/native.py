@@ -87,7 +87,10 @@ class Place:
     """A rank among the processes of `run_ranks`.
 
     Args:
-        rank: of this process. size: number of processes. folder: that all see. barrier: of all.
+        rank: of this process.
+        size: number of processes.
+        folder: that all see.
+        barrier: of all.
     """
 
     rank: int
@@ -110,8 +113,9 @@ def run_ranks(size: int, folder: Path, cases: dict[str, Callable[[Place], Any]])
     """Run cases one after the other in `size` processes.
 
     Args:
-        size: number of processes. folder: for what they share. cases: functions at the top level
-            of a module, by name.
+        size: number of processes.
+        folder: for what they share.
+        cases: functions at the top level of a module, by name.
 
     Returns:
         For each case what failed: tracebacks with their ranks, or "".

@@ -25,8 +25,10 @@ class Engine:
     """An engine over the stand-in; opening it is collective.
 
     Args:
-        place: this rank. name: of the case, new. deadline: in seconds. behaviour: variables of the
-            stand-in on this rank, without their prefix.
+        place: this rank.
+        name: of the case, new.
+        deadline: in seconds.
+        behaviour: variables of the stand-in on this rank, without their prefix.
     """
 
     def __init__(self, place: Place, name: str, deadline: float = 20.0, **behaviour: Any) -> None:

@@ -49,7 +49,8 @@ def write_all(folder: Path, files: Path) -> Path:
     """A folder of inputs.
 
     Args:
-        folder: made, for the inputs. files: made, for what they refer to.
+        folder: made, for the inputs.
+        files: made, for what they refer to.
 
     Returns:
         `folder`.

@@ -49,7 +49,8 @@ class Ended:
     """How a case ended.
 
     Args:
-        codes: exit codes of all processes of all commands. output: their text.
+        codes: exit codes of all processes of all commands.
+        output: their text.
         seconds: of all commands.
     """
 
@@ -62,7 +63,8 @@ def run_cases(cases: dict[str, Case], folder: Path) -> dict[str, Ended]:
     """Run cases in one new process; returns how each ended, by name.
 
     Args:
-        cases: by name. folder: for the processes' output.
+        cases: by name.
+        folder: for the processes' output.
     """
     asked = {name: asdict(case) for name, case in cases.items()}
     result = subprocess.run(

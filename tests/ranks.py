@@ -23,7 +23,9 @@ def run(rows: int, cols: int, fn: Callable[..., Any], *args: Any, **options: Any
     """Call `fn(mesh, *args)` on every rank; `fn` must be importable (top level of a module).
 
     Args:
-        rows, cols: of the mesh. options: of `Mesh.create`, such as route or transport.
+        rows: rows of the mesh.
+        cols: columns of the mesh.
+        options: of `Mesh.create`, such as route or transport.
 
     Returns:
         The results in rank order.

@@ -14,7 +14,8 @@ def differences(ours: Path, theirs: Path) -> dict[str, float]:
     """Compare the folders of predictions of two runs.
 
     Args:
-        ours, theirs: `boltz_results_*` folders.
+        ours: `boltz_results_*` folder of foldcp.
+        theirs: `boltz_results_*` folder to compare with.
 
     Returns:
         The largest absolute difference of each file ("x/x_model_0.cif") or array of one

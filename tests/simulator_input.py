@@ -344,7 +344,9 @@ def write_programs(folder: Path, rows: int, cols: int) -> dict[str, Path]:
     """Write the programs of a mesh; their files by name.
 
     Args:
-        folder: where to. rows, cols: of the mesh.
+        folder: where to.
+        rows: rows of the mesh.
+        cols: columns of the mesh.
     """
     out = {}
     n = 2 * rows * cols - 1  # padded

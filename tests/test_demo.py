@@ -27,7 +27,10 @@ class Sides:
     """Runs that are over at once.
 
     Args:
-        at: folder. coords, off: of foldcp, and what its PAE is more. chain: scale of its chain.
+        at: folder.
+        coords: coordinates of foldcp.
+        off: amount by which its PAE is larger.
+        chain: scale of its chain.
     """
 
     def __init__(

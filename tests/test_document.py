@@ -214,7 +214,7 @@ NEVER = re.compile(
 @pytest.fixture(scope="module")
 def process(tiny_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """Read a document as a prediction does: what is said about it, "" if it is read."""
-    from foldcp.boltz.inputs import processing
+    from foldcp.boltz.inputs import one_input, processing
 
     names = ("process_input", "process_inputs", "run_mmseqs2", "parse_a3m", "parse_csv")
     kept = {name: getattr(boltz.main, name) for name in (*names, "parse_yaml", "parse_fasta")}
@@ -227,7 +227,7 @@ def process(tiny_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         processing.install(boltz.main)
         canonicals = load_canonicals(tiny_cache / "mols")
         out = Path("out")
-        folders = processing._PLACES
+        folders = one_input.PLACES
         for name in folders.values():
             (out / name).mkdir(parents=True, exist_ok=True)
 

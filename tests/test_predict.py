@@ -38,10 +38,11 @@ class Wanted:
     """What one case asks of Boltz, on every side.
 
     Args:
-        commands: data and further options, each; "{side}" becomes the side's name. Or "remove"
-            and a file of the results.
+        commands: data and further options, each; "{side}" becomes the side's name. Or "remove" and
+            a file of the results.
         models: number of structures that must be there in the end.
-        environ: variables. seed: `--seed`, None leaves it out.
+        environ: variables.
+        seed: `--seed`, None leaves it out.
     """
 
     commands: list[str]

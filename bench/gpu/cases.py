@@ -49,8 +49,10 @@ class Case:
     """One case.
 
     Args:
-        kind: "op", "gradient" or "graph". what: the op, or which graph case.
-        mode: of `MODES`, "" of a graph. n: tokens, 0 of a graph.
+        kind: "op", "gradient" or "graph".
+        what: the op, or which graph case.
+        mode: of `MODES`, "" of a graph.
+        n: tokens, 0 of a graph.
     """
 
     kind: str
@@ -69,7 +71,11 @@ class Group:
     """Cases that are there for one reason, the most valuable group first.
 
     Args:
-        kind, whats, mode, n: see `Case`. reason: for having them.
+        kind: see `Case`.
+        whats: see `Case`.
+        mode: see `Case`.
+        n: see `Case`.
+        reason: for having them.
     """
 
     kind: str
@@ -116,7 +122,8 @@ def check(case: Case, device: torch.device) -> dict[str, Any]:
     """Check one case.
 
     Args:
-        case: which. device: a GPU, or a CPU with Triton's interpreter.
+        case: which.
+        device: a GPU, or a CPU with Triton's interpreter.
 
     Returns:
         `status` ("ok" or "wrong"), `error` and `bound` where it has them, `reason`.

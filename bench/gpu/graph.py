@@ -152,7 +152,9 @@ def run(
     """Check and time one case; its row.
 
     Args:
-        case: runs it. row: its name. modes: of FOLDCP_GRAPHS.
+        case: runs it.
+        row: its name.
+        modes: of FOLDCP_GRAPHS.
         counts: a first, a small and a large number of steps or passes.
     """
     row = row | {"status": "ok", "reason": ""}

@@ -1,4 +1,4 @@
-"""The prediction under way: what the patched parts of boltz.main share."""
+"""The prediction in progress, which the patched parts of boltz.main share."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ class Run:
         config: the FOLDCP_* variables.
         session: the ranks of this run.
         mesh: their layout.
-        seed: `--seed`. write_embeddings: `--write_embeddings` was given.
+        seed: `--seed`.
+        write_embeddings: `--write_embeddings` was given.
         reasons: folder where input-reading processes leave why an input could not be read.
         failed: inputs that could not be folded and why; complete on the root rank at the end.
         alone: the model under way runs stock on the root rank while the others wait.
@@ -37,9 +38,10 @@ class Run:
         apart: inputs are read in a process of their own.
         seal: of the lock of the results folder; None where nothing locks it, as in tests of parts.
         watching: shows how far the run is; None in tests of parts.
-        known: inputs that could be read. asked: of these are folded now, and
-        scored: get an affinity now, as the root rank knows.
-        structures: folder of what was read of them.
+        known: inputs that could be read.
+        asked: inputs of `known` that are folded now.
+        scored: inputs of `known` that get an affinity now, as the root rank knows.
+        structures: folder of their processed structures.
     """
 
     config: Config
@@ -85,7 +87,7 @@ _current: Run | None = None
 
 
 def current() -> Run | None:
-    """The prediction under way; None outside of one, where everything stays stock."""
+    """Return the prediction in progress; None outside of one, where everything stays stock."""
     return _current
 
 

@@ -1,4 +1,4 @@
-"""Switches boltz.main over: its command, its inputs, trainer, writers, data modules and models."""
+"""Switch boltz.main over: its command, its inputs, trainer, writers, data modules and models."""
 
 from __future__ import annotations
 
@@ -80,7 +80,8 @@ def fold(stock: Callable[..., None], options: dict[str, Any], apart: bool = Fals
     """Make a prediction on all ranks, which all call it, between the checks and the summary.
 
     Args:
-        stock: the function of Boltz's `predict` command. options: its arguments.
+        stock: the function of Boltz's `predict` command.
+        options: its arguments.
         apart: read inputs in a process of their own, for programs that predict several times.
 
     Returns:
@@ -112,8 +113,8 @@ def _forget() -> None:
 def _sum_up(run: Run, folder: Path, start: float) -> dict[str, str]:
     """Say what the run did; returns what failed and why. All ranks call it."""
     run.session.at("the end")
-    told = run.session.gather(run.failed if run.mesh.is_root else {})
-    failed = {name: why for of_group in told for name, why in of_group.items()}
+    reports = run.session.gather(run.failed if run.mesh.is_root else {})
+    failed = {name: why for of_group in reports for name, why in of_group.items()}
     numbers = report.costs(run.mesh, time.perf_counter() - start, run.session.gather)
     if not run.session.is_root:
         return failed
@@ -123,18 +124,18 @@ def _sum_up(run: Run, folder: Path, start: float) -> dict[str, str]:
         [name for name in names if name not in failed] for names in (run.asked, run.scored)
     )
     skipped = len({*run.known} - {*run.asked, *run.scored})
-    said = summary.lines(folder, folded, scored, skipped, len(failed), numbers)
-    run.watching.conclude(said, failed)
+    text = summary.lines(folder, folded, scored, skipped, len(failed), numbers)
+    run.watching.conclude(text, failed)
     return failed
 
 
 def _not_written(error: OSError, failed: dict[str, str]) -> Exception:
     """The error of a disk that is full or cannot be written, in words; any other one as it is."""
-    said = disk.refused(error)
-    if said is None:
+    reason = disk.refused(error)
+    if reason is None:
         return error
     lost = f"; not folded: {', '.join(sorted(failed))}" if failed else ""
-    return UserError(f"{said}{lost}; {kept()}")
+    return UserError(f"{reason}{lost}; {kept()}")
 
 
 def _write_report(numbers: dict[str, Any], path: str) -> None:
@@ -150,7 +151,8 @@ def begin(options: dict[str, Any], until_end: ExitStack) -> Run:
     """Check a prediction and bring its ranks together.
 
     Args:
-        options: the arguments of Boltz's `predict`. until_end: gets what holds as long as the run.
+        options: the arguments of Boltz's `predict`.
+        until_end: gets what holds as long as the run.
 
     Raises:
         ValueError: a FOLDCP_* variable is wrong, or the mesh does not fit the number of ranks.
@@ -208,7 +210,7 @@ class _RootManifest:
         return getattr(self._stock, name)
 
     def load(self, path: Path) -> Any:
-        """The manifest at `path` on the root rank's disk."""
+        """Load the manifest at `path` on the root rank's disk."""
         run = current()
         if run is None:
             return self._stock.load(path)
@@ -220,7 +222,7 @@ class _RootManifest:
 
 
 def _decided_by_root(stock: Callable[..., Any], affinity: bool = False) -> Callable[..., Any]:
-    """What is still to be predicted, as the root rank sees it.
+    """Return the inputs still to be predicted, as the root rank sees them.
 
     Stock hands every input to the affinity pass, also those without an affinity request or whose
     structure could not be written. Its data module finds no structure for them and ends the run:

@@ -1,4 +1,4 @@
-"""`foldcp compare A B`: are two predictions, or two structures, the same?
+"""`foldcp compare A B`: compare two predictions, or two structures.
 
 Compared are the positions of all atoms after superposition, lDDT, which needs none, and what the
 confidence files of Boltz say. The tolerances are a few times what stock Boltz's own outputs move
@@ -28,7 +28,7 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class Tolerance:
-    """How far one output may differ: its largest and its mean absolute difference, and why."""
+    """Largest and mean absolute difference allowed for one output, with the reason."""
 
     unit: str
     largest: float
@@ -71,7 +71,8 @@ class Difference:
     Args:
         output: its name in `TOLERANCES`.
         span: least and largest value of the second one.
-        largest, mean: absolute difference.
+        largest: largest absolute difference.
+        mean: mean absolute difference.
         tolerance: what is allowed.
     """
 
@@ -83,7 +84,7 @@ class Difference:
 
     @property
     def passed(self) -> bool:
-        """Whether both differences are finite and within tolerance."""
+        """True when both differences are finite and within tolerance."""
         return self.largest <= self.tolerance.largest and self.mean <= self.tolerance.mean
 
 
@@ -93,7 +94,8 @@ class Comparison:
 
     Args:
         atoms: how many there are.
-        rmsd: angstrom, after superposition. as_written: angstrom, without.
+        rmsd: angstrom, after superposition.
+        as_written: angstrom, without.
         lddt: 0 to 1, of the first against the second, over all atoms of other residues within 15 A.
         differences: output by output, coordinates superposed.
     """
@@ -106,7 +108,7 @@ class Comparison:
 
     @property
     def same(self) -> bool:
-        """Whether everything is within tolerance."""
+        """True when everything is within tolerance."""
         return all(line.passed for line in self.differences)
 
 
@@ -171,8 +173,8 @@ def read(path: Path, model: int = 0) -> Prediction:
                 scores[key] = file[key]
     summary = path / f"confidence_{name}.json"
     if summary.is_file():
-        told = json.loads(summary.read_text())
-        scores |= {key: np.array([told[key]]) for key in ("ptm", "iptm") if key in told}
+        values = json.loads(summary.read_text())
+        scores |= {key: np.array([values[key]]) for key in ("ptm", "iptm") if key in values}
     affinity = path / f"affinity_{path.name}.json"
     if affinity.is_file():
         scores["affinity"] = np.array([json.loads(affinity.read_text())["affinity_pred_value"]])

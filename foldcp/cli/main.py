@@ -251,7 +251,7 @@ def _doctor(arguments: list[str]) -> int:
 
 
 def _kernels(gpus: int) -> str:
-    """What the local ops run on, and whether their configurations were measured on this chip."""
+    """Report which kernels run the local ops, and whether they were tuned on this chip."""
     import torch
 
     from foldcp_kernels.core import trial
@@ -276,7 +276,7 @@ def _kernels(gpus: int) -> str:
 
 
 def _transport(gpus: int) -> str:
-    """What would carry tiles between several ranks of this machine, and the NCCL that is found."""
+    """Report which transport would join several ranks of this machine, and the NCCL found."""
     import torch
 
     from foldcp.fabric.connect import described_version

@@ -1,4 +1,4 @@
-"""How alike two structures of the same atoms are: superposition, RMSD, lDDT."""
+"""Compare two structures of the same atoms: superposition, RMSD, lDDT."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Array = NDArray[Any]
 
 
 def rmsd(a: Array, b: Array) -> float:
-    """Root mean square distance of the atoms of a and b [atoms, 3], in their unit."""
+    """Return the root mean square distance of atoms a and b [atoms, 3], in their unit."""
     return float(np.sqrt(np.mean(np.sum((a - b) ** 2, axis=-1))))
 
 
@@ -22,7 +22,8 @@ def superposed(a: Array, b: Array) -> Array:
     """Move a onto b by the rotation and the shift of least RMSD.
 
     Args:
-        a, b: [atoms, 3].
+        a: [atoms, 3].
+        b: [atoms, 3].
 
     Returns:
         [atoms, 3].
@@ -41,7 +42,9 @@ def lddt(a: Array, b: Array, residues: Sequence[Any]) -> float:
     """Share of distances of b up to 15 A that a keeps, mean over 0.5, 1, 2 and 4 A.
 
     Args:
-        a, b: [atoms, 3], angstrom. residues: of each atom; pairs within one do not count.
+        a: [atoms, 3], angstrom.
+        b: [atoms, 3], angstrom.
+        residues: of each atom; pairs within one do not count.
 
     Returns:
         0 to 1; 1 where there is no such pair.

@@ -21,7 +21,7 @@ _GRID = '{"dp": 1, "cp": (R, Q)}'
 
 @dataclass(frozen=True)
 class GridLayout:
-    """How the ranks of a group lie on its grid: row-major.
+    """Row-major order of the ranks of a group on its grid.
 
     Args:
         shape: ranks along each axis, (R, Q).
@@ -35,16 +35,16 @@ class GridLayout:
         return tuple(prod(self.shape[i + 1 :]) for i in range(len(self.shape)))
 
     def ravel(self, coordinates: Sequence[int]) -> int:
-        """The rank in the group at a grid position."""
+        """Return the rank in the group at a grid position."""
         return sum(c * s for c, s in zip(coordinates, self.strides, strict=True))
 
     def unravel(self, rank: int) -> tuple[int, ...]:
-        """The grid position of a rank in the group."""
+        """Return the grid position of a rank in the group."""
         return tuple(rank // s % n for s, n in zip(self.strides, self.shape, strict=True))
 
 
 class _Named(dict):
-    """What `create_grid_group` made, by group name."""
+    """Groups that `create_grid_group` made, by name."""
 
     def __missing__(self, name: str) -> Any:
         raise KeyError(
@@ -98,7 +98,7 @@ class DistributedManager:
 
     @classmethod
     def is_initialized(cls) -> bool:
-        """Whether `initialize` was called."""
+        """Tell whether `initialize` was called."""
         return cls._state is not None
 
     @classmethod
@@ -112,7 +112,8 @@ class DistributedManager:
 
         Args:
             grid_group_sizes: passed on to `create_grid_group` unless None.
-            device_type: "cuda" or "cpu". backend: "nccl" or "gloo", the one of `device_type`.
+            device_type: "cuda" or "cpu".
+            backend: "nccl" or "gloo", the one of `device_type`.
 
         Raises:
             ValueError: unknown device type, or a backend that does not go with it.
@@ -207,7 +208,8 @@ class Ring2DComm:
     """The ranks of a 2D grid; square or not.
 
     Args:
-        group_2d: all R * Q ranks. group_col: the R ranks of this rank's grid column.
+        group_2d: all R * Q ranks.
+        group_col: the R ranks of this rank's grid column.
         layout: the grid, of shape (R, Q).
 
     Raises:
@@ -229,7 +231,7 @@ class Ring2DComm:
             )
 
     def mesh(self, device: torch.device) -> Mesh:
-        """The same ranks as a `foldcp.fabric.mesh.Mesh`."""
+        """Return the same ranks as a `foldcp.fabric.mesh.Mesh`."""
         rows, cols = self.layout.shape
         group = self.group_2d if rows * cols > 1 else None
         return Mesh(rows, cols, Ranks(dist.get_rank(self.group_2d), rows * cols, device, group))

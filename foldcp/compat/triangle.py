@@ -39,7 +39,7 @@ _PARAMETERS = {
 
 
 class Direction(Enum):
-    """Which triangle multiplication: AlphaFold 3, Algorithm 12 (outgoing) or 13 (incoming)."""
+    """Direction of triangle multiplication: Algorithm 12 (outgoing) or 13 (incoming)."""
 
     Outgoing = "outgoing"
     Incoming = "incoming"
@@ -76,7 +76,7 @@ class DistributedTriangleMultiplication(TriangleMultiplication):
         self.device_mesh, self.comm, self.axes = device_mesh, comm, axes
 
     def forward(self, x: DTensor, mask: DTensor) -> DTensor:  # type: ignore[override]
-        """The update of the pair tensor.
+        """Return the update of the pair tensor.
 
         Args:
             x: pair tensor [B, N, N, C], Shard(1) and Shard(2) over the two grid axes, Shard(0) or
@@ -206,7 +206,7 @@ def _update(
     layout: PairLayout,
     mesh: Mesh,
 ) -> Tensor:
-    """What `foldcp.rings.triangle_multiplication` adds to z; z itself stays as it is."""
+    """Return what `foldcp.rings.triangle_multiplication` adds to z; z itself stays as it is."""
     mesh.fits("triangle_multiplication tile", z, mask, *vars(w).values())
     if not z.numel():
         return nothing(z, *vars(w).values())
@@ -214,14 +214,14 @@ def _update(
 
 
 def _chunk_spans(n: int, parts: int) -> list[Span]:
-    """How DTensor (and `torch.chunk`) cuts n: the last parts may be smaller, or empty."""
+    """Cut n as DTensor (and `torch.chunk`) does: the last parts may be smaller, or empty."""
     width = -(-n // parts)
     return [(min(i * width, n), min((i + 1) * width, n)) for i in range(parts)]
 
 
 @lru_cache(maxsize=64)
 def _plans(layout: PairLayout) -> tuple[Plan, Plan] | None:
-    """From DTensor shards to tiles and back; None where they hold the same tokens."""
+    """Plan the moves from DTensor shards to tiles and back; None where both hold the same."""
     rows = _chunk_spans(layout.n, layout.mesh_rows)
     cols = _chunk_spans(layout.n, layout.mesh_cols)
     shards: tuple[Box, ...] = tuple((r, c) for r in rows for c in cols)

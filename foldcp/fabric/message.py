@@ -104,7 +104,7 @@ def _describe(value: Any, arrays: list[memoryview]) -> Any:
         array = np.ascontiguousarray(value).reshape(np.shape(value))
         if not _NUMPY.fullmatch(array.dtype.str):
             raise TypeError(f"an array of {array.dtype} may not travel between ranks")
-        arrays.append(memoryview(array.reshape(-1).view(np.uint8)))
+        arrays.append(array.reshape(-1).view(np.uint8).data)
         scalar = isinstance(value, np.generic)
         return ["scalar" if scalar else "array", array.dtype.str, list(array.shape)]
     if _known.get(kind.__name__) is kind:
@@ -115,7 +115,7 @@ def _describe(value: Any, arrays: list[memoryview]) -> Any:
 
 def _bytes(x: Tensor) -> memoryview:
     x = x.detach().cpu().contiguous()
-    return memoryview(x.view(-1).view(torch.uint8).numpy()) if x.numel() else memoryview(b"")
+    return x.view(-1).view(torch.uint8).numpy().data if x.numel() else memoryview(b"")
 
 
 def sizes(text: bytes) -> list[int]:
@@ -129,7 +129,8 @@ def decode(text: bytes, arrays: Sequence[Tensor]) -> Any:
     """Make the value that `encode` described.
 
     Args:
-        text: the JSON. arrays: [bytes] uint8, the bytes of each array; the result keeps them.
+        text: the JSON.
+        arrays: [bytes] uint8, the bytes of each array; the result keeps them.
 
     Raises:
         ValueError: `text` describes nothing that may travel.
@@ -157,6 +158,7 @@ def _build(told: Any, arrays: Any, found: list[int]) -> Any:
         return kind(**fields) if arrays is not None else None
     if tag not in ("bytes", "tensor", "array", "scalar"):
         raise ValueError("it holds what may not travel")
+    kind: Any
     kind, shape = (np.uint8, rest) if tag == "bytes" else (rest[0], rest[1])
     if not all(type(n) is int and n >= 0 for n in shape):
         raise ValueError("a shape is not made of whole numbers")
@@ -188,7 +190,8 @@ def pack(value: Any, context: str) -> bytes:
     """A small value as one sealed message.
 
     Args:
-        value: see `encode`. context: what the message is for; it is only good for that.
+        value: see `encode`.
+        context: what the message is for; it is only good for that.
     """
     text, arrays = encode(value)
     return close(context, b"".join([struct.pack("<Q", len(text)), text, *arrays]))
@@ -224,7 +227,8 @@ def close(context: str, data: bytes) -> bytes:
     """Put a seal before some bytes.
 
     Args:
-        context: what the message is for. data: the message.
+        context: what the message is for.
+        data: the message.
     """
     return seal(context, data) + data
 

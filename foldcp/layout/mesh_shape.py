@@ -39,7 +39,9 @@ def group_size(world: int, groups: int, spec: str = "auto") -> int:
     """Number of ranks of one data-parallel group.
 
     Args:
-        world: number of ranks. groups: FOLDCP_DP. spec: FOLDCP_MESH, of each group.
+        world: number of ranks.
+        groups: FOLDCP_DP.
+        spec: FOLDCP_MESH, of each group.
 
     Raises:
         ValueError: the ranks cannot be shared out evenly.

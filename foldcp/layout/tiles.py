@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import lcm
@@ -17,8 +18,11 @@ KEYS = 128  # atoms of one key window, centred on the query window
 class Shaped(Protocol):
     """Anything with a shape and a dimension count (a tensor)."""
 
-    shape: tuple[int, ...]
     ndim: int
+
+    @property
+    def shape(self) -> Sequence[int]:
+        """Sizes of the dimensions."""
 
 
 @dataclass(frozen=True)

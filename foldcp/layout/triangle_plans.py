@@ -217,8 +217,9 @@ def _parts_of_lines(layout: PairLayout, starting: bool, chunk: Span, rank: int, 
     """Boxes of lines as (parts, lines, positions of a part); a part is one rank's of the group.
 
     Args:
-        chunk: of the tile's lines. whole: this rank's share of them, in all parts; else all of
-            them, in the part that this rank holds.
+        chunk: of the tile's lines.
+        whole: this rank's share of them, in all parts; else all of them, in the part that this rank
+            holds.
     """
     r, c = divmod(rank, layout.mesh_cols)
     group, part = (layout.mesh_cols, c) if starting else (layout.mesh_rows, r)

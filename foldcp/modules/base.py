@@ -46,16 +46,16 @@ class Block(TiledModule):
         raise NotImplementedError
 
     def compute(self, *tensors_and_layout: Any) -> tuple[Tensor, ...]:
-        """The updated state, from the state, what all blocks of the stack read, and the layout."""
+        """Compute the new state from the old one, what the whole stack reads, and the layout."""
         raise NotImplementedError
 
     def operations(self, *state: Tensor) -> float:
-        """Floating point operations of `compute`, the largest terms."""
+        """Count the floating-point operations of `compute`, its largest terms."""
         raise NotImplementedError
 
 
 def wide(x: Tensor) -> Tensor:
-    """`x` in float32, or unchanged when it is float64 (so that float64 runs stay float64)."""
+    """Widen `x` to float32; float64 stays, so that float64 runs are float64 throughout."""
     return x if x.dtype == torch.float64 else x.float()
 
 
@@ -68,7 +68,7 @@ def draw_dropout(shape: tuple[int, ...], device: torch.device) -> None:
 
 
 def draw_pair_dropout(batch: int, n: int, device: torch.device) -> None:
-    """The four dropout masks of one pairformer layer (three row-wise, one column-wise)."""
+    """Draw the four dropout masks of one pairformer layer (three row-wise, one column-wise)."""
     for _ in range(3):
         draw_dropout((batch, n, 1, 1), device)
     draw_dropout((batch, 1, n, 1), device)

@@ -19,10 +19,12 @@ from foldcp.layout.schedule import boxes_plan
 
 
 def from_root(mesh: Mesh, make: Callable[[], Tensor], like: Tensor, label: str) -> Tensor:
-    """What `make` gives on rank 0, on every rank.
+    """Call `make` on rank 0 and return its tensor on every rank.
 
     Args:
-        mesh: the mesh. make: called on rank 0 only. like: gives shape, dtype and device.
+        mesh: the mesh.
+        make: called on rank 0 only.
+        like: gives shape, dtype and device.
         label: of the exchange.
     """
     if mesh.size == 1:
@@ -35,19 +37,23 @@ def from_root(mesh: Mesh, make: Callable[[], Tensor], like: Tensor, label: str) 
 
 
 def drawn(mesh: Mesh, draw: Callable[[], Tensor], like: Tensor) -> Tensor:
-    """Random numbers, the same on every rank.
+    """Draw random numbers, the same on every rank.
 
     Args:
-        mesh: the mesh. draw: draws them. like: gives their shape, dtype and device.
+        mesh: the mesh.
+        draw: draws them.
+        like: gives their shape, dtype and device.
     """
     return draw() if mesh.alike else from_root(mesh, draw, like, "random numbers")
 
 
 def normal(mesh: Mesh, *shapes: tuple[int, ...], like: Tensor) -> tuple[Tensor, ...]:
-    """Standard normal numbers, the same on every rank, drawn tensor by tensor.
+    """Draw standard normal numbers, the same on every rank, tensor by tensor.
 
     Args:
-        mesh: the mesh. shapes: in the order of the draws. like: gives dtype and device.
+        mesh: the mesh.
+        shapes: in the order of the draws.
+        like: gives dtype and device.
     """
     options = dict(dtype=like.dtype, device=like.device)
     if mesh.alike:

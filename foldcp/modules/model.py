@@ -32,7 +32,7 @@ StageProgress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Settings:
-    """What one prediction is asked for (Boltz's own options)."""
+    """Settings of one prediction (Boltz's own options)."""
 
     recycling_steps: int
     sampling_steps: int
@@ -45,7 +45,7 @@ class KeptTrunk(Protocol):
     """Keeps the result of one input's trunk, so that a run that died need not compute it again."""
 
     def load(self, like: Like) -> tuple[Tensor, Tensor] | None:
-        """`s` and `z` where they were kept like that; may replace `ref_pos` in the features."""
+        """Load `s` and `z` if they were kept; may replace `ref_pos` in the features."""
 
     def save(self, s: Tensor, z: Tensor) -> None:
         """Keep them."""
@@ -55,7 +55,7 @@ class Keeper(Protocol):
     """Makes, per input, what keeps its trunk."""
 
     def begin(self, feats: Features, settings: Settings) -> KeptTrunk:
-        """Of one input."""
+        """Begin an input; returns the keeper of its trunk."""
 
 
 class NotFinite(InputLost):
@@ -94,11 +94,11 @@ class FoldOnMesh:
         return self.model.diffusion_conditioning
 
     def rate(self, *trunk: Any, **options: Any) -> Outputs:
-        """The confidence module's results, see `ConfidenceModule.forward`."""
+        """Rate the samples, see `ConfidenceModule.forward`."""
         return self.model.confidence_module(*trunk, **options)
 
     def layouts(self, feats: Features) -> tuple[PairLayout, AtomLayout]:
-        """The tilings of one sample."""
+        """Return the tilings of one sample."""
         n, atoms = feats["token_index"].shape[1], feats["atom_pad_mask"].shape[1]
         windows = AtomLayout(atoms // WINDOW, self.mesh.size, self.mesh.rank)
         return self.mesh.layout(n), windows
@@ -115,7 +115,8 @@ class FoldOnMesh:
 
         Args:
             feats: compact features (collated, B = 1) on the mesh's device, equal on all ranks.
-            settings: recycles, steps, samples. progress: called with (stage, done, in all).
+            settings: recycles, steps, samples.
+            progress: called with (stage, done, in all).
             sink: takes pae, pde (and z, when kept) on the root rank, row block by row block.
 
         Returns:
@@ -196,7 +197,7 @@ class FoldOnMesh:
         return s, z
 
     def _trunk_like(self, layout: PairLayout) -> Like:
-        """What `trunk` returns."""
+        """Return empty tensors like those that `trunk` returns."""
         single, pair = self.model.s_norm.weight, self.model.z_norm.weight
         shard = (1, layout.padded // layout.size, single.shape[0])
         tile = (1, layout.tile_rows, layout.tile_cols, pair.shape[0])

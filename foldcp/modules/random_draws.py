@@ -1,4 +1,4 @@
-"""The random numbers that folding one input draws, drawn without folding it.
+"""Draw the random numbers that folding one input draws, without folding it.
 
 A data-parallel group steps over the inputs of the others with it, so that each input sees the
 numbers that it sees when one process folds all of them in turn.
@@ -21,7 +21,8 @@ def replay(model: nn.Module, feats: Features, settings: Settings) -> None:
     """Draw what a prediction of a swapped model draws, in its order and shapes.
 
     Args:
-        model: swapped, see `foldcp.boltz.families.boltz2`. feats: compact features of the input.
+        model: swapped, see `foldcp.boltz.families.boltz2`.
+        feats: compact features of the input.
         settings: of the prediction.
     """
     device = model.foldcp.mesh.device
@@ -36,7 +37,7 @@ def replay(model: nn.Module, feats: Features, settings: Settings) -> None:
 
 
 def draw_confidence(module: nn.Module, feats: Features, n: int, device: torch.device) -> None:
-    """Of the rating of one sample."""
+    """Draw the random numbers that rating one sample would draw."""
     if getattr(module, "imitate_trunk", False):  # Boltz-1
         draw_msa(module.msa_module, feats, n, device)
         draw_stack(module.pairformer_module, 1, n, device)
@@ -45,7 +46,7 @@ def draw_confidence(module: nn.Module, feats: Features, n: int, device: torch.de
 
 
 def draw_trunk(model: nn.Module, feats: Features, n: int, device: torch.device) -> None:
-    """Of one pass of the trunk: templates, MSA, pairformer."""
+    """Draw the random numbers of one pass of the trunk: templates, MSA, pairformer."""
     if getattr(model, "use_templates", False):
         templates = feats["template_mask"].shape[1]
         draw_stack(model.template_module.pairformer, templates, n, device)
@@ -54,13 +55,13 @@ def draw_trunk(model: nn.Module, feats: Features, n: int, device: torch.device) 
 
 
 def draw_stack(stack: nn.Module, batch: int, n: int, device: torch.device) -> None:
-    """Of a stack of pairformer layers on N tokens."""
+    """Draw the random numbers of a stack of pairformer layers on N tokens."""
     for _ in stack.layers:
         draw_pair_dropout(batch, n, device)
 
 
 def draw_msa(module: nn.Module, feats: Features, n: int, device: torch.device) -> None:
-    """Of the MSA module: the choice of rows, and its dropouts."""
+    """Draw the random numbers of the MSA module: the choice of rows, and its dropouts."""
     rows = feats["msa"].shape[1]
     if module.subsample_msa:
         rows = len(torch.randperm(rows)[: module.num_subsampled_msa])
@@ -72,7 +73,7 @@ def draw_msa(module: nn.Module, feats: Features, n: int, device: torch.device) -
 def draw_sampler(
     sampler: Any, feats: Features, settings: Settings, steering: Any, device: torch.device
 ) -> None:
-    """Of the sampler: noise, augmentations, and the choice of particles when steered."""
+    """Draw the random numbers of the sampler: noise, augmentations, and the choice of particles."""
     particles = 1 if steering is None else steering.num_particles
     count = settings.diffusion_samples * particles
     shape = (count, feats["atom_pad_mask"].shape[1], 3)

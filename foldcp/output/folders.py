@@ -15,8 +15,9 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
+from numpy.typing import NDArray
 
 from foldcp.output.spool import Background, Key, Spool, append, sync_path
 from foldcp.runtime.files import disk
@@ -33,7 +34,8 @@ class Matrices:
     """The matrices of one prediction and what their files are called.
 
     Args:
-        spool: holds them. expected: all that there must be, as (name, sample).
+        spool: holds them.
+        expected: all that there must be, as (name, sample).
         ranks: rank of each sample by confidence, 0 is the best.
         s: [1, N, C], the single representation, for the embeddings beside `z`.
     """
@@ -41,7 +43,7 @@ class Matrices:
     spool: Spool
     expected: Sequence[Key]
     ranks: Sequence[int]
-    s: np.ndarray | None = None
+    s: NDArray[Any] | None = None
 
 
 class Outputs:
@@ -65,7 +67,7 @@ class Outputs:
         self._finished: deque[str] = deque()
 
     def partial(self, name: str) -> Path:
-        """Where a prediction is made."""
+        """Return the folder in which a prediction is made."""
         return self.folder.parent / f".partial_{self._tag}_{name}"
 
     def check_ours(self) -> None:
@@ -90,7 +92,8 @@ class Outputs:
         """Begin a prediction and return what takes its matrices.
 
         Args:
-            name: of the prediction. matrix_bytes: of each matrix to come.
+            name: of the prediction.
+            matrix_bytes: of each matrix to come.
 
         Raises:
             OSError: the disk has not enough room, or cannot be written.
@@ -118,7 +121,8 @@ class Outputs:
         """Finish a prediction in the background: everything but its matrices is written.
 
         Args:
-            name: of the prediction. matrices: None when it has none outside its files.
+            name: of the prediction.
+            matrices: None when it has none outside its files.
         """
         self._spools.pop(name, None)
         self._pending = [job for job in self._pending if not job.done()]
@@ -165,7 +169,7 @@ class Outputs:
         shutil.rmtree(self.partial(name), ignore_errors=True)
 
     def finished(self) -> list[str]:
-        """Predictions finished since the last call."""
+        """Take the predictions finished since the last call."""
         return [self._finished.popleft() for _ in range(len(self._finished))]
 
     def finish(self, seconds: float | None = None) -> None:
@@ -188,7 +192,7 @@ class Outputs:
 
 
 def not_written(folder: Path, error: Exception) -> str:
-    """What to tell the user about a prediction that could not be written."""
+    """Word the message about a prediction that could not be written."""
     if isinstance(error, OSError):
         reason = disk.reason(error)
         return (
@@ -206,7 +210,8 @@ def replace(source: Path, target: Path, drop: str = "") -> None:
     Files that only the old folder has stay, as they do when Boltz writes into it.
 
     Args:
-        source: the complete folder; on the same file system. target: its final name.
+        source: the complete folder; on the same file system.
+        target: its final name.
         drop: name of a file that follows from the old prediction and must not stay.
     """
     if target.is_symlink():  # what it leads to is not of these results

@@ -18,6 +18,7 @@ from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 Result = TypeVar("Result")
@@ -43,7 +44,7 @@ class Background:
 
     def __init__(self, threads: int) -> None:
         self._most, self._running = threads, 0
-        self._queue: queue.SimpleQueue[tuple[Callable[[], Any], Future] | None]
+        self._queue: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None]
         self._queue = queue.SimpleQueue()
 
     def submit(self, work: Callable[[], Result]) -> Future[Result]:
@@ -62,7 +63,7 @@ class Background:
         self._queue, self._running = queue.SimpleQueue(), 0
 
     @staticmethod
-    def _serve(work: queue.SimpleQueue[tuple[Callable[[], Any], Future] | None]) -> None:
+    def _serve(work: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None]) -> None:
         while (item := work.get()) is not None:
             try:
                 item[1].set_result(item[0]())
@@ -145,7 +146,7 @@ class Spool:
         return packed
 
     def keys(self) -> list[Key]:
-        """(name, sample) of every matrix, once all rows are here.
+        """Return (name, sample) of every matrix, once all rows are here.
 
         Raises:
             OSError: a file could not be written.
@@ -159,7 +160,7 @@ class Spool:
         return list(self._packed)
 
     def packed(self, key: Key) -> Path:
-        """The file of one matrix, waiting until it is on disk.
+        """Wait until one matrix is on disk, and return its file.
 
         Raises:
             OSError: it could not be written.
@@ -193,8 +194,11 @@ def pack(
     """Write one array of an `.npz` file from its raw bytes, and wait until it is on disk.
 
     Args:
-        raw: the numbers, C order. target: the `.npz` file. member: name of the array.
-        dtype: of the array, such as "<f4". shape: of the array.
+        raw: the numbers, C order.
+        target: the `.npz` file.
+        member: name of the array.
+        dtype: of the array, such as "<f4".
+        shape: of the array.
         hurry: once set, the array is stored without compression.
         stop: once set, no more is written.
 
@@ -232,7 +236,7 @@ def _copy(
     return True
 
 
-def append(archive: Path, member: str, array: np.ndarray) -> None:
+def append(archive: Path, member: str, array: NDArray[Any]) -> None:
     """Add a small array to an `.npz` file, and wait until it is on disk."""
     with archive.open("r+b") as file:
         found = zipfile.ZipFile(file, "a", zipfile.ZIP_DEFLATED)

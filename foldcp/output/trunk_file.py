@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterator, Mapping
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,7 +29,7 @@ class Damaged(Exception):
 
 
 def key(parts: Mapping[str, object], tensors: Mapping[str, Tensor]) -> str:
-    """What a trunk's result follows from, as 16 hexadecimal digits.
+    """Hash everything that a trunk's result follows from, to 16 hexadecimal digits.
 
     Args:
         parts: settings, versions, weights: anything with a `repr` of its value.
@@ -46,7 +47,8 @@ def save(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write tensors so that `path` is whole or absent.
 
     Args:
-        path: of the file; its folder is made. tensors: by name, on any device.
+        path: of the file; its folder is made.
+        tensors: by name, on any device.
 
     Raises:
         OSError: the disk is full, or the folder cannot be written.
@@ -67,8 +69,8 @@ def save(path: Path, tensors: Mapping[str, Tensor]) -> None:
                     digest.update(chunk)
                     file.write(chunk)
             file.seek(len(_MAGIC))
-            told = json.dumps({"tensors": fields, "sha256": digest.hexdigest()}).encode() + b"\n"
-            file.write(told)
+            header = json.dumps({"tensors": fields, "sha256": digest.hexdigest()}).encode() + b"\n"
+            file.write(header)
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
@@ -80,7 +82,8 @@ def load(path: Path, device: torch.device) -> dict[str, Tensor] | None:
     """Read what `save` wrote.
 
     Args:
-        path: of the file. device: of the tensors; bytes and random states stay on the CPU.
+        path: of the file.
+        device: of the tensors; bytes and random states stay on the CPU.
 
     Returns:
         The tensors by name; None when there is no file.
@@ -98,24 +101,24 @@ def load(path: Path, device: torch.device) -> dict[str, Tensor] | None:
         if file.readline(len(_MAGIC)) != _MAGIC:
             raise Damaged(f"{path} is not a trunk file of this version of foldcp")
         try:
-            told = json.loads(file.readline(_HEADER))
+            header = json.loads(file.readline(_HEADER))
             digest, out = hashlib.sha256(), {}
-            for field in told["tensors"]:
+            for field in header["tensors"]:
                 out[field["name"]] = _read(file, field, digest, device)
         except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, EOFError) as error:
             raise Damaged(f"{path} is damaged ({error})") from error
-        if file.read(1) or digest.hexdigest() != told["sha256"]:
+        if file.read(1) or digest.hexdigest() != header["sha256"]:
             raise Damaged(f"{path} is damaged (its checksum differs)")
     return out
 
 
-def _read(file, field: dict, digest, device: torch.device) -> Tensor:  # noqa: ANN001
+def _read(file: Any, field: dict[str, Any], digest: Any, device: torch.device) -> Tensor:
     dtype = getattr(torch, field["dtype"])
     left = os.fstat(file.fileno()).st_size - file.tell()
     if not 0 <= prod(field["shape"]) * dtype.itemsize <= left:
         raise EOFError("it is cut short")
     x = torch.empty(field["shape"], dtype=dtype)
-    view = memoryview(x.view(-1).view(torch.uint8).numpy()) if x.numel() else memoryview(b"")
+    view = _bytes(x)
     for lo in range(0, len(view), _CHUNK):
         part = view[lo : lo + _CHUNK]
         if file.readinto(part) != len(part):
@@ -126,7 +129,7 @@ def _read(file, field: dict, digest, device: torch.device) -> Tensor:  # noqa: A
 
 def _bytes(x: Tensor) -> memoryview:
     x = x.detach().cpu().contiguous()
-    return memoryview(x.view(-1).view(torch.uint8).numpy()) if x.numel() else memoryview(b"")
+    return x.view(-1).view(torch.uint8).numpy().data if x.numel() else memoryview(b"")
 
 
 def _chunks(x: Tensor) -> Iterator[memoryview]:

@@ -20,8 +20,10 @@ class TrunkKeeper:
     """Makes, per input, what keeps its trunk. See `foldcp.modules.model.Keeper`.
 
     Args:
-        folder: FOLDCP_RESUME. parts: whatever a trunk's result follows from besides the features
-            (weights, seed, precision, versions). mesh: the mesh; each rank keeps its own tile.
+        folder: FOLDCP_RESUME.
+        parts: whatever a trunk's result follows from besides the features (weights, seed,
+            precision, versions).
+        mesh: the mesh; each rank keeps its own tile.
     """
 
     def __init__(self, folder: Path, parts: dict[str, Any], mesh: Mesh) -> None:
@@ -29,10 +31,11 @@ class TrunkKeeper:
         self._last: KeptTrunk | None = None
 
     def begin(self, feats: Features, settings: Settings) -> KeptTrunk:
-        """What keeps the trunk of one input.
+        """Begin an input; returns the keeper of its trunk.
 
         Args:
-            feats: compact features. settings: of the prediction.
+            feats: compact features.
+            settings: of the prediction.
         """
         # The random rotations of the conformers are kept with the trunk: without a seed they
         # differ from run to run.
@@ -56,7 +59,8 @@ class KeptTrunk:
     """The trunk of one input on one rank.
 
     Args:
-        path: of this rank's file. feats: of the input; `ref_pos` is replaced on loading.
+        path: of this rank's file.
+        feats: of the input; `ref_pos` is replaced on loading.
         mesh: the mesh.
     """
 
@@ -65,7 +69,7 @@ class KeptTrunk:
         self._usable = True  # what is there was written by foldcp
 
     def load(self, like: Like) -> tuple[Tensor, Tensor] | None:
-        """The single shard and the pair tile, if every rank has its file; all ranks call it.
+        """Load the single shard and the pair tile, if every rank has its file; all ranks call it.
 
         The generators of random numbers continue where they were when the trunk was kept.
 
@@ -104,7 +108,7 @@ class KeptTrunk:
             return None
         ref_pos = self._feats["ref_pos"]
         expected = {**like, "ref_pos": (tuple(ref_pos.shape), (ref_pos.dtype,))}
-        generators = {"cpu_state": "cpu", "cuda_state": device}
+        generators = {"cpu_state": torch.device("cpu"), "cuda_state": device}
         for name in generators.keys() & ({"cpu_state"} | found.keys()):
             state = torch.Generator(generators[name]).get_state()
             expected[name] = tuple(state.shape), (state.dtype,)
@@ -141,7 +145,9 @@ def _check(path: Path, found: Mapping[str, Tensor], expected: Like) -> None:
     """Compare the fields of a file with what this run would have written.
 
     Args:
-        path: of the file. found: its tensors. expected: their shapes and possible dtypes.
+        path: of the file.
+        found: its tensors.
+        expected: their shapes and possible dtypes.
 
     Raises:
         Damaged: names the first field that differs.

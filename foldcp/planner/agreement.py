@@ -41,7 +41,9 @@ def planned(layout: PairLayout, atoms: AtomLayout, mesh: Mesh, itemsize: int) ->
     """What the exchanges of one input follow from, and a hash of plans that were made of it.
 
     Args:
-        layout: of the pairs. atoms: of the atoms. mesh: the mesh.
+        layout: of the pairs.
+        atoms: of the atoms.
+        mesh: the mesh.
         itemsize: bytes of an element that the triangle ops compute in.
 
     Returns:
@@ -72,7 +74,9 @@ def agree(layout: PairLayout, atoms: AtomLayout, mesh: Mesh) -> None:
     """Compare what the ranks plan for an input, and set whether they draw alike (`mesh.alike`).
 
     Args:
-        layout: of the pairs. atoms: of the atoms. mesh: the mesh.
+        layout: of the pairs.
+        atoms: of the atoms.
+        mesh: the mesh.
 
     Raises:
         TransportError: on every rank: they differ; names the first rank that does and in what.

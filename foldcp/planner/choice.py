@@ -37,8 +37,12 @@ def predict(
     """The modelled cost of one triangle op.
 
     Args:
-        op: "triangle_multiplication" or "triangle_attention". name: a strategy of it.
-        layout: the tiling, of any rank. sizes, chip, links: what it runs with.
+        op: "triangle_multiplication" or "triangle_attention".
+        name: a strategy of it.
+        layout: the tiling, of any rank.
+        sizes: element sizes, channels and heads of the op.
+        chip: the processor of each rank.
+        links: the network between them.
         first: outgoing or starting; False is incoming or ending.
         count: of chunks of lines or channels; 0 is what the rings take.
 
@@ -57,7 +61,11 @@ def received(
     """Bytes that each rank receives on the wire.
 
     Args:
-        op, name, layout, sizes, first: as of `predict`.
+        op: as of `predict`.
+        name: as of `predict`.
+        layout: as of `predict`.
+        sizes: as of `predict`.
+        first: as of `predict`.
         count: chunks of lines or channels; 0 is what GPUs take.
     """
     shape = layout.mesh_rows, layout.mesh_cols
@@ -83,7 +91,13 @@ def chunk_count(
     and four times as many at most.
 
     Args:
-        op, name, sizes, chip, links: as of `predict`. n: tokens, padded. shape: of the mesh.
+        op: as of `predict`.
+        name: as of `predict`.
+        sizes: as of `predict`.
+        chip: as of `predict`.
+        links: as of `predict`.
+        n: tokens, padded.
+        shape: of the mesh.
         least: bytes below which no memory is saved; 0 is six pieces of the chip.
     """
     layout = PairLayout(n, *shape, 0)
@@ -112,8 +126,12 @@ def chunks_taken(
     """`chunk_count` on a mesh, alike on all ranks.
 
     Args:
-        op, name, sizes: as there. layout, mesh: as of `strategy`. largest: bytes of a chunk, as
-            `foldcp_kernels.core.chunking.chunk_bytes` has them.
+        op: as there.
+        name: as there.
+        sizes: as there.
+        layout: the tiling, as of `strategy`.
+        mesh: the mesh, as of `strategy`.
+        largest: bytes of a chunk, as `foldcp_kernels.core.chunking.chunk_bytes` has them.
     """
     chip, links = (CPU, ONE_MACHINE) if mesh.device.type == "cpu" else (H100, HOPPER)
     shape = layout.mesh_rows, layout.mesh_cols
@@ -132,9 +150,13 @@ def strategy(
     """The strategy that a triangle op runs with, alike on all ranks.
 
     Args:
-        op: "triangle_multiplication" or "triangle_attention". layout: the tiling. mesh: the mesh.
-        z_itemsize, itemsize: bytes of an element of z, and of what the op computes in.
-        channels, heads: of the op.
+        op: "triangle_multiplication" or "triangle_attention".
+        layout: the tiling.
+        mesh: the mesh.
+        z_itemsize: bytes of an element of z.
+        itemsize: bytes of an element of the dtype that the op computes in.
+        channels: channels of the op.
+        heads: heads of the op.
 
     Returns:
         What the mesh names, or for "auto" the cheapest over both directions of the op. On GPUs that
@@ -162,8 +184,12 @@ def cheapest(
     """The strategy with the least time for both directions of an op.
 
     Args:
-        op: as of `strategy`. n: tokens, padded. shape: of the mesh. route: of panels.
-        sizes: of the op. on_cpu: by the figures of CPUs, else of H100 GPUs.
+        op: as of `strategy`.
+        n: tokens, padded.
+        shape: of the mesh.
+        route: of panels.
+        sizes: of the op.
+        on_cpu: by the figures of CPUs, else of H100 GPUs.
     """
     layout = PairLayout(n, *shape, 0)
     chip, links = (CPU, ONE_MACHINE) if on_cpu else (H100, HOPPER)

@@ -60,10 +60,12 @@ class Prediction:
     """Modelled cost of one op on its slowest rank.
 
     Args:
-        compute_s: all math of the op. core_s: the part of it that transfers run under.
-        transfer_s: all transfers one after the other, hidden or not. total_s: start to end.
-        received_bytes: on the wire, mean over the ranks. host_s: what the host takes, of `total_s`
-            at most.
+        compute_s: all math of the op.
+        core_s: the part of it that transfers run under.
+        transfer_s: all transfers one after the other, hidden or not.
+        total_s: start to end.
+        received_bytes: on the wire, mean over the ranks.
+        host_s: what the host takes, of `total_s` at most.
     """
 
     compute_s: float
@@ -110,7 +112,8 @@ class Job:
         """Seconds of one step on each rank, with one of `parts` equal parts of the loads.
 
         Args:
-            wire, raw: bytes of an element of each kind, on the wire and in memory.
+            wire: bytes of an element of each kind on the wire.
+            raw: bytes of an element of each kind in memory.
         """
         near, far, out = self.links.near, self.links.far, []
         for load in loads:
@@ -167,7 +170,8 @@ class Job:
         """A prediction with what the host takes, `times` the steps of some loads.
 
         Args:
-            more: transfers, beyond one per message. products: of torch, beside the launches.
+            more: transfers, beyond one per message.
+            products: of torch, beside the launches.
         """
         messages = [2 * sum(step[rank].messages) for step in loads]
         groups = times * sum(n > 0 for n in messages)

@@ -22,10 +22,15 @@ class Chip:
     """The processor of one rank.
 
     Args:
-        name: of the chip. tflops: bf16 products. float32_tflops: without tensor cores.
-        gexps: 10^9 exponentials per second. tbs: memory, TB/s. source: of what is stated.
+        name: of the chip.
+        tflops: bf16 products.
+        float32_tflops: without tensor cores.
+        gexps: 10^9 exponentials per second.
+        tbs: memory, TB/s.
+        source: of what is stated.
         piece_bytes: pieces of panels are not cut below this many bytes, and chunks, for memory's
-            sake, not below six times as many. host: how slow its host is, 1 as measured.
+            sake, not below six times as many.
+        host: how slow its host is, 1 as measured.
     """
 
     name: str
@@ -41,7 +46,10 @@ class Chip:
         """Time of a kernel, bound by the slowest of the three.
 
         Args:
-            itemsize: of the operands. flops: of products. moved: bytes. exps: exponentials.
+            itemsize: of the operands.
+            flops: of products.
+            moved: bytes.
+            exps: exponentials.
         """
         # float32 products are three TF32 passes where that is faster.
         wide = max(self.float32_tflops, self.tflops / 6)

@@ -74,8 +74,11 @@ def panel_loads(rows: int, cols: int, first: bool, route: str, node: int) -> tup
     """Loads of each step of the panel schedules.
 
     Args:
-        rows, cols: of the mesh. first: outgoing or starting, else incoming or ending.
-        route: "direct" or "ring". node: ranks of a node.
+        rows: rows of the mesh.
+        cols: columns of the mesh.
+        first: outgoing or starting, else incoming or ending.
+        route: "direct" or "ring".
+        node: ranks of a node.
 
     Returns:
         Kind 0 is the operand along the rank's own lines (a or b; k and v), kind 1 the other.
@@ -131,7 +134,9 @@ def channel_widths(layout: PairLayout, channels: int, count: int) -> tuple[int, 
     A chunk has a multiple of P channels; the last may have fewer.
 
     Args:
-        layout: the tiling. channels: D. count: of chunks, at most.
+        layout: the tiling.
+        channels: D.
+        count: of chunks, at most.
     """
     width = layout.size * -(-channels // (layout.size * count))
     return tuple(min(width, channels - lo) for lo in range(0, channels, width))

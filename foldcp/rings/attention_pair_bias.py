@@ -36,7 +36,8 @@ def attention_pair_bias(
         v: values [M, n, H, D].
         bias: [1 or M, H, T_r, T_c], the mask included.
         scale: factor on q . k.
-        layout: the tiling. mesh: the mesh.
+        layout: the tiling.
+        mesh: the mesh.
 
     Returns:
         The attention output of the shard [M, n, H, D].

@@ -51,7 +51,10 @@ def channel_chunks(z: Tensor, channels: int, layout: PairLayout, mesh: Mesh) -> 
     fewer groups would hold more planes at a time.
 
     Args:
-        z: pair tile [B, T_r, T_c, C]. channels: D. layout: the tiling. mesh: the mesh.
+        z: pair tile [B, T_r, T_c, C].
+        channels: D.
+        layout: the tiling.
+        mesh: the mesh.
     """
     sizes = Sizes(z.element_size(), compute_dtype(z).itemsize, channels, wire=mesh.policy.wire)
     count = chunks_taken(MULTIPLICATION, "channel", layout, mesh, sizes, chunk_bytes(z.device))
@@ -73,7 +76,12 @@ def channel_products(
     """sum_k a b of this rank's tile, chunk of channels by chunk of channels.
 
     Args:
-        z, mask, w, outgoing, layout, mesh: see `triangle_multiplication`.
+        z: pair tile [B, T_r, T_c, C].
+        mask: [B, T_r, T_c], as in `triangle_multiplication`.
+        w: weights.
+        outgoing: Algorithm 12 (True) or 13 (False).
+        layout: the tiling.
+        mesh: the mesh.
 
     Returns:
         An iterator over [B, d, T_r, T_c].

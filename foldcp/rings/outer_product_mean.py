@@ -32,9 +32,13 @@ def outer_product_mean(
 
     Args:
         z: pair tile [B, T_r, T_c, C].
-        a: masked left projection of this rank's tokens [B, S, n, D]. b: the right one.
-        mask: [B, S, n], 1 = keep. weight: [C, D * D]. bias: [C].
-        layout: the tiling. mesh: the mesh.
+        a: masked left projection of this rank's tokens [B, S, n, D].
+        b: the right one.
+        mask: [B, S, n], 1 = keep.
+        weight: [C, D * D].
+        bias: [C].
+        layout: the tiling.
+        mesh: the mesh.
 
     Returns:
         The updated tile.

@@ -28,7 +28,9 @@ def column_weights(
     """Softmax over all N columns of logits that are spread over a mesh row.
 
     Args:
-        logits: [B, H, T_r, T_c]. layout: the tiling. mesh: the mesh.
+        logits: [B, H, T_r, T_c].
+        layout: the tiling.
+        mesh: the mesh.
         mask: pairs that count [B, T_r, T_c], 1 = keep; None keeps all real tokens.
 
     Returns:
@@ -62,7 +64,8 @@ def pair_weighted_averaging(v: Tensor, weights: Tensor, layout: PairLayout, mesh
     Args:
         v: values of this rank's tokens [B, S, n, H, D].
         weights: from `column_weights`, [B, H, T_r, valid columns].
-        layout: the tiling. mesh: the mesh.
+        layout: the tiling.
+        mesh: the mesh.
 
     Returns:
         [B, S, n, H, D].

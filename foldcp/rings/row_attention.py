@@ -68,7 +68,12 @@ def row_attention(
     """z + TriangleAttention(z) on tiles; in place when gradients are off.
 
     Args:
-        z, mask, w, starting, layout, mesh: see `triangle_attention`.
+        z: pair tile [B, T_r, T_c, C].
+        mask: [B, T_r, T_c], as in `triangle_attention`.
+        w: weights.
+        starting: Algorithm 14 (True) or 15 (False).
+        layout: the tiling.
+        mesh: the mesh.
 
     Returns:
         The updated tile [B, T_r, T_c, C].

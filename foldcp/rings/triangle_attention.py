@@ -57,11 +57,14 @@ def triangle_attention(
     """z + TriangleAttention(z) on tiles; in place when gradients are off.
 
     Args:
-        z: pair tile [B, T_r, T_c, C]. mask: keys, [B, T_r, T_c], bool or any number from 0 to 1,
-            see `foldcp_kernels.triangle_attention`; None keeps all real tokens (padding is never
-            a key).
-        w: weights. starting: Algorithm 14 (True) or 15 (False).
-        layout: the tiling. mesh: the mesh.
+        z: pair tile [B, T_r, T_c, C].
+        mask: keys, [B, T_r, T_c], bool or any number from 0 to 1, see
+            `foldcp_kernels.triangle_attention`; None keeps all real tokens (padding is never a
+            key).
+        w: weights.
+        starting: Algorithm 14 (True) or 15 (False).
+        layout: the tiling.
+        mesh: the mesh.
 
     Returns:
         The updated tile [B, T_r, T_c, C].

@@ -48,7 +48,9 @@ def channel_groups(layout: PairLayout, channels: int, plane_bytes: int, least: i
     """Channels whose planes exist at the same time; a mesh keeps a quarter to make room for panels.
 
     Args:
-        layout: the tiling. channels: D. plane_bytes: bytes of one channel of a tile.
+        layout: the tiling.
+        channels: D.
+        plane_bytes: bytes of one channel of a tile.
         least: bytes below which a panel is not cut.
     """
     many = layout.size > 1 and channels * plane_bytes >= GROUPS * least
@@ -74,9 +76,12 @@ def triangle_multiplication(
     """z + TriangleMultiplication(z) on tiles; in place when gradients are off.
 
     Args:
-        z: pair tile [B, T_r, T_c, C]. mask: [B, T_r, T_c], 1 = keep; must be 0 on padding.
-        w: weights. outgoing: Algorithm 12 (True) or 13 (False).
-        layout: the tiling. mesh: the mesh.
+        z: pair tile [B, T_r, T_c, C].
+        mask: [B, T_r, T_c], 1 = keep; must be 0 on padding.
+        w: weights.
+        outgoing: Algorithm 12 (True) or 13 (False).
+        layout: the tiling.
+        mesh: the mesh.
 
     Returns:
         The updated tile [B, T_r, T_c, C].

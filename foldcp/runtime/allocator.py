@@ -1,4 +1,4 @@
-"""How torch's allocator takes GPU memory: segments that grow, chosen before it takes any.
+"""Configure torch's CUDA allocator: segments that grow, chosen before it takes any memory.
 
 The sizes of a prediction's tensors change from stage to stage and from input to input; segments of
 fixed sizes are then cut in pieces that fit nothing. CUDA graphs keep to pools of their own either

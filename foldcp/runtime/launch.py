@@ -23,7 +23,7 @@ STARTER = Path(__file__).parents[1] / "cli" / "starter" / "rank.py"  # begins `f
 
 
 def resolve_processes(wanted: int | str, arguments: Sequence[str]) -> int:
-    """Number of processes to start on this machine.
+    """Return the number of processes to start on this machine.
 
     Args:
         wanted: a count, or "auto" for one per visible GPU.
@@ -102,7 +102,7 @@ def report_interrupt(environ: Mapping[str, str]) -> NoReturn:
 
 
 def predicts(arguments: Sequence[str]) -> bool:
-    """True when these arguments of `boltz` make a prediction."""
+    """Tell whether these arguments of `boltz` make a prediction."""
     return arguments[:1] == ["predict"] and not {"--help"} & set(arguments)
 
 
@@ -195,7 +195,7 @@ def _installed() -> tuple[str, str]:
 
 
 def source_of_boltz() -> Path | None:
-    """The file of `boltz.main`, without importing it; None where it is not found."""
+    """Find the file of `boltz.main` without importing it; None where it is not found."""
     spec = util.find_spec("boltz")
     folders = (spec and spec.submodule_search_locations) or ()
     return next((path for path in (Path(f) / "main.py" for f in folders) if path.is_file()), None)

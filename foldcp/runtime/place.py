@@ -1,4 +1,4 @@
-"""Who starts the ranks, and where this process stands among them: decided here, from variables.
+"""Find out from variables how the ranks were started, and which one this process is.
 
 A pure function of the environment: `Place.find` reads what launchers leave there and `starts` says
 whether foldcp starts ranks itself. A variable that says "one rank" is no launcher, for such
@@ -62,12 +62,15 @@ class Place:
     """One process among those that the launcher started.
 
     Args:
-        rank: 0 to world - 1. world: number of ranks. local_rank: position on its machine.
+        rank: 0 to world - 1.
+        world: number of ranks.
+        local_rank: position on its machine.
         launcher: "none", "foldcp", "torchrun", "a job operator", "srun", or a name of `_MPI`.
-        host, port: where rank 0 (or torchrun's agent, if `agent_store`) serves the store.
+        host: machine where rank 0 (or torchrun's agent, if `agent_store`) serves the store.
+        port: port of the store there.
         prefix: of this run's keys in the store.
-        told_by: the variables that say so, for messages. unset: those without which this process
-            would be alone.
+        told_by: the variables that say so, for messages.
+        unset: those without which this process would be alone.
     """
 
     rank: int = 0
@@ -83,7 +86,7 @@ class Place:
 
     @property
     def server(self) -> str:
-        """Who serves the store."""
+        """Machine and port that serve the store."""
         return "the launcher" if self.agent_store else "rank 0"
 
     @classmethod
@@ -112,7 +115,7 @@ class Place:
         return cls()
 
     def at(self) -> str:
-        """Where and why this rank waits for others, with the remedy, for messages."""
+        """Say where and why this rank waits for others, with the remedy, for messages."""
         names = " ".join(f"-u {name}" for name in self.unset)
         return (
             f"at {self.host}:{self.port}: {self.launcher} says that there are {self.world} ranks "
@@ -122,10 +125,11 @@ class Place:
 
 
 def starts(environ: Mapping[str, str], wanted: int | str | None) -> bool:
-    """True when foldcp starts the ranks of this machine itself.
+    """Tell whether foldcp starts the ranks of this machine itself.
 
     Args:
-        environ: usually `os.environ`. wanted: FOLDCP_NPROC, None when it is unset.
+        environ: usually `os.environ`.
+        wanted: FOLDCP_NPROC, None when it is unset.
 
     Raises:
         UserError: as of `Place.find`.
@@ -227,7 +231,7 @@ def _of_srun(environ: Mapping[str, str]) -> Place | None:
 
 
 def on_one_machine(environ: Mapping[str, str]) -> bool:
-    """True when a launcher's variables say that all its ranks are on this machine."""
+    """Tell whether a launcher's variables say that all its ranks are on this machine."""
     if environ.get("WORLD_SIZE", "1") != "1":
         return environ.get("LOCAL_WORLD_SIZE") == environ["WORLD_SIZE"]
     for _, size, _, local_size, _ in _MPI.values():
@@ -281,15 +285,15 @@ def _of_mpi(environ: Mapping[str, str]) -> Place | None:
             port=_port(environ, zlib.crc32(named.encode())),
             told_by=_told(environ, rank, size, local_rank),
         )
-    named = "PMI_RANK" in environ and "PMI_SIZE" in environ
-    if named and "SLURM_PROCID" not in environ and _number(environ, "PMI_SIZE") > 1:
+    pmi = "PMI_RANK" in environ and "PMI_SIZE" in environ
+    if pmi and "SLURM_PROCID" not in environ and _number(environ, "PMI_SIZE") > 1:
         # One of several, but which GPU is its own? Slurm sets these for shells too.
         raise KeyError("MPI_LOCALRANKID")
     return None
 
 
 def first_host(nodelist: str) -> str:
-    """First host of a Slurm node list, for example "gpu03" of "gpu[03-07,9],login1".
+    """Return the first host of a Slurm node list, for example "gpu03" of "gpu[03-07,9],login1".
 
     Raises:
         ValueError: `nodelist` names no host.

@@ -1,4 +1,4 @@
-"""A fault that costs one input and not the run: all ranks drop it, are joined anew and go on.
+"""Recover from a fault that costs one input: all ranks drop it, are joined anew and go on.
 
 The rank that runs out of memory leaves word in the store, then its exchanges and its process group:
 the others fail in whatever they wait for, find the word, and leave too. Once all have, new
@@ -48,7 +48,9 @@ def together(run: Run, name: str, tokens: int, work: Callable[[], Result]) -> Re
     """Do a part of one input's prediction on all ranks of the group, or drop the input on all.
 
     Args:
-        run: the prediction. name: of the input. tokens: N, 0 when it is not known yet.
+        run: the prediction.
+        name: of the input.
+        tokens: N, 0 when it is not known yet.
         work: this rank's part. The others' must exchange the same things.
 
     Returns:
@@ -57,6 +59,7 @@ def together(run: Run, name: str, tokens: int, work: Callable[[], Result]) -> Re
     Raises:
         Exception: what `work` raises, unless some rank of the group ran out of memory.
     """
+    reason: str | None
     try:
         result = work()
         if run.shared:
@@ -77,18 +80,19 @@ def together(run: Run, name: str, tokens: int, work: Callable[[], Result]) -> Re
 
 
 def _own(run: Run, tokens: int, error: Exception) -> str | None:
-    """Leave word that this rank is out of memory; returns the first such word of any rank."""
+    """Publish that this rank ran out of memory; returns the first such message of any rank."""
     if isinstance(error, TransportError) or not is_out_of_memory(error):
         return None
     session = run.session
     text = out_of_memory(error, run.mesh, session.stage, tokens)
     if not run.shared:
         return text
-    return json.loads(session.store.compare_set(session.fault_key, "", json.dumps(text)))
+    first = session.store.compare_set(session.fault_key, "", json.dumps(text))
+    return str(json.loads(first))
 
 
 def _heard(run: Run, error: Exception) -> str | None:
-    """Why another rank left the exchange that failed here with `error`; None if none did."""
+    """Return the reason why another rank left the exchange that failed here; None if none did."""
     if not run.shared or not is_broken(error):
         return None
     store, key = run.session.store, run.session.fault_key
@@ -97,11 +101,11 @@ def _heard(run: Run, error: Exception) -> str | None:
         if time.monotonic() > until:
             return None
         time.sleep(_POLL)
-    return json.loads(store.get(key))
+    return str(json.loads(store.get(key)))
 
 
 def is_broken(error: BaseException) -> bool:
-    """True when an error says that an exchange with other ranks broke."""
+    """Tell whether an error says that an exchange with other ranks broke."""
     broken = isinstance(error, (TransportError, dist.DistError))
     return broken or any(part in str(error).lower() for part in _BROKEN)
 
@@ -116,8 +120,7 @@ def _join_anew(run: Run, reason: str) -> None:
     """Leave what joined the ranks, wait until all have, and make it anew."""
     session, mesh = run.session, run.mesh
     link = mesh.leave(reason)
-    native = isinstance(link, EngineTransport)
-    if not native:
+    if not isinstance(link, EngineTransport):
         under_way.forget_broken()
     abort = getattr(dist.distributed_c10d, "_abort_process_group", None)
     if mesh.device.type == "cuda" and abort is not None:
@@ -125,7 +128,7 @@ def _join_anew(run: Run, reason: str) -> None:
     else:
         dist.destroy_process_group()
     session.meet(f"{session.fault_key}/left", mesh.size)
-    if native:
+    if isinstance(link, EngineTransport):
         link.close()
         under_way.forget_broken()  # the engine wrote into their memory until now
     _release()

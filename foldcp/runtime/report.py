@@ -1,4 +1,4 @@
-"""Word what rank 0 says of a run: the start line, advice, costs, and where memory ran out."""
+"""Word rank 0's lines about a run: the start line, advice, costs, and where memory ran out."""
 
 from __future__ import annotations
 
@@ -26,10 +26,13 @@ _UNITS |= {"kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 
 
 def out_of_memory(error: BaseException, mesh: Mesh, stage: str, tokens: int) -> str:
-    """What to tell the user when a rank ran out of memory.
+    """Word the message about a rank that ran out of memory.
 
     Args:
-        error: what it met. mesh: of this rank. stage: what it was doing. tokens: N, 0: not known.
+        error: what it met.
+        mesh: of this rank.
+        stage: what it was doing.
+        tokens: N, 0: not known.
 
     Returns:
         One sentence with size, mesh, rank, stage, need, what there was, and what to do.
@@ -65,11 +68,14 @@ def start_line(
     groups: int = 1,
     sizes: Sequence[int] = (),
 ) -> str:
-    """What rank 0 prints when the model is ready: a line, or two that both fit 100 columns.
+    """Word what rank 0 prints when the model is ready: a line, or two that both fit 100 columns.
 
     Args:
-        mesh: the mesh of ranks. precision: "fp32" or "bf16". launcher: what started the ranks.
-        groups: data-parallel groups, each with such a mesh. sizes: tokens of the inputs.
+        mesh: the mesh of ranks.
+        precision: "fp32" or "bf16".
+        launcher: what started the ranks.
+        groups: data-parallel groups, each with such a mesh.
+        sizes: tokens of the inputs.
     """
     ranks = groups * mesh.size
     kind = "GPU" if mesh.device.type == "cuda" else "CPU"
@@ -97,20 +103,22 @@ def _sizes(sizes: Sequence[int]) -> str:
 
 
 def details(mesh: Mesh, kernels: str, swapped: str) -> str:
-    """The line after it, with FOLDCP_VERBOSE.
+    """Word the line after it, with FOLDCP_VERBOSE.
 
     Args:
-        mesh: the mesh of ranks. kernels: implementation of the local operations.
+        mesh: the mesh of ranks.
+        kernels: implementation of the local operations.
         swapped: which parts of the model run on tiles and which are left to stock Boltz.
     """
     return f"foldcp: {_transport(mesh)}, kernels {kernels}, {' '.join(swapped.split())}"
 
 
 def hint(mesh: Mesh, sizes: Sequence[int]) -> str:
-    """Advice where fewer ranks would be faster, or "".
+    """Advise where fewer ranks would be faster, or return "".
 
     Args:
-        mesh: the mesh of ranks. sizes: tokens of the inputs.
+        mesh: the mesh of ranks.
+        sizes: tokens of the inputs.
     """
     if mesh.size == 1 or mesh.device.type != "cpu" or max(sizes, default=_LARGE) >= _LARGE:
         return ""
@@ -133,7 +141,7 @@ def _transport(mesh: Mesh) -> str:
 def costs(
     mesh: Mesh, seconds: float, gather: Callable[[Any], list[Any]] | None = None
 ) -> dict[str, Any]:
-    """What a run cost; every rank must call it.
+    """Collect time and memory of a run from all ranks; every rank must call it.
 
     Args:
         mesh: the mesh of ranks.

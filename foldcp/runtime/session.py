@@ -1,4 +1,4 @@
-"""How the ranks of one run stay together: they meet, and when one fails all end within seconds.
+"""Hold the ranks of one run together: they meet, and when one fails all end within seconds.
 
 Every rank watches one key of the launcher's store. The first rank to fail writes it and prints its
 message; the others end without a word once they know that it was said, even from inside a
@@ -77,7 +77,7 @@ def start(place: Place, meeting_time: float = MEETING_TIME, signals: bool = True
 
 
 def current() -> Session | None:
-    """The session of this process, None outside of a run."""
+    """Return the session of this process, None outside of a run."""
     return _current
 
 
@@ -153,7 +153,8 @@ class Session(Watch):
         Groups are worlds of their own: they only meet in the store.
 
         Args:
-            rows, cols: R and Q of one group.
+            rows: R of one group.
+            cols: Q of one group.
             device: of this rank.
             config: transport, route, strategies, and seconds that a collective may take.
 

@@ -1,4 +1,4 @@
-"""Which data-parallel group folds which input, and how the others step over it."""
+"""Share inputs out over data-parallel groups; a group skips the inputs of the others."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from foldcp.runtime.files.names import open_regular
 
 
 def tokens(structure: Path) -> int:
-    """Number of tokens of a processed structure: one per standard residue, else one per atom."""
+    """Count the tokens of a processed structure: one per standard residue, else one per atom."""
     with open_regular(structure) as file, np.load(file, allow_pickle=False) as arrays:
         residues = arrays["residues"]
     whole = residues["is_standard"].astype(bool)
@@ -32,7 +32,8 @@ def assign(sizes: Sequence[int], groups: int) -> list[int]:
     """Share inputs out: the largest first, each to the group with the least work so far.
 
     Args:
-        sizes: tokens of each input. groups: number of groups.
+        sizes: tokens of each input.
+        groups: number of groups.
 
     Returns:
         The group of each input. No group has more work than 4/3 of the best possible sharing.
@@ -54,7 +55,9 @@ class Share:
     of other groups are featurised and their draws repeated; nothing of them is computed.
 
     Args:
-        loader: all inputs, one a batch. owner: group of each. group: this one's.
+        loader: all inputs, one a batch.
+        owner: group of each.
+        group: this one's.
         replay: draws what folding a batch draws.
     """
 

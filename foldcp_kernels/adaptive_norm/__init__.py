@@ -25,10 +25,13 @@ MAX_CHANNELS = 4096  # a row of the kernel stays in registers
 def adaptive_norm(
     a: Tensor, scale: Tensor, shift: Tensor, sigmoid: bool = False, impl: str | None = None
 ) -> Tensor:
-    """LayerNorm without parameters, then scale and shift from the conditioning.
+    """Normalise without parameters, then scale and shift by the conditioning.
 
     Args:
-        a: [M, n, C]. scale, shift: [1 or M, n, C]. sigmoid: `scale` holds logits.
+        a: [M, n, C].
+        scale: [1 or M, n, C].
+        shift: [1 or M, n, C].
+        sigmoid: `scale` holds logits.
         impl: see `foldcp_kernels.core.dispatch`.
 
     Returns:
@@ -64,10 +67,13 @@ def adaptive_norm(
 def gated_residual(
     a: Tensor, gate: Tensor, x: Tensor, sigmoid: bool = False, impl: str | None = None
 ) -> Tensor:
-    """a + gate * x.
+    """Compute a + gate * x.
 
     Args:
-        a, x: [M, n, C]. gate: [1 or M, n, C]. sigmoid: `gate` holds logits.
+        a: [M, n, C].
+        x: [M, n, C].
+        gate: [1 or M, n, C].
+        sigmoid: `gate` holds logits.
         impl: see `foldcp_kernels.core.dispatch`.
 
     Returns:

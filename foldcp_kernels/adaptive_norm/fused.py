@@ -57,11 +57,15 @@ def _adaptive_norm_kernel(
 def adaptive_norm_fwd(
     a: Tensor, scale: Tensor, shift: Tensor, out_dtype: torch.dtype, sigmoid: bool, eps: float
 ) -> Tensor:
-    """LN(a) * scale + shift.
+    """Compute LN(a) * scale + shift.
 
     Args:
-        a: [M, n, C], any strides. scale, shift: [1 or M, n, C]. out_dtype: of the result.
-        sigmoid: `scale` holds logits. eps: of the LayerNorm.
+        a: [M, n, C], any strides.
+        scale: [1 or M, n, C].
+        shift: [1 or M, n, C].
+        out_dtype: of the result.
+        sigmoid: `scale` holds logits.
+        eps: of the LayerNorm.
 
     Returns:
         [M, n, C] in `out_dtype`.
@@ -72,10 +76,13 @@ def adaptive_norm_fwd(
 
 
 def gated_residual_fwd(a: Tensor, gate: Tensor, x: Tensor, sigmoid: bool) -> Tensor:
-    """a + gate * x.
+    """Compute a + gate * x.
 
     Args:
-        a, x: [M, n, C], any strides. gate: [1 or M, n, C]. sigmoid: `gate` holds logits.
+        a: [M, n, C], any strides.
+        x: [M, n, C], any strides.
+        gate: [1 or M, n, C].
+        sigmoid: `gate` holds logits.
 
     Returns:
         [M, n, C] in the dtype of `a`.
@@ -113,10 +120,10 @@ def _run(
 
 
 def flops(m: int, n: int, c: int) -> int:
-    """Floating-point operations of the LayerNorm and what follows it."""
+    """Count the floating-point operations of the LayerNorm and what follows it."""
     return 10 * m * n * c
 
 
 def traffic(m: int, n: int, c: int, a_bytes: int, gate_bytes: int, out_bytes: int) -> int:
-    """Bytes read and written in device memory; the conditioning is read once for all samples."""
+    """Count bytes read and written in device memory; all samples share one read of conditioning."""
     return n * c * (m * (a_bytes + out_bytes) + 2 * gate_bytes)

@@ -37,11 +37,12 @@ def attend(
     keep: Tensor | None = None,
     impl: str | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Attention over one set of keys, differentiable.
+    """Attend to one set of keys, differentiably.
 
     Args:
         q: queries [G, H, I, D], or [G0, G1, H, I, D] where the G1 rows of one G0 share a bias.
-        k, v: keys and values [.., H, K, D], K >= 1.
+        k: keys [.., H, K, D], K >= 1.
+        v: values [.., H, K, D].
         bias: additive logits [G or 1, H, I or 1, K], or [G0 or 1, 1, H, I or 1, K]; None is 0.
         scale: factor on q . k.
         keep: keys, bool [G, K] or [G0, G1, K], True = keep; None keeps all. A row that keeps none
@@ -68,10 +69,16 @@ def attend_some(
     keep: Tensor | None = None,
     impl: str | None = None,
 ) -> Carry:
-    """Attention over one of several sets of keys, to be merged with that over the others.
+    """Attend to one of several sets of keys; the results of all are merged later.
 
     Args:
-        q, k, v, bias, scale, keep, impl: as in `attend`.
+        q: as in `attend`.
+        k: as in `attend`.
+        v: as in `attend`.
+        bias: as in `attend`.
+        scale: as in `attend`.
+        keep: as in `attend`.
+        impl: as in `attend`.
 
     Returns:
         The carry, with l None: o is the result over these keys.
@@ -112,12 +119,17 @@ def attend_panel(
     last: bool,
     impl: str | None = None,
 ) -> Carry:
-    """Attention over one panel of keys, carried on from the panels before.
+    """Attend to one panel of keys, carried on from the panels before.
 
     Args:
-        q, k, v, bias, scale, impl: as in `attend`, [G0, G1, H, .., D].
+        q: as in `attend`, [G0, G1, H, I, D].
+        k: as in `attend`, [G0, G1, H, K, D].
+        v: as in `attend`, [G0, G1, H, K, D].
+        bias: as in `attend`.
+        scale: as in `attend`.
         carry: from the panel before, None at the first; it may be changed in place.
         last: there is no further panel: the result may come finished (`Carry.finish`).
+        impl: as in `attend`.
 
     Returns:
         The carry over all panels so far.
@@ -151,7 +163,7 @@ def _checked(
 
 
 def choose_core(impl: str | None, x: Tensor, d: int, reason: str | None = None) -> str:
-    """`dispatch.choose` for attention with heads of `d` channels; `reason`: against the kernel."""
+    """Choose the implementation of attention with heads of `d` channels."""
     if d > MAX_HEAD_DIM:
         reason = f"`q` has head dim {d}; expected at most {MAX_HEAD_DIM}"
     return choose("attention", impl, x, reason or check_dtype(x, "q"))

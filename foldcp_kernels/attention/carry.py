@@ -1,4 +1,4 @@
-"""What attention carries from one set of keys to the next.
+"""The state that attention carries from one set of keys to the next.
 
 A softmax over some keys is kept as what it made and the log of its sum, and that log in two parts,
 lse = r + m + log l. The reference r is a bias of the row, exactly; m + log l is what the largest
@@ -34,13 +34,13 @@ class Carry(NamedTuple):
     l: Tensor | None  # noqa: E741  # the name that the literature uses
 
     def finish(self) -> tuple[Tensor, Tensor]:
-        """(o / l, lse)."""
+        """Finish the attention: (o / l, lse)."""
         if self.l is None:
             return self.o, self.r + self.m
         return self.o / self.l[..., None], self.r + (self.m + self.l.log())
 
     def lowered(self, by: Tensor) -> Carry:
-        """The carry with logits lower by `by` [..., I]: what rounding takes from r goes to m."""
+        """Lower the logits by `by` [..., I]: what rounding takes from r goes to m."""
         r = self.r - by
         part = r - self.r
         return self._replace(r=r, m=self.m + ((self.r - (r - part)) - (by + part)))
@@ -50,7 +50,8 @@ def merge(carry: Carry | None, new: Carry) -> Carry:
     """Combine partial results over two disjoint key sets.
 
     Args:
-        carry: so far, None at the start. new: over more keys.
+        carry: so far, None at the start.
+        new: over more keys.
 
     Returns:
         The partial result over the union; `o` in float32 or wider.
@@ -77,8 +78,9 @@ def merge_all(o: Tensor, r: Tensor, m: Tensor) -> Tensor:
     """Combine Q finished partial results stacked along dim 0.
 
     Args:
-        o: [Q, ..., D]. r, m: [Q, ...], of `Carry`; m = -inf and the least r mark a partial without
-            keys.
+        o: [Q, ..., D].
+        r: [Q, ...], of `Carry`; the least r marks a partial without keys.
+        m: [Q, ...], of `Carry`; -inf marks a partial without keys.
 
     Returns:
         [..., D].

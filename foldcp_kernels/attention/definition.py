@@ -9,7 +9,7 @@ from torch import Tensor
 def attention(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, keep: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """q [G0, G1, H, I, D], bias [G0, 1, H, I, K], keep bool [G0, G1, K] -> (o, lse)."""
+    """Attend with a bias."""
     logits = torch.einsum("abhid,abhkd->abhik", q, k) * scale
     logits = logits if bias is None else logits + bias
     if keep is not None:
@@ -18,6 +18,6 @@ def attention(
 
 
 def attention_pair_bias(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> Tensor:
-    """q, k, v [M, N, H, D], bias [1 or M, H, N, N] -> [M, N, H, D]. AlphaFold 3, Algorithm 24."""
+    """Attend with a pair bias."""
     logits = torch.einsum("mihd,mjhd->mhij", q, k) * scale + bias
     return torch.einsum("mhij,mjhd->mihd", logits.softmax(-1), v)

@@ -45,7 +45,7 @@ _ABSORBED = tl.constexpr(ABSORBED)
 
 @triton.jit
 def takes_dots(b_r):
-    """1 where q . k counts beside biases of that size, 0 where float64 would round it away."""
+    """Return 1 where q . k counts beside biases of that size, 0 where float64 rounds it away."""
     return tl.where(tl.abs(b_r) <= _ABSORBED, 1.0, 0.0)
 
 
@@ -275,7 +275,7 @@ _LIMIT = {torch.float16: 2.0**14, torch.bfloat16: 2.0**40, torch.float32: 2.0**4
 
 
 def config_for(q: Tensor, masked: bool) -> Config:
-    """The configuration for the shape of an attention; q [G0, G1, H, I, D]."""
+    """Return the configuration for the shape of an attention."""
     shape = ""
     if q.shape[3] <= 32:
         shape = "_window"
@@ -288,10 +288,12 @@ def config_for(q: Tensor, masked: bool) -> Config:
 
 
 def live_blocks(keep: Tensor, rows: int, block: int) -> tuple[Tensor, Tensor]:
-    """Key blocks that some row of a program keeps.
+    """List the key blocks that some row of a program keeps.
 
     Args:
-        keep: bool [G0, G1, K]. rows: batch rows of one program. block: keys of a block.
+        keep: bool [G0, G1, K].
+        rows: batch rows of one program.
+        block: keys of a block.
 
     Returns:
         (indices of live blocks first, in order, int32 [G0 * groups, blocks]; their count, int32).
@@ -304,7 +306,7 @@ def live_blocks(keep: Tensor, rows: int, block: int) -> tuple[Tensor, Tensor]:
 
 
 def load_bound(bias: Tensor) -> int:
-    """How far the rows of a bias may be read: to a multiple of 16, where its storage allows.
+    """Return how far the rows of a bias may be read: to a multiple of 16, where storage allows.
 
     Loads are wide only when their bound is a multiple of 16; what lies past the keys is dropped.
     """
@@ -329,12 +331,14 @@ def attention_fwd(
     """Attend to one panel of keys.
 
     Args:
-        q: [G0, G1, H, I, D], last stride 1; k, v: [G0, G1, H, K, D] likewise, K >= 1; D <= 64.
+        q: [G0, G1, H, I, D], last stride 1.
+        k: [G0, G1, H, K, D], any strides; K >= 1, D <= 64.
+        v: [G0, G1, H, K, D], any strides.
         bias: [G0, 1, H, I, K] with any strides (0 where it is shared), or None.
         scale: factor on q . k; log 2 says that q carries scale * log2(e) already.
         keep: keys, bool [G0, G1, K], True = keep; each row must keep one. None keeps all.
-        carry: of the panels before, contiguous, with one r for the rows of a bias; changed in
-            place unless `last`.
+        carry: of the panels before, contiguous, with one r for the rows of a bias; changed in place
+            unless `last`.
         last: divide by l and return in the dtype of q.
         out: where to write the last result, [G0, G1, H, I, D] with last stride 1.
 
@@ -379,16 +383,16 @@ def attention_fwd(
 
 
 def flops(batch: int, heads: int, queries: int, keys: int, d: int) -> int:
-    """Floating-point operations of the two matrix products."""
+    """Count the floating-point operations of the two matrix products."""
     return 4 * batch * heads * queries * keys * d
 
 
 def exponentials(batch: int, heads: int, queries: int, keys: int) -> int:
-    """How many exponentials are computed: what bounds small head dims."""
+    """Count the exponentials, which bound small head dims."""
     return batch * heads * queries * keys
 
 
 def traffic(batch: int, shared: int, heads: int, queries: int, keys: int, d: int, size: int) -> int:
-    """Bytes of q, k, v, out and the bias, each moved once; `shared` batch rows share one bias."""
+    """Count bytes of q, k, v, out and the bias, each moved once."""
     per_row = heads * d * (2 * queries + 2 * keys)
     return size * (batch * per_row + batch // shared * heads * queries * keys)

@@ -205,11 +205,20 @@ def attention_bwd(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, keep: Tensor | None,
     o: Tensor, r: Tensor, m: Tensor, dout: Tensor, dlse: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:  # fmt: skip
-    """Gradients of `attention_fwd` over all keys.
+    """Compute the gradients of `attention_fwd` over all keys.
 
     Args:
-        q, k, v, bias, scale, keep: as in the forward. o, r, m: its results.
-        dout: [G0, G1, H, I, D]. dlse: [G0, G1, H, I] or None.
+        q: as in the forward.
+        k: as in the forward.
+        v: as in the forward.
+        bias: as in the forward.
+        scale: as in the forward.
+        keep: as in the forward.
+        o: output of the forward.
+        r: reference of its logits, of `Carry`.
+        m: bound of its logits, of `Carry`.
+        dout: [G0, G1, H, I, D].
+        dlse: [G0, G1, H, I] or None.
 
     Returns:
         dq, dk, dv like q, k, v; dbias [G0, 1, H, I, K] in float32, None without a bias.

@@ -14,7 +14,7 @@ import triton.language as tl
 
 @triton.jit
 def place_program(i_program, blocks, heads, groups, GROUP: tl.constexpr):
-    """(block, head, batch, group) of a program; also runs on plain integers, as `.fn`.
+    """Place a program: (block, head, batch, group); also runs on plain integers, as `.fn`.
 
     From the fastest: GROUP groups (the last ones may be fewer), blocks, heads, sets of GROUP
     groups, batches.

@@ -22,10 +22,13 @@ from foldcp_kernels.core.recompute import once
 def weighted(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Attention over one set of keys.
+    """Attend to one set of keys.
 
     Args:
-        q: [G, H, I, D]. k, v: [G, H, K, D]. bias: broadcastable to [G, H, I, K], all keys given.
+        q: [G, H, I, D].
+        k: [G, H, K, D].
+        v: [G, H, K, D].
+        bias: broadcastable to [G, H, I, K], all keys given.
         scale: factor on q . k.
 
     Returns:
@@ -58,7 +61,7 @@ def weighted(
 
 
 def unit_stride(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Tensors whose channels are neighbours in memory, copied where they are not."""
+    """Make channels neighbours in memory, by a copy where they are not."""
     return tuple(x if x.stride(-1) == 1 else x.contiguous() for x in tensors)
 
 

@@ -25,7 +25,7 @@ MAX_VALUES = 4
 
 
 def bin_centres(bins: int, end: float, device: torch.device) -> Tensor:
-    """Centres of `bins` equal bins between 0 and `end`, [bins].
+    """Return the centres of `bins` equal bins between 0 and `end`, [bins].
 
     Source: AlphaFold 3 supplement, section 4.3.
     """
@@ -34,10 +34,11 @@ def bin_centres(bins: int, end: float, device: torch.device) -> Tensor:
 
 
 def tm_values(centres: Tensor, tokens: Tensor) -> Tensor:
-    """The TM score of an error at each bin centre, 1 / (1 + (d / d0(N))^2), [bins].
+    """Compute the TM score of an error at each bin centre, 1 / (1 + (d / d0(N))^2), [bins].
 
     Args:
-        centres: bin centres in angstrom [bins]. tokens: number of real tokens N, 0-dim.
+        centres: bin centres in angstrom [bins].
+        tokens: number of real tokens N, 0-dim.
 
     Source: AlphaFold 3 supplement, section 5.9.1 (N clipped to at least 19).
     """
@@ -46,10 +47,11 @@ def tm_values(centres: Tensor, tokens: Tensor) -> Tensor:
 
 
 def expectations(logits: Tensor, values: Tensor) -> Tensor:
-    """Expectations under softmax(logits) of several values per bin, without gradient.
+    """Compute expectations of several values per bin under softmax(logits), without gradient.
 
     Args:
-        logits: [..., bins]. values: [K, bins], float32 or float64; the softmax has their dtype.
+        logits: [..., bins].
+        values: [K, bins], float32 or float64; the softmax has their dtype.
 
     Returns:
         [K, ...] in the dtype of `values`.
@@ -74,11 +76,13 @@ def expected_values(
     same: Tensor | None = None,
     impl: str | None = None,
 ) -> Tensor:
-    """Expectations of several values per bin under softmax(W (x + other) + bias).
+    """Compute expectations of several values per bin under softmax(W (x + other) + bias).
 
     Args:
-        x: [R, T, C] or [B, R, T, C], any strides. weight: [bins, C].
-        values: [K, bins], float32 or float64; the softmax has their dtype. bias: [bins].
+        x: [R, T, C] or [B, R, T, C], any strides.
+        weight: [bins, C].
+        values: [K, bins], float32 or float64; the softmax has their dtype.
+        bias: [bins].
         other: added to `x`, same shape, any strides: the mirrored pairs of a symmetric head.
         weight_other: [bins, C], instead of `weight` for the pairs where `same` is False.
         same: bool, the shape of `x` without C; with `weight_other`, and only then.

@@ -16,7 +16,7 @@ def expected_values(
     weight_other: Tensor | None = None,
     same: Tensor | None = None,
 ) -> Tensor:
-    """x, other [..., C], weight [bins, C], values [K, bins] -> [K, ...]. AlphaFold 3, sec. 4.3."""
+    """Compute expectations of several values per bin under softmax(W (x + other))."""
     x = x if other is None else x + other
     logits = F.linear(x, weight, bias)
     if weight_other is not None:

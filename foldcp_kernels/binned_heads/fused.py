@@ -81,11 +81,14 @@ def expected_values_fwd(
     weight_other: Tensor | None = None,
     same: Tensor | None = None,
 ) -> Tensor:
-    """Expectations of K values under softmax(W (x + other) + bias).
+    """Compute expectations of K values under softmax(W (x + other) + bias).
 
     Args:
-        x: [B, R, T, C], any strides. weight: [bins, C] in the compute dtype, contiguous.
-        values: float32 [K, bins], contiguous. bias: [bins]. other: like `x`, added to it.
+        x: [B, R, T, C], any strides.
+        weight: [bins, C] in the compute dtype, contiguous.
+        values: float32 [K, bins], contiguous.
+        bias: [bins].
+        other: like `x`, added to it.
         weight_other: like `weight`, for the pairs where `same` is False.
         same: bool [B, R, T], any strides; with `weight_other` only.
 
@@ -113,10 +116,10 @@ def expected_values_fwd(
 
 
 def flops(pairs: int, c: int, bins: int, k: int, weights: int = 1) -> int:
-    """Floating-point operations of the matrix products and the expectations."""
+    """Count the floating-point operations of the matrix products and the expectations."""
     return pairs * bins * (2 * c * weights + 2 * k)
 
 
 def traffic(pairs: int, c: int, k: int, element_bytes: int, symmetric: bool) -> int:
-    """Bytes read and written in device memory, weights apart."""
+    """Count the bytes read and written in device memory, weights apart."""
     return pairs * (c * element_bytes * (2 if symmetric else 1) + 4 * k)

@@ -1,4 +1,4 @@
-"""The check of what an op is given against its signature: once, before anything runs.
+"""Check the arguments of an op against its signature: once, before anything runs.
 
 Of sizes that disagree the one that most arguments have is right, so that the error names the odd
 one out. What fitted before is recognised by shapes and dtypes alone.
@@ -45,7 +45,8 @@ def check(op: str, *given: Tensor | None, **sizes: int) -> None:
     """Raise ValueError unless the tensors of a call fit each other.
 
     Args:
-        op: its name in `signatures.TABLE`. given: its tensors in the order of the table.
+        op: its name in `signatures.TABLE`.
+        given: its tensors in the order of the table.
         sizes: letters of the table that the call fixes.
 
     Raises:
@@ -141,8 +142,8 @@ def _shape_fault(
                 else part[: 2 * part.startswith("1|")] + str(want)
                 for part, want in zip(a.dims, wanted, strict=True)
             ]
-            said = f"`{a.name}` is {list(x.shape)}; expected {_shown(shown)}"
-            return said + _witness(odd, votes, right, a.name, named)
+            message = f"`{a.name}` is {list(x.shape)}; expected {_shown(shown)}"
+            return message + _witness(odd, votes, right, a.name, named)
     return None
 
 

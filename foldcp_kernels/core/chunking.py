@@ -1,4 +1,4 @@
-"""How many rows an op works on at once, so that transients stay small beside the tile."""
+"""Choose how many rows an op works on at once, so that transients stay small."""
 
 from __future__ import annotations
 
@@ -31,20 +31,22 @@ def set_chunk_bytes(count: int | None) -> None:
 
 
 def chunk_bytes(device: torch.device) -> int:
-    """Transient memory that one chunk may take, in bytes."""
+    """Return the transient memory that one chunk may take, in bytes."""
     return _override[0] if _override else _DEFAULT_BYTES.get(device.type, 256_000_000)
 
 
 def chunk_length(
     total: int, bytes_each: int, device: torch.device, at_most: int = 0, uncut: bool = False
 ) -> int:
-    """Rows of one chunk: within the chunk's bytes, and a small part of the whole.
+    """Return the rows of one chunk: within the chunk's bytes, and a small part of the whole.
 
     A small tile is cut in `_PARTS` as well, so that chunks stay small beside it, but not below
     `_SMALLEST` of the chunk's bytes, where launches would cost more than the memory is worth.
 
     Args:
-        total: rows in all. bytes_each: transient bytes of one row. device: where they live.
+        total: rows in all.
+        bytes_each: transient bytes of one row.
+        device: where they live.
         at_most: allow no more than this many chunks (0: no limit).
         uncut: of short kernels on a GPU, see `_UNCUT`.
     """
@@ -59,13 +61,13 @@ def chunk_length(
 
 
 def spans(total: int, length: int) -> Iterator[tuple[int, int]]:
-    """(start, stop) of consecutive chunks."""
+    """Yield (start, stop) of consecutive chunks."""
     for lo in range(0, total, length):
         yield lo, min(lo + length, total)
 
 
 def by_panel(x: Tensor, panels: int) -> Tensor:
-    """Positions in panels of equal width, a view: [I, J, ..] -> [panels, I, J / panels, ..]."""
+    """View positions in panels of equal width: [I, J, ..] -> [panels, I, J / panels, ..]."""
     return x.unflatten(1, (panels, -1)).transpose(0, 1)
 
 
@@ -73,7 +75,9 @@ def add_chunks(x: Tensor, dim: int, updates: Iterator[tuple[tuple[int, int], Ten
     """Add consecutive chunks of an update to `x`: in place, or out of place under autograd.
 
     Args:
-        x: [...]. dim: the chunked dimension. updates: ((start, stop), update) covering `dim`.
+        x: [...].
+        dim: the chunked dimension.
+        updates: ((start, stop), update) covering `dim`.
 
     Returns:
         `x` itself (changed in place) when gradients are off, else a new tensor.
@@ -91,7 +95,9 @@ def map_chunks(
     """Change consecutive chunks of `x`: in place, or out of place under autograd.
 
     Args:
-        x: [...]. dim: the chunked dimension. length: of a chunk.
+        x: [...].
+        dim: the chunked dimension.
+        length: of a chunk.
         change: called with a chunk and its (start, stop); changes it in place when gradients are
             off and returns it, else returns a new tensor.
 

@@ -15,7 +15,7 @@ from foldcp_kernels.triangle_multiplication.definition import TriangleMultiplica
 
 
 def package() -> ModuleType:
-    """The package `cuequivariance_torch`.
+    """Import the package `cuequivariance_torch`.
 
     Raises:
         ValueError: it is not installed.
@@ -33,10 +33,14 @@ def package() -> ModuleType:
 def attention(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float, keep: Tensor | None
 ) -> Tensor:
-    """The core of triangle attention.
+    """Compute the core of triangle attention.
 
     Args:
-        q: [B, N, H, I, D]. k, v: [B, N, H, K, D]. bias: [B, 1, H, I, K]. scale: on q . k.
+        q: [B, N, H, I, D].
+        k: [B, N, H, K, D].
+        v: [B, N, H, K, D].
+        bias: [B, 1, H, I, K].
+        scale: on q . k.
         keep: keys, bool [B, N, K], True = keep, or None.
 
     Returns:
@@ -54,10 +58,13 @@ def attention(
 def triangle_multiplication(
     z: Tensor, mask: Tensor | None, w: TriangleMultiplicationWeights, outgoing: bool
 ) -> Tensor:
-    """z + triangle multiplication of z [B, N, N, C]; in place when gradients are off.
+    """Compute z + triangle multiplication of z; in place when gradients are off.
 
     Args:
-        z: [B, N, N, C]. mask: [B, N, N], 1 = keep, or None. w: weights. outgoing: which of the two.
+        z: [B, N, N, C].
+        mask: [B, N, N], 1 = keep, or None.
+        w: weights.
+        outgoing: which of the two.
 
     Returns:
         [B, N, N, C].

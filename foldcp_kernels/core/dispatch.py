@@ -1,4 +1,4 @@
-"""Which implementation an op runs: decided once per op and kind of input, and said once.
+"""Choose the implementation of an op, once per op and kind of input, and log it once.
 
 `reference` is the definition, `torch` runs anywhere, `triton` are the fused kernels,
 `cuequivariance` NVIDIA's package for the two triangle ops. `auto` takes Triton on a GPU where the
@@ -51,12 +51,12 @@ def set_impl(name: str) -> None:
 
 
 def default_impl() -> str:
-    """What `set_impl` set, "auto" at first."""
+    """Return the implementation that `set_impl` set, "auto" at first."""
     return _default[0]
 
 
 def described(device: torch.device) -> str:
-    """The implementation of most ops on a device, for the start line."""
+    """Name the default implementation on `device`, for the start line."""
     name = _default[0]
     return ("triton" if _triton_runs(device) else "torch") if name == "auto" else name
 
@@ -69,7 +69,7 @@ def choose(
     slow: str | None = None,
     peer: bool = False,
 ) -> str:
-    """The implementation to run.
+    """Choose the implementation to run.
 
     Args:
         op: name of the op, for the log and for errors.
@@ -160,21 +160,21 @@ def _triton_missing(x: Tensor) -> str | None:
 
 
 def check_dtype(x: Tensor, name: str) -> str | None:
-    """Why the kernels cannot take a tensor's dtype, None where they can."""
+    """Return the reason why the kernels cannot take a tensor's dtype, None where they can."""
     if x.dtype in KERNEL_DTYPES:
         return None
     return f"`{name}` has dtype {x.dtype}; expected float32, bfloat16 or float16"
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
-    """The dtype that matrix products of `x` are computed in: autocast's, else its own."""
+    """Return the dtype of matrix products of `x`: autocast's, else its own."""
     if x.dtype != torch.float64 and autocasts(x):
         return torch.get_autocast_dtype(_autocast_device(x))
     return x.dtype
 
 
 def autocasts(x: Tensor) -> bool:
-    """Whether autocast is on where `x` is."""
+    """Tell whether autocast is on where `x` is."""
     return torch.is_autocast_enabled(_autocast_device(x))
 
 
@@ -184,7 +184,7 @@ def _autocast_device(x: Tensor) -> str:
 
 @contextmanager
 def deriving(make: Callable[..., Any] | None) -> Iterator[None]:
-    """Inside, `derived` returns what `make(name, tensors, build, key)` does, not what it keeps."""
+    """Inside, make `derived` return what `make(name, tensors, build, key)` does."""
     before, _deriving[:] = list(_deriving), [] if make is None else [make]
     try:
         yield
@@ -198,12 +198,14 @@ def derived(
     build: Callable[..., Any],
     *key: Any,
 ) -> Any:
-    """`build(*tensors)`, kept while the tensors live and stay as they are.
+    """Return `build(*tensors)`, kept while the tensors live and stay as they are.
 
     Kernels take weights in the compute dtype and sometimes stacked; this makes that once.
 
     Args:
-        name: what is built. tensors: parameters. build: called with them, without gradient.
+        name: what is built.
+        tensors: parameters.
+        build: called with them, without gradient.
         key: what else the result depends on (the dtype, for example).
     """
     if _deriving:

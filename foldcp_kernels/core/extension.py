@@ -16,12 +16,14 @@ AGAIN = "run `pip install --force-reinstall --no-deps .` in the clone"
 
 @dataclass(frozen=True)
 class Extension:
-    """What was found.
+    """The compiled extension, or the reason why there is none.
 
     Args:
-        ops: `torch.ops.foldcp`, None when there is no extension. cuda: release of CUDA that it was
-            built with, "" without. chips: that it was built for. why: what is missing, and the
-            remedy. line: what the installation said that it built.
+        ops: `torch.ops.foldcp`, None when there is no extension.
+        cuda: release of CUDA that it was built with, "" without.
+        chips: that it was built for.
+        why: what is missing, and the remedy.
+        line: what the installation said that it built.
     """
 
     ops: Any
@@ -31,7 +33,7 @@ class Extension:
     line: str = ""
 
     def described(self) -> str:
-        """One line for `foldcp doctor`: what was built and what was left out, or why none loads."""
+        """Describe the build in one line for `foldcp doctor`, or the reason why none loads."""
         return f"none: {self.why}" if self.ops is None else self.line
 
     def missing(self, device: torch.device) -> str | None:
@@ -63,10 +65,11 @@ class Extension:
 
 
 def covers(chips: str, chip: int) -> bool:
-    """Whether code for a list of chips runs on one.
+    """Tell whether code for a list of chips runs on one.
 
     Args:
-        chips: a list such as "8.0+PTX;9.0a". chip: 86 for sm_86.
+        chips: a list such as "8.0+PTX;9.0a".
+        chip: 86 for sm_86.
     """
     for major, minor, variant, ptx in re.findall(r"(\d+)\.(\d)([af]?)(\+PTX)?", chips):
         number = int(major + minor)

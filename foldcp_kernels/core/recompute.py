@@ -82,10 +82,11 @@ class _Recompute(torch.autograd.Function):
 
 
 def nothing(out: Tensor, *inputs: Tensor | None) -> Tensor:
-    """The result of an op that has no elements: the gradients of its inputs are zeros.
+    """Return the result of an op without elements: the gradients of its inputs are zeros.
 
     Args:
-        out: an empty tensor. inputs: of the op.
+        out: an empty tensor.
+        inputs: of the op.
 
     Returns:
         `out` itself when gradients are off, else a new tensor.
@@ -98,7 +99,7 @@ def nothing(out: Tensor, *inputs: Tensor | None) -> Tensor:
 def recompute(
     fused: Callable[..., Tensor], twin: Callable[..., Tensor], *tensors: Tensor | None
 ) -> Tensor:
-    """`fused(*tensors)`, differentiable through `twin`.
+    """Call `fused(*tensors)`, differentiable through `twin`.
 
     Args:
         fused: the forward; it runs without gradients and must not change its inputs.

@@ -1,4 +1,4 @@
-"""Whether Triton's kernels run on a GPU: a tiny one is launched, once per process and GPU.
+"""Try whether Triton's kernels run on a GPU: launch a tiny one, once per process and GPU.
 
 Triton compiles with the C compiler, Python.h, ptxas and cache folder of the machine that it runs
 on. An image that lacks one of them would fail in the first op, with an error of Triton's own.
@@ -100,21 +100,21 @@ def explain(error: BaseException) -> str:
     Args:
         error: what a launch raised.
     """
-    said = " ".join(str(error).split())
+    text = " ".join(str(error).split())
     name = str(getattr(error, "filename", None) or "")
     include = sysconfig.get_path("include")
     command = error.cmd if isinstance(error, subprocess.CalledProcessError) else ""
-    if "find C compiler" in said or (name and name == os.environ.get("CC")):
+    if "find C compiler" in text or (name and name == os.environ.get("CC")):
         return "no C compiler: install gcc, or name one in CC"
-    if re.search(r"libcuda\.so.*(found|cannot open)", said) or "ldconfig" in f"{name} {command}":
+    if re.search(r"libcuda\.so.*(found|cannot open)", text) or "ldconfig" in f"{name} {command}":
         return "no libcuda.so.1: name its folder in TRITON_LIBCUDA_PATH and LD_LIBRARY_PATH"
     if command and "-shared" in command:
         if not Path(include, "Python.h").is_file():
             return f"no Python.h in {include}: install python3-dev"
         return f"the C compiler {command[0]} failed: its message is above; repair it, or set CC"
-    if "ptxas" in said.lower() or "ptxas" in name:
-        return f"ptxas failed ({said}): install the triton that your torch names again"
-    if isinstance(error, OSError) or "failed to map segment" in said:
-        return f"its cache fails ({said}): name a folder to write to in TRITON_CACHE_DIR"
-    what = ": ".join(filter(None, (type(error).__name__, said)))
+    if "ptxas" in text.lower() or "ptxas" in name:
+        return f"ptxas failed ({text}): install the triton that your torch names again"
+    if isinstance(error, OSError) or "failed to map segment" in text:
+        return f"its cache fails ({text}): name a folder to write to in TRITON_CACHE_DIR"
+    what = ": ".join(filter(None, (type(error).__name__, text)))
     return f"{what}: install the triton that your torch names"

@@ -19,6 +19,7 @@ def run(x: torch.Tensor, out: torch.Tensor) -> None:
     """Set `out` to three times `x` plus its index.
 
     Args:
-        x: [N] int32, N a power of two. out: alike.
+        x: [N] int32, N a power of two.
+        out: alike.
     """
     launch(_count_up, (1,), x, out, N=x.shape[0], num_warps=1)

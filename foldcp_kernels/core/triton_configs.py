@@ -22,10 +22,12 @@ UNMEASURED = (UNTUNED, MODELLED)
 
 @dataclass(frozen=True)
 class Config:
-    """How one kernel is launched.
+    """Launch configuration of one kernel.
 
     Args:
-        blocks: its block sizes by constant name. warps, stages: of Triton.
+        blocks: its block sizes by constant name.
+        warps: num_warps of Triton.
+        stages: num_stages of Triton.
         source: "untuned", or the file with the measurement or the model.
     """
 
@@ -35,7 +37,7 @@ class Config:
     source: str = UNTUNED
 
     def options(self) -> dict[str, int]:
-        """Keyword arguments of a launch."""
+        """Return the keyword arguments of a launch."""
         return {**self.blocks, "num_warps": self.warps, "num_stages": self.stages}
 
 
@@ -184,22 +186,23 @@ _FAMILY |= {103: "sm_100", 110: "sm_100", 120: "sm_120", 121: "sm_120"}
 
 
 def family(capability: int) -> str:
-    """The column of the table for a compute capability (90 for sm_90); "any" when unknown."""
+    """Return the table's column for a compute capability (90 for sm_90); "any" when unknown."""
     return _FAMILY.get(capability, "any")
 
 
 def candidates(kernel: str, operand_bytes: int, chip: str) -> tuple[Config, ...]:
-    """The configurations of a kernel on a chip of `family`, the one in use first."""
+    """Return the configurations of a kernel on a chip of `family`, the one in use first."""
     chips = TABLE[kernel, operand_bytes]
     found = chips.get(chip, chips["any"])
     return found if isinstance(found, tuple) else (found,)
 
 
 def pick(kernel: str, operand_bytes: int, capability: int) -> Config:
-    """The configuration of a kernel.
+    """Return the configuration of a kernel.
 
     Args:
-        kernel: its name in `TABLE`. operand_bytes: 2 for bf16 and fp16, 4 for float32.
+        kernel: its name in `TABLE`.
+        operand_bytes: 2 for bf16 and fp16, 4 for float32.
         capability: compute capability as a number; 0 for the interpreter.
     """
     chip = family(capability)
@@ -213,7 +216,7 @@ def pick(kernel: str, operand_bytes: int, capability: int) -> Config:
 
 
 def cache_file() -> Path:
-    """Where `bench.tune` keeps what it measured on this machine."""
+    """Return the file of this machine's measurements by `bench.tune`."""
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(root) / "foldcp" / "tuned.json"
 

@@ -25,7 +25,8 @@ class Compiled:
     """One kernel as compiled for one chip.
 
     Args:
-        name: of the kernel. options: constant arguments and launch options, as text.
+        name: of the kernel.
+        options: constant arguments and launch options, as text.
         kernel: Triton's compiled kernel (`asm`, `metadata`).
     """
 
@@ -76,7 +77,7 @@ def compile_for(capability: int) -> Iterator[list[Compiled]]:
 
 
 def capability(device: torch.device) -> int:
-    """The chip that kernels are configured for: 90 for sm_90; 0 in the interpreter."""
+    """Return the chip that kernels are configured for: 90 for sm_90; 0 in the interpreter."""
     if _recorders:
         return _recorders[-1][0]
     if device.type == "cuda" and torch.cuda.is_available():
@@ -86,17 +87,17 @@ def capability(device: torch.device) -> int:
 
 
 def packed(*vectors: Tensor | None) -> Iterator[Tensor | None]:
-    """Gains, shifts and biases as kernels read them: elements next to each other."""
+    """Pack gains, shifts and biases as kernels read them: elements next to each other."""
     return (None if x is None else x.contiguous() for x in vectors)
 
 
 def cdiv(n: int, size: int) -> int:
-    """Blocks of a size that n elements are cut in; Triton's own takes 10 us of the host."""
+    """Count the blocks that n elements make; Triton's own takes 10 us of the host."""
     return -(-n // size)
 
 
 def next_power_of_2(n: int) -> int:
-    """The least power of 2 that is at least n >= 1."""
+    """Return the least power of 2 that is at least n >= 1."""
     return 1 << (n - 1).bit_length()
 
 
@@ -104,8 +105,10 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> No
     """Launch a kernel.
 
     Args:
-        kernel: a `triton.jit` function. grid: programs along up to three axes; none when empty.
-        args: its arguments. options: its constants, `num_warps`, `num_stages`.
+        kernel: a `triton.jit` function.
+        grid: programs along up to three axes; none when empty.
+        args: its arguments.
+        options: its constants, `num_warps`, `num_stages`.
 
     Raises:
         ValueError: a bfloat16 tensor under the interpreter, whose bfloat16 `tl.dot` is wrong.
@@ -115,8 +118,8 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> No
     tensors = [x for x in args if isinstance(x, Tensor)]
     if _recorders:
         compiled = kernel.run(*args, grid=grid, warmup=True, **options)
-        said = ", ".join(f"{k}={v}" for k, v in options.items() if k != "eps")
-        _recorders[-1][1].append(Compiled(kernel.__name__.strip("_"), said, compiled))
+        constants = ", ".join(f"{k}={v}" for k, v in options.items() if k != "eps")
+        _recorders[-1][1].append(Compiled(kernel.__name__.strip("_"), constants, compiled))
         return
     if any(isinstance(x, FakeTensor) for x in tensors):
         return

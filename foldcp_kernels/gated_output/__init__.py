@@ -26,11 +26,15 @@ def gated_output(
     weight: Tensor,
     impl: str | None = None,
 ) -> Tensor:
-    """x + (sigmoid(LN(x) gate^T) * o) weight^T; in place when gradients are off.
+    """Compute x + (sigmoid(LN(x) gate^T) * o) weight^T; in place when gradients are off.
 
     Args:
-        x: [B, I, J, C], any strides. gain, shift: of its LayerNorm [C].
-        gate: [W, C]. o: attention output [B, I, J, W]. weight: [C, W].
+        x: [B, I, J, C], any strides.
+        gain: scale of its LayerNorm [C].
+        shift: shift of its LayerNorm [C].
+        gate: [W, C].
+        o: attention output [B, I, J, W].
+        weight: [C, W].
         impl: see `dispatch`.
 
     Returns:

@@ -1,4 +1,4 @@
-"""What ends a triangle update: gate, output projection and residual in one pass, in place.
+"""The end of a triangle update: gate, output projection and residual in one pass, in place.
 
     attention:       x += (sigmoid(LN(x) Wg^T) * o) Wo^T      o [B, I, J, H D] in rows
     multiplication:  x += (LN(y) Wp^T) * sigmoid(LN(x) Wg^T)  y [B, D, I, J] in planes
@@ -22,7 +22,7 @@ from foldcp_kernels.norm_linear.fused import exactness, load_normed
 
 @triton.jit
 def place(lines, positions, BP: tl.constexpr):
-    """(batch, line, positions of the block) of this program."""
+    """Return (batch, line, positions of the block) of this program."""
     blocks = tl.cdiv(positions, BP)
     i_l = (tl.program_id(0) // blocks).to(tl.int64)
     o_p = tl.program_id(0) % blocks * BP + tl.arange(0, BP)
@@ -31,7 +31,7 @@ def place(lines, positions, BP: tl.constexpr):
 
 @triton.jit
 def load_weight(p_w, o_row, o_col, rows, COLS: tl.constexpr):
-    """A block of a contiguous [rows, COLS] matrix, zero past its ends."""
+    """Load a block of a contiguous [rows, COLS] matrix, zero past its ends."""
     m_w = (o_row < rows)[:, None] & (o_col < COLS)[None, :]
     return tl.load(p_w + o_row[:, None] * COLS + o_col[None, :], mask=m_w, other=0.0)
 
@@ -112,12 +112,16 @@ def attention_output_fwd(
     x: Tensor, gain: Tensor, shift: Tensor, gate: Tensor, o: Tensor, w: Tensor,
     out: Tensor | None = None, eps: float = 1e-5,
 ) -> Tensor:  # fmt: skip
-    """x + (sigmoid(LN(x) gate^T) * o) w^T.
+    """Compute x + (sigmoid(LN(x) gate^T) * o) w^T.
 
     Args:
-        x: [B, I, J, C], any strides. gain, shift: of its LayerNorm [C].
-        gate: [W, C]; w: [C, W]; contiguous, in the compute dtype.
-        o: [B, I, J, W], last stride 1. out: where to write; `x` itself for in place, None for new.
+        x: [B, I, J, C], any strides.
+        gain: scale of its LayerNorm [C].
+        shift: shift of its LayerNorm [C].
+        gate: [W, C], contiguous, in the compute dtype.
+        w: [C, W], contiguous, in the compute dtype.
+        o: [B, I, J, W], last stride 1.
+        out: where to write; `x` itself for in place, None for new.
 
     Returns:
         `out` [B, I, J, C].
@@ -143,13 +147,19 @@ def multiplication_output_fwd(
     y: Tensor, y_gain: Tensor, y_shift: Tensor, w: Tensor,
     out: Tensor | None = None, residual: bool = True, eps: float = 1e-5,
 ) -> Tensor:  # fmt: skip
-    """x + (LN(y) w^T) * sigmoid(LN(x) gate^T).
+    """Compute x + (LN(y) w^T) * sigmoid(LN(x) gate^T).
 
     Args:
-        x: [B, I, J, C], any strides. gain, shift: of its LayerNorm [C].
-        gate: [C, C]; w: [C, D]; contiguous, in the compute dtype.
-        y: planes [B, D, I, J], last stride 1. y_gain, y_shift: of its LayerNorm [D].
-        out: where to write; `x` itself for in place, None for new. residual: add x.
+        x: [B, I, J, C], any strides.
+        gain: scale of its LayerNorm [C].
+        shift: shift of its LayerNorm [C].
+        gate: [C, C], contiguous, in the compute dtype.
+        w: [C, D], contiguous, in the compute dtype.
+        y: planes [B, D, I, J], last stride 1.
+        y_gain: scale of its LayerNorm [D].
+        y_shift: shift of its LayerNorm [D].
+        out: where to write; `x` itself for in place, None for new.
+        residual: add x.
 
     Returns:
         `out` [B, I, J, C].
@@ -173,10 +183,10 @@ def multiplication_output_fwd(
 
 
 def flops(positions: int, c: int, width: int) -> int:
-    """Floating-point operations of gate and projection; `width` is H D, or D of the planes."""
+    """Count the operations of gate and projection; `width` is H D, or D of the planes."""
     return 2 * positions * c * (2 * width)
 
 
 def traffic(positions: int, c: int, width: int, x_bytes: int, o_bytes: int) -> int:
-    """Bytes read and written in device memory, weights apart."""
+    """Count the bytes read and written in device memory, weights apart."""
     return positions * (2 * c * x_bytes + width * o_bytes)

@@ -22,11 +22,12 @@ MAX_CHANNELS = 256  # a block of rows and its LayerNorm must fit one program
 
 
 def refusal(x: Tensor, name: str, widths: tuple[int, ...]) -> str | None:
-    """Why the fused row kernels cannot take `x` [B, I, J, C]; None where they can.
+    """Return the reason why the fused row kernels cannot take `x` [B, I, J, C]; else None.
 
     Args:
-        x: the tile. name: of the argument. widths: channels that one program must hold, those of
-            `x` first.
+        x: the tile.
+        name: of the argument.
+        widths: channels that one program must hold, those of `x` first.
     """
     if x.ndim != 4:
         return f"`{name}` has {x.ndim} dimensions; expected 4, [B, I, J, C]"
@@ -40,7 +41,7 @@ def refusal(x: Tensor, name: str, widths: tuple[int, ...]) -> str | None:
 def choose_rows(
     op: str, impl: str | None, x: Tensor, name: str, widths: tuple[int, ...], outs: int = 0
 ) -> str:
-    """`dispatch.choose` for the fused row kernels.
+    """Choose the implementation of an op on rows.
 
     `auto` leaves wide float32 products to torch: tensor cores take three passes and small blocks.
     Up to `_FEW` output channels (`outs`) reading x is what costs, and one pass over it is less.
@@ -51,7 +52,7 @@ def choose_rows(
 
 
 def cast(name: str, dtype: torch.dtype, *weights: Tensor) -> Tensor:
-    """Weights stacked along their rows, contiguous and in `dtype`; made once while they live."""
+    """Stack weights along their rows, contiguous and in `dtype`; made once while they live."""
     return derived(name, weights, lambda *w: torch.cat(w).to(dtype).contiguous(), dtype)
 
 
@@ -62,10 +63,13 @@ def norm_linear_rows(
     weight: Tensor,
     impl: str | None = None,
 ) -> Tensor:
-    """LN(x) W^T.
+    """Compute LN(x) W^T.
 
     Args:
-        x: [B, I, J, C]. gain, shift: of the LayerNorm [C] or None. weight: [O, C].
+        x: [B, I, J, C].
+        gain: scale of the LayerNorm [C] or None.
+        shift: shift of the LayerNorm [C] or None.
+        weight: [O, C].
         impl: see `dispatch`.
 
     Returns:
@@ -104,12 +108,16 @@ def norm_linear_planes(
     out: Tensor | None = None,
     impl: str | None = None,
 ) -> Tensor:
-    """LN(x) W^T + bias in channel-major planes: the biases of one or of many attention layers.
+    """Compute LN(x) W^T + bias in channel-major planes: the biases of attention layers.
 
     Args:
-        x: [B, I, J, C], any strides. gain, shift: of the LayerNorm [C] or None.
-        weight: [O, C], the heads of all layers stacked. bias: [O] or None.
-        out: where to write [B, O, I, J], last stride 1; not under autograd. impl: see `dispatch`.
+        x: [B, I, J, C], any strides.
+        gain: scale of the LayerNorm [C] or None.
+        shift: shift of the LayerNorm [C] or None.
+        weight: [O, C], the heads of all layers stacked.
+        bias: [O] or None.
+        out: where to write [B, O, I, J], last stride 1; not under autograd.
+        impl: see `dispatch`.
 
     Returns:
         [B, O, I, J] in the compute dtype (or `out`); rows may be padded in memory.

@@ -25,7 +25,7 @@ from foldcp_kernels.norm_linear.planes import padded_planes
 
 @triton.jit
 def load_normed(p_x, m_x, s_channel, p_gain, p_shift, C: tl.constexpr, BC: tl.constexpr, eps):
-    """LayerNorm of a block of rows: (normed and raw [BP, BC] in float32)."""
+    """Load and normalise a block of rows: (normed and raw [BP, BC] in float32)."""
     o_c = tl.arange(0, BC)
     m_c = o_c < C
     b_x = tl.load(
@@ -97,7 +97,7 @@ def _norm_linear_kernel(
 
 
 def exactness(dtype: torch.dtype) -> str:
-    """How float32 dots are computed: as torch does, or on tensor cores with three passes."""
+    """Return the precision of float32 dots: as torch's, or three passes on tensor cores."""
     tf32 = dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32
     return "tf32" if tf32 else "tf32x3"
 
@@ -116,12 +116,17 @@ def norm_linear_fwd(
     rest: Tensor | None = None,
     eps: float = 1e-5,
 ) -> Tensor:
-    """LayerNorm and projection.
+    """Normalise the channels and project them.
 
     Args:
-        x: [B, I, J, C], any strides. gain, shift: of the LayerNorm [C], None for none.
-        w: [O, C] in the compute dtype, contiguous. gate: likewise, for sigmoid(LN(x) gate^T).
-        planes: write [B, O, I, J] instead of [B, I, J, O]. bias: [O]. mask: [B, I, J], 1 = keep.
+        x: [B, I, J, C], any strides.
+        gain: scale of the LayerNorm [C], None for none.
+        shift: shift of the LayerNorm [C], None for none.
+        w: [O, C] in the compute dtype, contiguous.
+        gate: likewise, for sigmoid(LN(x) gate^T).
+        planes: write [B, O, I, J] instead of [B, I, J, O].
+        bias: [O].
+        mask: [B, I, J], 1 = keep.
         out: where to write, last stride 1; None for a new tensor in the dtype of `w`.
         rest: where to write the outputs that `out` [B, I, J, o] has no place for, [B, I, J, O - o].
         eps: of the LayerNorm.
@@ -164,10 +169,10 @@ def norm_linear_fwd(
 
 
 def flops(b: int, i: int, j: int, c: int, outs: int) -> int:
-    """Floating-point operations of the matrix product."""
+    """Count the floating-point operations of the matrix product."""
     return 2 * b * i * j * c * outs
 
 
 def traffic(b: int, i: int, j: int, c: int, outs: int, in_bytes: int, out_bytes: int) -> int:
-    """Bytes read and written in device memory, weights apart."""
+    """Count the bytes read and written in device memory, weights apart."""
     return b * i * j * (c * in_bytes + outs * out_bytes)

@@ -7,10 +7,12 @@ from torch import Tensor
 
 
 def padded_planes(x: Tensor, channels: int, dtype: torch.dtype) -> Tensor:
-    """Uninitialised planes of a tile whose rows are padded in memory, so that kernels load wide.
+    """Allocate the planes of a tile with rows padded in memory, so that kernels load wide.
 
     Args:
-        x: tile [B, I, J, C]. channels: of the planes. dtype: of the planes.
+        x: tile [B, I, J, C].
+        channels: of the planes.
+        dtype: of the planes.
 
     Returns:
         [B, channels, I, J]; the row stride is a multiple of 16.

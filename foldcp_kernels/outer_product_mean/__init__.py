@@ -36,7 +36,7 @@ def outer_product_mean(
     bias: Tensor,
     impl: str | None = None,
 ) -> Tensor:
-    """z + outer product mean.
+    """Compute z + outer product mean.
 
     The fused kernel reads the weight and the projections again for every block of pairs, from the
     L2 cache. Chunks of cuBLAS products write and read the outer product in device memory, unless so
@@ -45,8 +45,12 @@ def outer_product_mean(
     sequences. impl="triton" always runs it.
 
     Args:
-        z: pair tile [B, R, T, C]. a: masked left projection [B, S, R, D]. b: right [B, S, T, D].
-        count: n_ij, float32 or float64 [B, R, T]. weight: [C, D * D]. bias: [C].
+        z: pair tile [B, R, T, C].
+        a: masked left projection [B, S, R, D].
+        b: right [B, S, T, D].
+        count: n_ij, float32 or float64 [B, R, T].
+        weight: [C, D * D].
+        bias: [C].
         impl: see `foldcp_kernels.core.dispatch`.
 
     Returns:
@@ -87,11 +91,15 @@ def outer_product_mean(
 def outer_product_chunks(
     a: Tensor, b: Tensor, count: Tensor, weight: Tensor, bias: Tensor, like: Tensor
 ) -> Iterator[tuple[tuple[int, int], Tensor]]:
-    """The outer product mean, row chunk by row chunk; under autograd each is computed again.
+    """Yield the outer product mean row chunk by row chunk; under autograd each is recomputed.
 
     Args:
-        a: [B, S, T_r, D]. b: [B, S, T_c, D]. count: n_ij, [B, T_r, T_c].
-        weight: [C, D * D]. bias: [C]. like: the pair tile (device and element size).
+        a: [B, S, T_r, D].
+        b: [B, S, T_c, D].
+        count: n_ij, [B, T_r, T_c].
+        weight: [C, D * D].
+        bias: [C].
+        like: the pair tile (device and element size).
 
     Yields:
         ((start, stop), update [B, stop - start, T_c, C]).
@@ -107,7 +115,7 @@ def outer_product_chunks(
 
 
 def _few(s: int, d: int, channels: int) -> bool:
-    """Whether it takes fewer operations to contract a with the weight first."""
+    """Tell whether contracting a with the weight first takes fewer operations."""
     return s * d * channels < s * d * d + d * d * channels
 
 
@@ -132,19 +140,19 @@ def _mean(out: Tensor, count: Tensor, bias: Tensor) -> Tensor:
 
 
 def kernel_bytes(s: int, d: int, channels: int, element_bytes: int) -> float:
-    """Bytes per pair that the fused kernel reads from the L2 cache, modelled."""
+    """Model the bytes per pair that the fused kernel reads from the L2 cache."""
     again = -(-channels // _OF_PROGRAM)
     return element_bytes * (d * d * channels / _PAIRS + _READ_AGAIN * s * again)
 
 
 def chunked_bytes(s: int, d: int, channels: int, element_bytes: int) -> float:
-    """Bytes per pair that chunks write and read beyond the tile, modelled."""
+    """Model the bytes per pair that chunks write and read beyond the tile."""
     passes = 6 * channels  # the product, its mean and its bias, each written and read
     return element_bytes * (passes if _few(s, d, channels) else passes + 2 * d * d)
 
 
 def _dear(s: int, d: int, channels: int, element_bytes: int) -> str | None:
-    """Why chunks are preferred, None where the fused kernel is."""
+    """Return the reason to prefer chunked GEMMs, or None if the fused kernel should be faster."""
     fused = _L2_COST * kernel_bytes(s, d, channels, element_bytes)
     if fused <= chunked_bytes(s, d, channels, element_bytes):
         return None

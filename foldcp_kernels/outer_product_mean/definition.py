@@ -10,7 +10,7 @@ from torch import Tensor
 def outer_product_mean(
     z: Tensor, a: Tensor, b: Tensor, mask: Tensor, weight: Tensor, bias: Tensor
 ) -> Tensor:
-    """z + outer product mean of a, b [B, S, N, D], mask [B, S, N]. AlphaFold 3, Algorithm 9."""
+    """Compute z + outer product mean."""
     count = torch.einsum("bsi,bsj->bij", mask, mask).clamp(min=1)
     o = torch.einsum("bsic,bsjd->bijcd", a, b).flatten(-2) / count[..., None]
     return z + F.linear(o, weight, bias)
@@ -19,6 +19,6 @@ def outer_product_mean(
 def outer_product_mean_tile(
     z: Tensor, a: Tensor, b: Tensor, count: Tensor, weight: Tensor, bias: Tensor
 ) -> Tensor:
-    """`outer_product_mean` of a tile z [B, R, T, C], a [B, S, R, D], b [B, S, T, D], count n_ij."""
+    """Compute `outer_product_mean` of a tile."""
     o = torch.einsum("bsic,bsjd->bijcd", a, b).flatten(-2) / count[..., None].clamp(min=1)
     return z + F.linear(o, weight, bias)

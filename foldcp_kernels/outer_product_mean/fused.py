@@ -74,11 +74,15 @@ def _outer_product_mean_kernel(
 def outer_product_mean_fwd(
     z: Tensor, a: Tensor, b: Tensor, count: Tensor, weight: Tensor, bias: Tensor, in_place: bool
 ) -> Tensor:
-    """z + outer product mean.
+    """Compute z + outer product mean.
 
     Args:
-        z: [B, R, T, C], any strides. a: [B, S, R, D]. b: [B, S, T, D], in the compute dtype.
-        count: n_ij, float32 [B, R, T]. weight: [C, D * D]. bias: [C].
+        z: [B, R, T, C], any strides.
+        a: [B, S, R, D].
+        b: [B, S, T, D], in the compute dtype.
+        count: n_ij, float32 [B, R, T].
+        weight: [C, D * D].
+        bias: [C].
         in_place: write to `z`.
 
     Returns:
@@ -111,7 +115,7 @@ def outer_product_mean_fwd(
 
 
 def blocks(config: Config, width: int) -> tuple[int, int, int]:
-    """(rows, columns, channels of a slice) of a program, from the sizes of its products."""
+    """Return (rows, columns, channels of a slice) of a program, from the sizes of its products."""
     bd = max(1, config.blocks["BK"] // width)
     return config.blocks["BM"] // bd, max(1, config.blocks["BN"] // width), bd
 
@@ -138,10 +142,10 @@ def _padded(weight: Tensor, d: int, width: int, dtype: torch.dtype) -> Tensor:
 
 
 def flops(b: int, rows: int, cols: int, s: int, d: int, c: int) -> int:
-    """Floating-point operations of both matrix products."""
+    """Count the floating-point operations of both matrix products."""
     return 2 * b * rows * cols * d * d * (s + c)
 
 
 def traffic(b: int, rows: int, cols: int, c: int, element_bytes: int) -> int:
-    """Bytes read and written in device memory: the tile once; the rest comes from the L2 cache."""
+    """Count bytes read and written in device memory: the tile once; the rest comes from L2."""
     return 2 * b * rows * cols * c * element_bytes

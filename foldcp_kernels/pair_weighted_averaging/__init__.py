@@ -21,10 +21,11 @@ from foldcp_kernels.pair_weighted_averaging.weights import MASKED, PairWeightedA
 
 
 def average(v: Tensor, weights: Tensor) -> Tensor:
-    """Weighted sums of values.
+    """Compute weighted sums of values.
 
     Args:
-        v: [B, S, K, H, D]. weights: [B, H, I, K].
+        v: [B, S, K, H, D].
+        weights: [B, H, I, K].
 
     Returns:
         [B, S, I, H, D].
@@ -36,7 +37,7 @@ def average(v: Tensor, weights: Tensor) -> Tensor:
 
 
 def masked(logits: Tensor, mask: Tensor | None) -> Tensor:
-    """Logits [B, H, I, K] less `MASKED` where a mask [B, I, K] is 0, in float32 or wider."""
+    """Lower logits by `MASKED` where the mask is 0, in float32 or wider."""
     if mask is None:
         return logits
     wide = torch.promote_types(logits.dtype, torch.float32)
@@ -50,10 +51,13 @@ def pair_weighted_averaging(
     impl: str | None = None,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """m + pair-weighted averaging of a whole MSA; in place when gradients are off.
+    """Compute m + pair-weighted averaging of a whole MSA; in place when gradients are off.
 
     Args:
-        m: MSA [B, S, N, C_m]. z: pair tensor [B, N, N, C_z]. w: weights. impl: see `dispatch`.
+        m: MSA [B, S, N, C_m].
+        z: pair tensor [B, N, N, C_z].
+        w: weights.
+        impl: see `dispatch`.
         mask: pairs that count [B, N, N], 1 = keep, None keeps all.
 
     Returns:

@@ -7,5 +7,5 @@ from torch import Tensor
 
 
 def pair_weighted_averaging(v: Tensor, logits: Tensor) -> Tensor:
-    """v [B, S, N, H, D], logits [B, H, N, N] -> [B, S, N, H, D]. AlphaFold 3, Algorithm 10."""
+    """Average values over all tokens with weights from pair logits."""
     return torch.einsum("bhij,bsjhd->bsihd", logits.softmax(-1), v)

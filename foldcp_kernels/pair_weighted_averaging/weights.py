@@ -31,18 +31,18 @@ class PairWeightedAveragingWeights:
     heads: int
 
     def tensors(self) -> tuple[Tensor, ...]:
-        """The weights in order."""
+        """Return the weights in order."""
         return tuple(vars(self).values())[:-1]
 
     def logits(self, z: Tensor, impl: str | None = None) -> Tensor:
-        """Weight logits of a tile: [B, T_r, T_c, C_z] -> [B, H, T_r, T_c]."""
+        """Project a tile to weight logits: [B, T_r, T_c, C_z] -> [B, H, T_r, T_c]."""
         return norm_linear_planes(z, self.norm_z_weight, self.norm_z_bias, self.z, impl=impl)
 
     def values(self, m: Tensor, impl: str | None = None) -> Tensor:
-        """Values of some sequences: [B, S, N, C_m] -> [B, S, N, H, D]."""
+        """Project some sequences to values: [B, S, N, C_m] -> [B, S, N, H, D]."""
         v = norm_linear_rows(m, self.norm_m_weight, self.norm_m_bias, self.m, impl)
         return v.unflatten(-1, (self.heads, -1))
 
     def output(self, m: Tensor, o: Tensor, impl: str | None = None) -> Tensor:
-        """m with its gated update; in place when gradients are off; o [B, S, N, H * D]."""
+        """Add the gated update to m; in place when gradients are off."""
         return gated_output(m, self.norm_m_weight, self.norm_m_bias, self.g, o, self.o, impl)

@@ -29,7 +29,9 @@ def add_rows_of_table_(out: Tensor, table: Tensor, index: Tensor) -> None:
     """Add to each pair the row of a table that its index selects, in place, without gradient.
 
     Args:
-        out: [rows, cols, C], changed. table: [K, C]. index: int32 or int64 [rows, cols].
+        out: [rows, cols, C], changed.
+        table: [K, C].
+        index: int32 or int64 [rows, cols].
     """
     rows, cols, channels = out.shape
     # Looked-up rows are read back at once: an eighth of a chunk stays in the caches.
@@ -44,11 +46,13 @@ def add_rows_of_table_(out: Tensor, table: Tensor, index: Tensor) -> None:
 def add_relative_position(
     out: Tensor, table: Tensor, positions: Positions, impl: str | None = None
 ) -> Tensor:
-    """out + the table row of each pair.
+    """Add the table row of each pair to `out`.
 
     Args:
-        out: [R, T, C] or [B, R, T, C]. table: [table_rows, C].
-        positions: of these rows and columns. impl: see `foldcp_kernels.core.dispatch`.
+        out: [R, T, C] or [B, R, T, C].
+        table: [table_rows, C].
+        positions: of these rows and columns.
+        impl: see `foldcp_kernels.core.dispatch`.
 
     Returns:
         `out`, changed in place, when gradients are off; else a new tensor.
@@ -66,10 +70,12 @@ def add_relative_position(
 
 
 def relative_position(table: Tensor, positions: Positions, impl: str | None = None) -> Tensor:
-    """The table row of each pair.
+    """Look up the table row of each pair.
 
     Args:
-        table: [table_rows, C]. positions: of the pairs. impl: see `foldcp_kernels.core.dispatch`.
+        table: [table_rows, C].
+        positions: of the pairs.
+        impl: see `foldcp_kernels.core.dispatch`.
 
     Returns:
         [R, T, C] in the dtype of `table`.

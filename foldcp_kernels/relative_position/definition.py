@@ -8,5 +8,5 @@ from foldcp_kernels.relative_position.positions import Positions, table_index
 
 
 def relative_position(table: Tensor, p: Positions) -> Tensor:
-    """The table row of each pair [R, T, C]. AlphaFold 3, Algorithm 3."""
+    """Look up the table row of each pair."""
     return table[table_index(p).long()]

@@ -94,11 +94,15 @@ def relative_position_fwd(
 
     Args:
         x: [B, R, T, C], any strides; may be `out`; None for the table rows alone.
-        out: [B, R, T, C], any strides, written. table: [rows of the table, C], contiguous.
+        out: [B, R, T, C], any strides, written.
+        table: [rows of the table, C], contiguous.
         rows: chain class, residue index and token index of the rows, int32 [R] each, contiguous.
-        cols: of the columns, int32 [T] each. period: float32 [T] or None.
+        cols: of the columns, int32 [T] each.
+        period: float32 [T] or None.
         classes: (asym, entity, sym) of each chain class, int32 [K, 3].
-        r_max, s_max: largest offsets told apart. fix_sym_check: see `Positions`.
+        r_max: largest residue offset that is distinguished.
+        s_max: largest chain offset that is distinguished.
+        fix_sym_check: see `Positions`.
 
     Returns:
         `out`.
@@ -120,10 +124,10 @@ def relative_position_fwd(
 
 
 def flops(b: int, r: int, t: int, c: int) -> int:
-    """Additions of the look-up; the integers of a pair are few beside its channels."""
+    """Count the additions of the look-up; the integers of a pair are few beside its channels."""
     return b * r * t * c
 
 
 def traffic(b: int, r: int, t: int, c: int, element_bytes: int, added: bool = True) -> int:
-    """Bytes read and written in device memory; the table stays in the L2 cache."""
+    """Count bytes read and written in device memory; the table stays in the L2 cache."""
     return b * r * t * c * element_bytes * (2 if added else 1)

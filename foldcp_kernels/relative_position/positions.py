@@ -13,7 +13,9 @@ class Tokens:
     """Integers of the tokens along one side of a tile, int32 [T] each.
 
     Args:
-        chain: row of `Positions.classes`. residue, token: indices of the residue and the token.
+        chain: row of `Positions.classes`.
+        residue: index of the residue.
+        token: index of the token.
         period: of cyclic chains, floating point [T]; None when no chain is cyclic.
     """
 
@@ -25,14 +27,16 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Positions:
-    """What decides the table row of each pair of a tile.
+    """Positions that select the table row of each pair of a tile.
 
     Args:
-        rows, cols: the tokens of both sides; the period is that of the columns.
+        rows: tokens of the rows.
+        cols: tokens of the columns; the period is theirs.
         classes: (asym, entity, sym) of each chain class, int32 [K, 3].
-        r_max: largest residue or token offset told apart. s_max: likewise of chain copies.
-        fix_sym_check: chains of other entities have no chain offset; otherwise the same chain
-            has none, as Boltz-1 was trained.
+        r_max: largest residue or token offset told apart.
+        s_max: likewise of chain copies.
+        fix_sym_check: chains of other entities have no chain offset; otherwise the same chain has
+            none, as Boltz-1 was trained.
     """
 
     rows: Tokens
@@ -43,7 +47,7 @@ class Positions:
     fix_sym_check: bool
 
     def cut(self, lo: int, hi: int) -> Positions:
-        """The same for rows lo:hi of the tile."""
+        """Cut out rows lo:hi of the tile."""
         r = self.rows
         period = None if r.period is None else r.period[lo:hi]
         rows = Tokens(r.chain[lo:hi], r.residue[lo:hi], r.token[lo:hi], period)
@@ -56,7 +60,7 @@ class Positions:
 
 
 def table_index(p: Positions) -> Tensor:
-    """The table row of every pair, int32 [R, T].
+    """Compute the table row of every pair, int32 [R, T].
 
     Source: AlphaFold 3 supplement, Algorithm 3.
     """

@@ -18,7 +18,7 @@ from foldcp_kernels.transition.definition import TransitionWeights
 
 
 def swiglu(x: Tensor, w: TransitionWeights) -> Tensor:
-    """The transition without the residual, in torch: [..., C] -> [..., C_out].
+    """Compute the transition without the residual, in torch: [..., C] -> [..., C_out].
 
     Raises:
         ValueError: a shape or dtype that does not fit.
@@ -33,13 +33,15 @@ def _swiglu(x: Tensor, w: TransitionWeights) -> Tensor:
 
 
 def transition(x: Tensor, w: TransitionWeights, dim: int = 1, impl: str | None = None) -> Tensor:
-    """x + transition(x); in place when gradients are off.
+    """Compute x + transition(x); in place when gradients are off.
 
     Args:
-        x: [..., C]. w: weights, C_out = C. The fused kernel takes up to 4 dimensions and 256
-            channels: wider rows are few and their weights large, which products of cuBLAS read
-            once, a kernel once for every block of rows.
-        dim: the dimension that torch works along in chunks. impl: see `dispatch`.
+        x: [..., C].
+        w: weights, C_out = C. The fused kernel takes up to 4 dimensions and 256 channels: wider
+            rows are few and their weights large, which products of cuBLAS read once, a kernel once
+            for every block of rows.
+        dim: the dimension that torch works along in chunks.
+        impl: see `dispatch`.
 
     Returns:
         `x` itself, changed, when gradients are off; else a new tensor.

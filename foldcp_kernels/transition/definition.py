@@ -20,6 +20,6 @@ class TransitionWeights:
 
 
 def transition(x: Tensor, w: TransitionWeights) -> Tensor:
-    """x + transition of x [..., C]. AlphaFold 3, Algorithm 11."""
+    """Compute x + transition of x [..., C]."""
     y = F.layer_norm(x, x.shape[-1:], w.norm_weight, w.norm_bias, 1e-5)
     return x + F.linear(F.silu(F.linear(y, w.fc1)) * F.linear(y, w.fc2), w.fc3)

@@ -53,12 +53,17 @@ def transition_fwd(
     x: Tensor, gain: Tensor, shift: Tensor, w1: Tensor, w2: Tensor, w3: Tensor,
     out: Tensor | None = None, residual: bool = True, eps: float = 1e-5,
 ) -> Tensor:  # fmt: skip
-    """x + transition(x), or the transition alone.
+    """Compute x + transition(x), or the transition alone.
 
     Args:
-        x: [B, I, J, C], any strides. gain, shift: of its LayerNorm [C].
-        w1, w2: [hidden, C]; w3: [C, hidden]; contiguous, in the compute dtype.
-        out: where to write; `x` itself for in place, None for new. residual: add x.
+        x: [B, I, J, C], any strides.
+        gain: scale of its LayerNorm [C].
+        shift: shift of its LayerNorm [C].
+        w1: [hidden, C], contiguous, in the compute dtype.
+        w2: [hidden, C], contiguous, in the compute dtype.
+        w3: [C, hidden], contiguous, in the compute dtype.
+        out: where to write; `x` itself for in place, None for new.
+        residual: add x.
 
     Returns:
         `out` [B, I, J, C].
@@ -80,10 +85,10 @@ def transition_fwd(
 
 
 def flops(positions: int, c: int, hidden: int) -> int:
-    """Floating-point operations of the three matrix products."""
+    """Count the floating-point operations of the three matrix products."""
     return 6 * positions * c * hidden
 
 
 def traffic(positions: int, c: int, x_bytes: int) -> int:
-    """Bytes read and written in device memory, weights apart."""
+    """Count the bytes read and written in device memory, weights apart."""
     return 2 * positions * c * x_bytes

@@ -28,10 +28,12 @@ _TORCH_CHUNKS = 8  # each fetches its part of the bias again
 
 
 def lines_per_chunk(z: Tensor, dim: int, w: TriangleAttentionWeights) -> int:
-    """How many lines of the pair tensor to take at a time.
+    """Return the number of lines of the pair tensor to take at a time.
 
     Args:
-        z: [B, N, N, C]. dim: of its lines. w: weights.
+        z: [B, N, N, C].
+        dim: of its lines.
+        w: weights.
 
     Returns:
         Lines whose queries, keys, values and outputs exist at once.
@@ -45,10 +47,12 @@ def lines_per_chunk(z: Tensor, dim: int, w: TriangleAttentionWeights) -> int:
 
 
 def least_chunks(z: Tensor, dim: int, w: TriangleAttentionWeights) -> int:
-    """Chunks of lines that a tile of a mesh is cut in at least: torch holds more of each at once.
+    """Return the least number of chunks of a mesh tile's lines: torch holds more of each at once.
 
     Args:
-        z: pair tile [B, T_r, T_c, C]. dim: of its lines. w: weights.
+        z: pair tile [B, T_r, T_c, C].
+        dim: of its lines.
+        w: weights.
     """
     if choose_rows("triangle_attention", None, z, "z", (z.shape[-1],)) == "triton":
         return 1
@@ -67,10 +71,13 @@ def attend_lines(
     """Attend all positions of the lines to one panel of keys.
 
     Args:
-        lines: from `project_lines`. kv: of the panel [B, I, K, 2HD]. bias: [B, H, J, K].
+        lines: from `project_lines`.
+        kv: of the panel [B, I, K, 2HD].
+        bias: [B, H, J, K].
         keep: mask of the panel's keys [B, I, K], from `kept`; None keeps all.
         carry: over the panels so far (o [B, I, H, J, D]), None at the first panel.
-        last: there is no further panel. impl: see `dispatch`; cuEquivariance takes all keys only.
+        last: there is no further panel.
+        impl: see `dispatch`; cuEquivariance takes all keys only.
 
     Returns:
         The new carry; from cuEquivariance without lse.
@@ -103,10 +110,12 @@ def line_output(
     w: TriangleAttentionWeights,
     impl: str | None = None,
 ) -> Tensor:
-    """The lines of z with the update that carried attention makes, see `updated_lines`.
+    """Return the lines of z with the update that carried attention makes, see `updated_lines`.
 
     Args:
-        x: lines of z [B, I, J, C], any strides. carry: over all keys. w: weights.
+        x: lines of z [B, I, J, C], any strides.
+        carry: over all keys.
+        w: weights.
         impl: see `dispatch`.
 
     Returns:
@@ -116,17 +125,19 @@ def line_output(
 
 
 def attended(carry: Carry) -> Tensor:
-    """The result of attention over all keys: [B, I, J, HD]."""
+    """Finish attention over all keys: [B, I, J, HD]."""
     return carry.finish()[0].transpose(2, 3).flatten(-2)
 
 
 def updated_lines(
     x: Tensor, o: Tensor, w: TriangleAttentionWeights, impl: str | None = None
 ) -> Tensor:
-    """The lines of z with their update; in place when gradients are off.
+    """Add the update to lines of z; in place when gradients are off.
 
     Args:
-        x: lines of z [B, I, J, C], any strides. o: from `attended`. w: weights.
+        x: lines of z [B, I, J, C], any strides.
+        o: from `attended`.
+        w: weights.
         impl: see `dispatch`.
 
     Returns:
@@ -136,7 +147,7 @@ def updated_lines(
 
 
 def kept(mask: Tensor | None) -> Tensor | None:
-    """A mask of keys as it travels and as `attend_lines` takes it: bool, or float32."""
+    """Convert a key mask to the dtype that travels and `attend_lines` takes: bool or float32."""
     return mask if mask is None or mask.dtype == torch.bool else mask.float()
 
 
@@ -147,10 +158,12 @@ def triangle_attention(
     starting: bool,
     impl: str | None = None,
 ) -> Tensor:
-    """z + triangle attention of a whole pair tensor; in place when gradients are off.
+    """Compute z + triangle attention of a whole pair tensor; in place when gradients are off.
 
     Args:
-        z: [B, N, N, C]. w: weights. starting: Algorithm 14 (True) or 15 (False).
+        z: [B, N, N, C].
+        w: weights.
+        starting: Algorithm 14 (True) or 15 (False).
         mask: keys [B, N, N], bool or any number from 0 to 1, None keeps all. A key's logit loses
             1e9 (1 - mask), as in Boltz: the keys of a line with its largest mask are weighed by
             their logits, all others not at all; so are all keys of a line that keeps none.
@@ -185,5 +198,5 @@ def triangle_attention(
 
 
 def swapped(mask: Tensor | None) -> Tensor | None:
-    """The mask of the transposed tile; None stays None."""
+    """Transpose the mask of a tile; None stays None."""
     return None if mask is None else mask.transpose(1, 2)

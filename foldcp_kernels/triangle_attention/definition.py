@@ -32,18 +32,18 @@ class TriangleAttentionWeights:
     heads: int
 
     def norm(self, x: Tensor) -> Tensor:
-        """LayerNorm of the channels."""
+        """Normalise the channels."""
         return F.layer_norm(x, x.shape[-1:], self.norm_weight, self.norm_bias, _EPS)
 
     def tensors(self) -> tuple[Tensor, ...]:
-        """The weights in order."""
+        """Return the weights in order."""
         return tuple(vars(self).values())[:-1]
 
 
 def triangle_attention(
     z: Tensor, mask: Tensor, w: TriangleAttentionWeights, starting: bool
 ) -> Tensor:
-    """z + triangle attention of z [B, N, N, C], mask [B, N, N]. AlphaFold 3, Alg. 14/15."""
+    """Compute z + triangle attention of z."""
     x, keep = (z, mask) if starting else (z.transpose(1, 2), mask.transpose(1, 2))
     x = w.norm(x)
     q, k, v, g = (F.linear(x, m).unflatten(-1, (w.heads, -1)) for m in (w.q, w.k, w.v, w.g))

@@ -32,7 +32,8 @@ class Lines:
     """Queries, keys and values of a chunk of lines.
 
     Args:
-        q: [B, I, J, H, D]. kv: panels of positions [B, I, K, 2HD], k first, what travels.
+        q: [B, I, J, H, D].
+        kv: panels of positions [B, I, K, 2HD], k first, what travels.
         scale: factor on q . k that is left; log 2 where q carries it already, in powers of two.
     """
 
@@ -42,12 +43,12 @@ class Lines:
 
 
 def project_bias(z: Tensor, w: TriangleAttentionWeights, impl: str | None = None) -> Tensor:
-    """The triangle bias of a tile (or of its transpose): [B, I, J, C] -> [B, H, I, J]."""
+    """Project a tile (or its transpose) to the triangle bias: [B, I, J, C] -> [B, H, I, J]."""
     return norm_linear_planes(z, w.norm_weight, w.norm_bias, w.bias, impl=impl)
 
 
 def bias_panels(z: Tensor, w: TriangleAttentionWeights, panels: int) -> tuple[Tensor, ...]:
-    """As `project_bias`, each panel of the keys on its own: [B, H, I, J / panels], what travels."""
+    """Project the bias panel by panel of the keys, as it travels: [B, H, I, J / panels] each."""
     if panels == 1:
         return (project_bias(z, w),)
     if torch.is_grad_enabled():
@@ -63,10 +64,12 @@ def bias_panels(z: Tensor, w: TriangleAttentionWeights, panels: int) -> tuple[Te
 def project_lines(
     x: Tensor, w: TriangleAttentionWeights, impl: str | None = None, panels: int = 1
 ) -> Lines:
-    """Queries, and the keys and values that travel.
+    """Project lines to queries, and to the keys and values that travel.
 
     Args:
-        x: lines of z [B, I, J, C], any strides. w: weights. impl: see `dispatch`.
+        x: lines of z [B, I, J, C], any strides.
+        w: weights.
+        impl: see `dispatch`.
         panels: of the keys and values, equal parts of J.
     """
     if choose_rows("triangle_attention", impl, x, "z", (x.shape[-1],)) != "triton":
@@ -100,14 +103,14 @@ def project_lines(
 
 
 def norm_lines(x: Tensor, w: TriangleAttentionWeights) -> Tensor:
-    """LayerNorm of lines in the compute dtype, contiguous: [B, I, J, C], x with any strides."""
+    """Normalise lines in the compute dtype, contiguous: [B, I, J, C]."""
     gain, shift = (t.expand(1, *x.shape[2:]) for t in (w.norm_weight, w.norm_bias))
     parts = [adaptive_norm(sample, gain, shift) for sample in x]
     return parts[0][None] if len(parts) == 1 else torch.stack(parts)
 
 
 def project_normed(x: Tensor, w: TriangleAttentionWeights) -> Lines:
-    """As `project_lines`, in one panel, of what `norm_lines` made."""
+    """Project what `norm_lines` made, in one panel, see `project_lines`."""
     if choose_rows("triangle_attention", None, x, "z", (x.shape[-1],)) != "triton":
         kv = torch.cat((F.linear(x, w.k), F.linear(x, w.v)), -1)
         return _lines(F.linear(x, w.q), (kv,), w)

@@ -33,12 +33,15 @@ def project_planes(
     impl: str | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
-    """The planes a and b of a tile.
+    """Project a tile to the planes a and b.
 
     Args:
-        z: pair tile [B, T_r, T_c, C], any strides. mask: 1 = keep, [B, T_r, T_c], None keeps all.
-        w: weights. channels: which of the D hidden channels (start, stop), None for all.
-        impl: see `dispatch`. out: where to write; not under autograd.
+        z: pair tile [B, T_r, T_c, C], any strides.
+        mask: 1 = keep, [B, T_r, T_c], None keeps all.
+        w: weights.
+        channels: which of the D hidden channels (start, stop), None for all.
+        impl: see `dispatch`.
+        out: where to write; not under autograd.
 
     Returns:
         [B, 2d, T_r, T_c]: a in the first d channels, b in the last; rows may be padded in memory.
@@ -77,7 +80,7 @@ def plane_panels(
     channels: tuple[int, int],
     panels: int,
 ) -> tuple[Tensor, ...]:
-    """As `project_planes`, each panel of the positions on its own, [B, 2d, T_r, T_c / panels]."""
+    """Project planes panel by panel of the positions: [B, 2d, T_r, T_c / panels] each."""
     if panels == 1:
         return (project_planes(z, mask, w, channels),)
     if torch.is_grad_enabled():
@@ -118,7 +121,7 @@ def _planes(
 
 
 def accumulated(dtype: torch.dtype, panels: int) -> torch.dtype:
-    """The dtype in which the products of so many panels add up."""
+    """Return the dtype in which the products of that many panels add up."""
     return dtype if panels == 1 or dtype == torch.float64 else torch.float32
 
 
@@ -134,8 +137,10 @@ def contract(
 
     Args:
         acc: [B, d, T_r, T_c] so far, None at the first panel; changed in place without gradients.
-        a: [B, d, T_r, K] (outgoing) or [B, d, K, T_r] (incoming). b: likewise with T_c.
-        outgoing: which of the two updates. panels: in all; several add up in float32 or wider.
+        a: [B, d, T_r, K] (outgoing) or [B, d, K, T_r] (incoming).
+        b: likewise with T_c.
+        outgoing: which of the two updates.
+        panels: in all; several add up in float32 or wider.
         out: where to write the first panel's, last stride 1; not under autograd.
 
     Returns:
@@ -168,7 +173,7 @@ def contract(
 
 @lru_cache
 def _widens(device: torch.device) -> bool:
-    """Whether torch adds products of low precision to a float32 matrix on this device."""
+    """Tell whether torch adds low-precision products to a float32 matrix on this device."""
     if device.type != "cuda" or not torch.cuda.is_available():
         return False
     one = torch.ones((1, 16, 16), dtype=torch.bfloat16, device=device)
@@ -187,11 +192,13 @@ def gated_update(
     residual: bool = True,
     impl: str | None = None,
 ) -> Tensor:
-    """z plus the gated projection of the contraction; in place when gradients are off.
+    """Add the gated projection of the contraction to z; in place when gradients are off.
 
     Args:
-        z: pair tile [B, T_r, T_c, C], any strides. x: the contraction [B, D, T_r, T_c].
-        w: weights. residual: add z; without it z stays as it is and a new tensor is returned.
+        z: pair tile [B, T_r, T_c, C], any strides.
+        x: the contraction [B, D, T_r, T_c].
+        w: weights.
+        residual: add z; without it z stays as it is and a new tensor is returned.
         impl: see `dispatch`.
 
     Returns:
@@ -244,11 +251,14 @@ def triangle_multiplication(
     outgoing: bool,
     impl: str | None = None,
 ) -> Tensor:
-    """z + triangle multiplication of a whole pair tensor; in place when gradients are off.
+    """Compute z + triangle multiplication of a whole pair tensor; in place without gradients.
 
     Args:
-        z: [B, N, N, C]. mask: [B, N, N], 1 = keep, None keeps all. w: weights.
-        outgoing: Algorithm 12 (True) or 13 (False). impl: see `dispatch`.
+        z: [B, N, N, C].
+        mask: [B, N, N], 1 = keep, None keeps all.
+        w: weights.
+        outgoing: Algorithm 12 (True) or 13 (False).
+        impl: see `dispatch`.
 
     Returns:
         [B, N, N, C], `z` itself when gradients are off.

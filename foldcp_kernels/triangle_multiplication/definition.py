@@ -29,14 +29,14 @@ class TriangleMultiplicationWeights:
     g_out: Tensor
 
     def norm_in(self, x: Tensor) -> Tensor:
-        """LayerNorm of the input channels."""
+        """Normalise the input channels."""
         return F.layer_norm(x, x.shape[-1:], self.norm_in_weight, self.norm_in_bias, _EPS)
 
 
 def triangle_multiplication(
     z: Tensor, mask: Tensor, w: TriangleMultiplicationWeights, outgoing: bool
 ) -> Tensor:
-    """z + triangle multiplication of z [B, N, N, C], mask [B, N, N]. AlphaFold 3, Alg. 12/13."""
+    """Compute z + triangle multiplication of z."""
     x = w.norm_in(z)
     p = F.linear(x, w.p_in) * F.linear(x, w.g_in).sigmoid() * mask[..., None].to(z.dtype)
     a, b = p.chunk(2, -1)

@@ -29,14 +29,15 @@ _KINDS = {"PROTEIN": "protein", "DNA": "dna", "RNA": "rna", "NONPOLYMER": "ligan
 
 @dataclass(frozen=True)
 class Prediction:
-    """What was predicted for one input: M samples, the most confident first.
+    """The prediction of one input: M samples, the most confident first.
 
     Args:
         name: of the input.
         coords: [M, A, 3], float32, angstrom.
         plddt: [M, N], 0 to 1, per token.
-        pae: [M, N, N], angstrom, row: the token aligned on. pde: [M, N, N], angstrom. Boltz-1 gives
-            them where it is asked to (`write_full_pae`, `write_full_pde`), else they are None.
+        pae: [M, N, N], angstrom, row: the token aligned on.
+        pde: [M, N, N], angstrom. Boltz-1 gives them where it is asked to (`write_full_pae`,
+            `write_full_pde`), else they are None.
         scores: by Boltz's names, each [M]: confidence_score, ptm, iptm, ligand_iptm, protein_iptm,
             complex_plddt, complex_iplddt, complex_pde, complex_ipde.
         pair_chains_iptm: [M, chains, chains], chains in the order in which they occur in `atoms`.
@@ -65,7 +66,8 @@ class Prediction:
         """Write one sample as Boltz wrote it.
 
         Args:
-            path: of the file. sample: 0 is the most confident.
+            path: of the file.
+            sample: 0 is the most confident.
         """
         Path(path).write_text(self.structures[sample])
 
@@ -74,7 +76,9 @@ def read(results: Path, name: str, options: Mapping[str, Any]) -> Prediction:
     """Read a prediction with all its samples, and nothing that earlier ones left beside them.
 
     Args:
-        results: folder `boltz_results_*`. name: of the input. options: of `boltz predict`.
+        results: folder `boltz_results_*`.
+        name: of the input.
+        options: of `boltz predict`.
 
     Raises:
         UserError: the folder does not hold it.
@@ -89,7 +93,7 @@ def read(results: Path, name: str, options: Mapping[str, Any]) -> Prediction:
     boltz2 = options["model"] == "boltz2"
     atoms, tokens = _annotations(structure, boltz2)
     samples = [_atoms(file) for file in files]
-    told = [json.loads((folder / f"confidence_{model}.json").read_text()) for model in models]
+    summaries = [json.loads((folder / f"confidence_{model}.json").read_text()) for model in models]
 
     def stack(key: str) -> NDArray[np.float32]:
         return np.stack([np.load(folder / f"{key}_{model}.npz")[key] for model in models])
@@ -102,8 +106,10 @@ def read(results: Path, name: str, options: Mapping[str, Any]) -> Prediction:
         plddt=stack("plddt"),
         pae=stack("pae") if boltz2 or options["write_full_pae"] else None,
         pde=stack("pde") if boltz2 or options["write_full_pde"] else None,
-        scores={k: np.array([t[k] for t in told]) for k, v in told[0].items() if _number(v)},
-        pair_chains_iptm=np.array([_square(t["pair_chains_iptm"]) for t in told]),
+        scores={
+            k: np.array([t[k] for t in summaries]) for k, v in summaries[0].items() if _number(v)
+        },
+        pair_chains_iptm=np.array([_square(t["pair_chains_iptm"]) for t in summaries]),
         atoms=atoms,
         tokens=tokens,
         structures=tuple(file.read_text() for file in files),

@@ -87,7 +87,8 @@ class Model:
     """One of Boltz's models, as `load` makes it.
 
     Args:
-        main: `boltz.main`, switched over. options: of `boltz predict`, for every prediction.
+        main: `boltz.main`, switched over.
+        options: of `boltz predict`, for every prediction.
     """
 
     def __init__(self, main: ModuleType, options: dict[str, Any]) -> None:
@@ -113,7 +114,9 @@ class Model:
         Args:
             data: path of a YAML or FASTA file, or what would stand in a YAML file, as a dict.
             seed: of everything random; the program's own generators are then left as they were.
-            recycling_steps, sampling_steps, diffusion_samples: as `boltz predict --help` says.
+            recycling_steps: as `boltz predict --help` says.
+            sampling_steps: as `boltz predict --help` says.
+            diffusion_samples: as `boltz predict --help` says.
             out_dir: keep the files of `boltz predict` there; None: they are removed.
             name: of the input, where `data` is a dict.
             options: any other option of `boltz predict`, such as `use_msa_server=True`.
@@ -148,8 +151,8 @@ class Model:
                     guarded.end(error)
                 session.forget()
                 if isinstance(error, (RuntimeError, ValueError)) and guarded.is_ours(error):
-                    said = _in_python(str(error), self._main.predict)
-                    raise UserError(said) from None  # which says all
+                    message = _in_python(str(error), self._main.predict)
+                    raise UserError(message) from None  # which says all
                 raise
 
     def _fold(
@@ -188,7 +191,7 @@ class Model:
 
 
 class _Alike(Exception):
-    """Why an input could not be folded; raised on all ranks, which have parted."""
+    """Signals that an input could not be folded; raised on all ranks, after they have parted."""
 
 
 def _boltz() -> ModuleType:
@@ -230,7 +233,7 @@ def _arguments(predict: click.Command, options: dict[str, Any]) -> list[str]:
 
 
 def _in_python(text: str, predict: click.Command) -> str:
-    """What a message says of options, as they are called here."""
+    """Reword a message about command-line options for a caller in Python."""
     names = "|".join(p.name for p in predict.params if isinstance(p, click.Option) and p.name)
     return re.sub(rf"--({names})\b", r"\1", text)
 

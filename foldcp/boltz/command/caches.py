@@ -15,7 +15,8 @@ def choose_numba_folder(environ: MutableMapping[str, str], package: Path) -> Non
     Numba raises otherwise as soon as Boltz is imported: "no locator available".
 
     Args:
-        environ: usually `os.environ`. package: folder of the installed `boltz`.
+        environ: usually `os.environ`.
+        package: folder of the installed `boltz`.
     """
     if environ.get("NUMBA_CACHE_DIR"):
         return

@@ -18,7 +18,7 @@ _GROUP = "cli"
 
 
 def command(source: Path) -> click.Command | None:
-    """The command `predict` without what it does.
+    """Return the command `predict` without what it does.
 
     Args:
         source: of `boltz.main`.
@@ -58,10 +58,11 @@ def _imports(tree: ast.Module, used: set[str]) -> list[ast.stmt]:
 
 
 def options(found: click.Command, arguments: list[str]) -> dict[str, Any]:
-    """What arguments of `boltz predict` mean.
+    """Parse arguments of `boltz predict` into its options.
 
     Args:
-        found: the command. arguments: what follows `predict`.
+        found: the command.
+        arguments: what follows `predict`.
 
     Returns:
         All options by name, defaults included, as Boltz's `predict` gets them.

@@ -35,7 +35,9 @@ def refuse(arguments: Sequence[str], source: Path, environ: Mapping[str, str]) -
     """End this process, and with it all ranks, where a command cannot work.
 
     Args:
-        arguments: what follows `boltz`. source: of `boltz.main`. environ: usually `os.environ`.
+        arguments: what follows `boltz`.
+        source: of `boltz.main`.
+        environ: usually `os.environ`.
     """
     import click
 
@@ -66,7 +68,9 @@ def check(options: dict[str, Any], config: Config, place: Place) -> None:
     """Check what can be checked without importing anything.
 
     Args:
-        options: of `boltz predict`. config: of this run. place: of this process.
+        options: of `boltz predict`.
+        config: of this run.
+        place: of this process.
 
     Raises:
         UserError, ValueError: say what is wrong and what to do.
@@ -206,7 +210,8 @@ def check_writable(option: str, folder: Path) -> None:
     """Refuse a folder that cannot be made or written.
 
     Args:
-        option: names it. folder: need not exist.
+        option: names it.
+        folder: need not exist.
 
     Raises:
         UserError: says which option to change.
@@ -220,7 +225,7 @@ def check_writable(option: str, folder: Path) -> None:
 
 
 def not_writable(option: str, folder: Path, why: str) -> UserError:
-    """The error of a folder that an option names and that cannot be written."""
+    """Word the error about a folder that an option names and that cannot be written."""
     return UserError(
         f"{option} folder {folder} cannot be written ({why}): "
         f"pass {option} with a folder that you may write to"

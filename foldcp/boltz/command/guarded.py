@@ -55,7 +55,7 @@ def guarded(stock: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def meeting_time() -> float:
-    """Seconds for all ranks to meet; a wrong FOLDCP_TIMEOUT is reported once they have met."""
+    """Return the seconds for all ranks to meet; a wrong FOLDCP_TIMEOUT is reported afterwards."""
     try:
         return min(session.MEETING_TIME, Config.from_env(os.environ).timeout)
     except ValueError:
@@ -86,7 +86,7 @@ def end(error: BaseException) -> NoReturn:
 
 
 def is_ours(error: BaseException) -> bool:
-    """True for errors whose text is written for the user: ours and those of Boltz's own command."""
+    """Tell whether an error's text is written for the user: ours, and those of Boltz's command."""
     frames = traceback.extract_tb(error.__traceback__)
     last = frames[-1].filename.replace(os.sep, "/") if frames else ""
     ours = (

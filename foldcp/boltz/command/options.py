@@ -1,4 +1,4 @@
-"""What follows from the options of `boltz predict` alone: refusals, and where results go."""
+"""Derive refusals, and the folder for results, from the options of `boltz predict` alone."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _LEAST = {
 
 
 def results_folder(options: dict[str, Any]) -> Path:
-    """Where a prediction's results go, as Boltz names it.
+    """Return the folder for the results of a prediction, named as Boltz names it.
 
     Args:
         options: the arguments of Boltz's `predict`.

@@ -36,7 +36,8 @@ def choose_kernels(options: dict[str, Any], config: Config) -> None:
     """Set the implementation of the local ops from FOLDCP_KERNELS and `--no_kernels`.
 
     Args:
-        options: the arguments of Boltz's `predict`. config: of this run.
+        options: the arguments of Boltz's `predict`.
+        config: of this run.
 
     Raises:
         UserError: the named implementation is not installed.
@@ -52,7 +53,9 @@ def agree_on_kernels(config: Config, device: torch.device, session: Session) -> 
     """Run torch on every rank where Triton's kernels do not run on one of them.
 
     Args:
-        config: of this run. device: of this rank. session: the ranks, which all call it.
+        config: of this run.
+        device: of this rank.
+        session: the ranks, which all call it.
 
     Raises:
         UserError: FOLDCP_KERNELS=triton, and they do not run.
@@ -102,7 +105,8 @@ def claim_folder(options: dict[str, Any], on_loss: Callable[[str], None]) -> Loc
     """Create the cache and results folders on the root rank, and lock the latter for this run.
 
     Args:
-        options: the arguments of Boltz's `predict`. on_loss: see `Lock`.
+        options: the arguments of Boltz's `predict`.
+        on_loss: see `Lock`.
 
     Raises:
         UserError: a folder cannot be made or written, or another run is at work in it.
@@ -129,7 +133,8 @@ def check_interfaces(environ: Mapping[str, str], ranks: int) -> None:
     """Refuse network interfaces for gloo that this machine does not have.
 
     Args:
-        environ: usually `os.environ`. ranks: of this run; one alone needs no network.
+        environ: usually `os.environ`.
+        ranks: of this run; one alone needs no network.
 
     Raises:
         UserError: GLOO_SOCKET_IFNAME names another.
@@ -167,7 +172,7 @@ def check_same_everywhere(options: dict[str, Any], config: Config, session: Sess
 
 
 def versions() -> dict[str, str]:
-    """Versions of what a prediction follows from."""
+    """Return the versions of what a prediction follows from."""
     found = {name: metadata.version(name) for name in _VERSIONS}
     return found | {"foldcp": __version__, "python": platform.python_version()}
 
@@ -176,8 +181,8 @@ def _fingerprint(options: dict[str, Any], config: Config) -> dict[str, str]:
     # Its default is the number of cores, which may differ between machines.
     alike = {name: value for name, value in options.items() if name != "preprocessing_threads"}
     for name in _SECRETS & alike.keys():
-        told = repr(alike[name]).encode()
-        alike[name] = alike[name] and "secret " + hashlib.sha256(told).hexdigest()[:8]
+        secret = repr(alike[name]).encode()
+        alike[name] = alike[name] and "secret " + hashlib.sha256(secret).hexdigest()[:8]
     prints = {f"argument --{name}": repr(value) for name, value in sorted(alike.items())}
     prints |= {f"setting {name}": repr(value) for name, value in sorted(vars(config).items())}
     prints |= {f"version of {name}": version for name, version in versions().items()}

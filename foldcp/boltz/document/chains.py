@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from foldcp.boltz.document import contents
-from foldcp.boltz.document.faults import Faults, nearest, shortened, spelt, told
+from foldcp.boltz.document.faults import Faults, nearest, quoted, shortened, spelt
 from foldcp.boltz.document.reading import Fields, Mark
 from foldcp.boltz.document.setting import LONGEST, Chain, Setting
 
@@ -19,7 +19,7 @@ FIELDS = {
 
 
 def check(document: Fields, faults: Faults, setting: Setting) -> dict[str, Chain]:
-    """Chains by id, as far as they can be read."""
+    """Collect the chains by id, as far as they can be read."""
     if "sequences" not in document:
         faults.add(0, "it has no `sequences`: list its chains there, each with a dash")
         return {}
@@ -77,10 +77,10 @@ def _entity(
 def open_entry(
     item: Any, mark: Mark, kinds: tuple[str, ...], what: str, faults: Faults
 ) -> tuple[str, Fields] | None:
-    """(kind, fields) of a list entry such as `- protein: {...}`. Boltz takes its first key."""
+    """Open a list entry such as `- protein: {...}` as (kind, fields); Boltz takes its first key."""
     named = " or ".join([", ".join(kinds[:-1]), kinds[-1]]) if len(kinds) > 1 else kinds[0]
     if not isinstance(item, Fields) or not item:
-        faults.add(mark.line, f"{what} must be {named} and a colon, got {told(item, mark)}")
+        faults.add(mark.line, f"{what} must be {named} and a colon, got {quoted(item, mark)}")
         return None
     for key, line, _ in item.twice:
         faults.add(line, f"`{spelt(key)}` is given twice in {what}: begin the second with a dash")
@@ -101,7 +101,7 @@ def open_entry(
         )
         if isinstance(value, str) and re.match(r"\w+:\S", value):
             hint = "put a space after each colon"
-        faults.add(line, f"`{kind}` must have fields, got {told(value, item.mark(kind))}: {hint}")
+        faults.add(line, f"`{kind}` must have fields, got {quoted(value, item.mark(kind))}: {hint}")
         return None
     for key in others:
         if key in kinds:
@@ -132,7 +132,7 @@ def _ids(
     widest = 1 if setting.output_format == "pdb" else LONGEST
     for name, place in values:
         if not isinstance(name, str):
-            faults.add(place.line, f"`id` of {kind} must be text, got {told(name, place)}")
+            faults.add(place.line, f"`id` of {kind} must be text, got {quoted(name, place)}")
         elif not name:
             faults.add(place.line, f"`id` of {kind} is empty")
         elif not name.isprintable():

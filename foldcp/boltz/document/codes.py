@@ -14,10 +14,10 @@ _OTHER = {f"tag:yaml.org,2002:{kind}" for kind in ("int", "float", "bool", "time
 
 
 class CodeLoader(yaml.SafeLoader):
-    """As `yaml.safe_load`, which Boltz uses, but what a field `ccd` holds is text."""
+    """`yaml.safe_load` as Boltz uses it, except that the value of a field `ccd` stays text."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        """The values of a mapping, see the class."""
+        """Construct the values of a mapping, see the class."""
         self.flatten_mapping(node)  # what it merges may hold codes, too
         node.value = [(k, _as_written(v) if k.value == "ccd" else v) for k, v in node.value]
         return super().construct_mapping(node, deep)
@@ -41,13 +41,13 @@ class _Yaml:
 
     @staticmethod
     def safe_load(stream: Any) -> Any:
-        """As in `yaml`, during a prediction with codes as they are written."""
+        """Load YAML; during a prediction, keep residue codes as they are written."""
         loader = yaml.SafeLoader if current() is None else CodeLoader
         return yaml.load(stream, loader)  # noqa: S506
 
 
 def install() -> None:
-    """Have Boltz read codes as they are written."""
+    """Make Boltz read residue codes as they are written."""
     from boltz.data.parse import yaml as stock
 
     stock.yaml = _Yaml()

@@ -11,9 +11,9 @@ from foldcp.boltz.document.faults import (
     Faults,
     disguised,
     or_nearest,
+    quoted,
     shortened,
     spelt,
-    told,
     whole,
 )
 from foldcp.boltz.document.reading import Fields, Items, Mark
@@ -86,7 +86,7 @@ def _pocket(fields: Fields, chains: dict[str, Chain], faults: Faults) -> None:
     form = "a list of pairs, such as `[[A, 2], [A, 5]]`"
     if not isinstance(contacts, Items):
         faults.add(
-            mark.line, f"`contacts` of the pocket must be {form}, got {told(contacts, mark)}"
+            mark.line, f"`contacts` of the pocket must be {form}, got {quoted(contacts, mark)}"
         )
     elif len(contacts) == 2 and not any(isinstance(x, list) for x in contacts):
         faults.add(
@@ -105,7 +105,7 @@ def known_chain(
     value: Any, mark: Mark, what: str, chains: dict[str, Chain], faults: Faults
 ) -> Chain | None:
     if not isinstance(value, str):
-        faults.add(mark.line, f"{what} must be a chain's id, got {told(value, mark)}")
+        faults.add(mark.line, f"{what} must be a chain's id, got {quoted(value, mark)}")
     elif value not in chains:
         faults.add(
             mark.line,
@@ -121,7 +121,7 @@ def _token(value: Any, mark: Mark, what: str, chains: dict[str, Chain], faults: 
     """A residue of a polymer by number, or an atom of a ligand by name."""
     form = "[chain, residue number], or [chain, atom name] of a ligand"
     if not isinstance(value, Items) or len(value) != 2:
-        faults.add(mark.line, f"{what} must be {form}, got {told(value, mark)}")
+        faults.add(mark.line, f"{what} must be {form}, got {quoted(value, mark)}")
         return
     chain = known_chain(value[0], value.marks[0], what, chains, faults)
     place, line = value[1], value.marks[1].line
@@ -131,7 +131,8 @@ def _token(value: Any, mark: Mark, what: str, chains: dict[str, Chain], faults: 
         if not isinstance(place, str):
             faults.add(
                 line,
-                f"{what} with ligand {chain.id} is by atom name, got {told(place, value.marks[1])}",
+                f"{what} with ligand {chain.id} is by atom name, "
+                f"got {quoted(place, value.marks[1])}",
             )
         return
     number, length = whole(place), len(chain.residues)
@@ -139,7 +140,7 @@ def _token(value: Any, mark: Mark, what: str, chains: dict[str, Chain], faults: 
         faults.add(
             line,
             f"{what} with {chain.kind} {chain.id} is by residue number, got "
-            f"{told(place, value.marks[1], numeric=True)}",
+            f"{quoted(place, value.marks[1], numeric=True)}",
         )
     elif odd := disguised(place, value.marks[1]):
         faults.add(line, f"{what}: {odd}")
@@ -154,7 +155,8 @@ def _atom(fields: Fields, key: str, chains: dict[str, Chain], faults: Faults) ->
     value, mark, what = fields[key], fields.mark(key), f"`{key}` of the bond"
     if not isinstance(value, Items) or len(value) != 3:
         faults.add(
-            mark.line, f"{what} must be [chain, residue number, atom name], got {told(value, mark)}"
+            mark.line,
+            f"{what} must be [chain, residue number, atom name], got {quoted(value, mark)}",
         )
         return
     chain = known_chain(value[0], value.marks[0], what, chains, faults)
@@ -163,14 +165,14 @@ def _atom(fields: Fields, key: str, chains: dict[str, Chain], faults: Faults) ->
         faults.add(
             mark.line,
             f"the second of {what} must be a residue number, got "
-            f"{told(value[1], value.marks[1], numeric=True)}",
+            f"{quoted(value[1], value.marks[1], numeric=True)}",
         )
     elif odd := disguised(value[1], value.marks[1]):
         faults.add(mark.line, f"the second of {what}: {odd}")
     if not isinstance(name, str):
         faults.add(
             mark.line,
-            f"the third of {what} must be an atom's name, got {told(name, value.marks[2])}",
+            f"the third of {what} must be an atom's name, got {quoted(name, value.marks[2])}",
         )
         return
     if chain is None or number is None or not chain.residues:

@@ -6,7 +6,7 @@ from typing import Any
 
 from boltz.data import const
 
-from foldcp.boltz.document.faults import Faults, disguised, shortened, told
+from foldcp.boltz.document.faults import Faults, disguised, quoted, shortened
 from foldcp.boltz.document.reading import Fields, Mark
 from foldcp.boltz.document.setting import LONGEST, Setting
 
@@ -21,7 +21,7 @@ _LETTERS = {
 
 
 def polymer(fields: Fields, kind: str, where: str, faults: Faults) -> tuple[Any, list[str]] | None:
-    """(sequence, residues), None if it is not usable."""
+    """Read a polymer as (sequence, residues), None if it is not usable."""
     value, mark = fields.get("sequence"), fields.mark("sequence")
     if "msa" in fields and kind != "protein" and fields["msa"] not in (None, "", "empty", 0, -1):
         faults.note(
@@ -71,14 +71,14 @@ def _wrong_letters(wrong: list[tuple[int, str]], text: str, kind: str, where: st
 def modified(
     fields: Fields, residues: list[str], where: str, faults: Faults, setting: Setting
 ) -> list[str | None]:
-    """Residues with the entity's modifications."""
+    """Apply the entity's modifications to its residues."""
     found: list[str | None] = list(residues)
     items = faults.entries(fields, "modifications", "{position: 2, ccd: SEP}")
     for item, mark in zip(items, items.marks, strict=True):
         what = f"a modification of {where}"
         if not isinstance(item, Fields):
             faults.add(
-                mark.line, f"{what} must be `{{position: 2, ccd: SEP}}`, got {told(item, mark)}"
+                mark.line, f"{what} must be `{{position: 2, ccd: SEP}}`, got {quoted(item, mark)}"
             )
             continue
         faults.keys(item, ("position", "ccd"), what)
@@ -92,7 +92,7 @@ def modified(
             faults.add(
                 place.line,
                 f"`position` of {what} must be a whole number, got "
-                f"{told(position, place, numeric=True)}",
+                f"{quoted(position, place, numeric=True)}",
             )
         elif odd := disguised(position, place):
             faults.add(place.line, f"`position` of {what}: {odd}")
@@ -113,7 +113,7 @@ def modified(
 
 
 def ligand(fields: Fields, where: str, faults: Faults) -> tuple[Any, list[str | None]] | None:
-    """(ccd or SMILES, residues), None if it is not usable."""
+    """Read a ligand as (ccd or SMILES, residues), None if it is not usable."""
     given = [key for key in ("ccd", "smiles") if key in fields]
     if len(given) != 1:
         has = (
@@ -141,7 +141,7 @@ def ligand(fields: Fields, where: str, faults: Faults) -> tuple[Any, list[str | 
         return None
     if not many and not isinstance(value, str):
         faults.add(
-            mark.line, f"`ccd` of {where} must be a code such as ATP, got {told(value, mark)}"
+            mark.line, f"`ccd` of {where} must be a code such as ATP, got {quoted(value, mark)}"
         )
         return None
     values = list(zip(value, value.marks, strict=True)) if many else [(value, mark)]
@@ -155,7 +155,7 @@ def _codes(values: list[tuple[Any, Mark]], where: str, faults: Faults) -> list[s
     for value, mark in values:
         if not isinstance(value, str):
             faults.add(
-                mark.line, f"`ccd` of {where} must be a code such as ATP, got {told(value, mark)}"
+                mark.line, f"`ccd` of {where} must be a code such as ATP, got {quoted(value, mark)}"
             )
         elif not value:
             faults.add(mark.line, f"`ccd` of {where} is empty")
@@ -183,7 +183,7 @@ def known(codes: list[str | None], line: int, where: str, faults: Faults, settin
 
 
 def smiles_fault(text: str) -> str | None:
-    """Why RDKit cannot read a SMILES, None if it can."""
+    """Return the reason why RDKit cannot read a SMILES, None if it can."""
     from rdkit import Chem, rdBase
 
     blocker = rdBase.BlockLogs()

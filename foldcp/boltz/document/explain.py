@@ -40,7 +40,7 @@ class BadTemplate(Exception):
 
 
 def explain(error: BaseException) -> str:
-    """What went wrong in the user's words, without Python's.
+    """Explain an error in the user's words, without Python's.
 
     Args:
         error: raised while an input was read.
@@ -52,11 +52,11 @@ def explain(error: BaseException) -> str:
         return _missing_atom(error.args[0], error.__traceback__)
     if text.startswith("Template chain "):
         return _missing_template_chain(error.__traceback__)
-    for said, meant in _LIGAND.items():
-        if said in text:  # with the whole SMILES, which may be longer than a message
-            return f"{meant} ({_short(text, said)})"
-    for said, meant in _KNOWN.items():
-        if said in text:
+    for phrase, meant in _LIGAND.items():
+        if phrase in text:  # with the whole SMILES, which may be longer than a message
+            return f"{meant} ({_short(text, phrase)})"
+    for phrase, meant in _KNOWN.items():
+        if phrase in text:
             return meant
     wordless = (KeyError, IndexError, TypeError, AttributeError, AssertionError, StopIteration)
     if text and not isinstance(error, wordless) and not any(s in text for s in _SIGNATURE):
@@ -66,15 +66,15 @@ def explain(error: BaseException) -> str:
     return f"Boltz's parser cannot read it{_place(error)}"
 
 
-def _short(text: str, said: str) -> str:
+def _short(text: str, phrase: str) -> str:
     """The SMILES of a message of Boltz's, which stands before or after what is `said` of it."""
-    smiles = text.replace("SMILES", "").partition(said)
+    smiles = text.replace("SMILES", "").partition(phrase)
     found = (smiles[0] or smiles[2]).strip()
     return f"{found[:40]}{'...' * (len(found) > 40)}"
 
 
 def _place(error: BaseException) -> str:
-    """Where Boltz or a library gave up, for a report of the fault."""
+    """Name the place where Boltz or a library gave up, for a bug report."""
     frames = traceback.extract_tb(error.__traceback__)
     last = next(
         (f for f in reversed(frames) if "boltz" in f.filename), frames[-1] if frames else None
@@ -114,10 +114,11 @@ def _missing_template_chain(trace: TracebackType | None) -> str:
 
 
 def readable(stock: Callable[..., Any], kind: str) -> Callable[..., Any]:
-    """Boltz's parser of one kind of template, with messages that name the file.
+    """Wrap Boltz's parser of one kind of template so that messages name the file.
 
     Args:
-        stock: `parse_mmcif` or `parse_pdb`. kind: "mmCIF" or "PDB".
+        stock: `parse_mmcif` or `parse_pdb`.
+        kind: "mmCIF" or "PDB".
     """
 
     @wraps(stock)

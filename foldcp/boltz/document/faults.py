@@ -34,18 +34,18 @@ class Faults:
         self.notes.append((line, visible(text)))
 
     def message(self) -> str:
-        """All mistakes in the order of their lines."""
-        told = [at(line, visible(text)) for line, text in sorted(self.found)[:MOST]]
-        more = len(self.found) - len(told)
-        return "; ".join([*told, *([f"and {more} more"] if more > 0 else [])])
+        """List all mistakes in the order of their lines."""
+        quoted = [at(line, visible(text)) for line, text in sorted(self.found)[:MOST]]
+        more = len(self.found) - len(quoted)
+        return "; ".join([*quoted, *([f"and {more} more"] if more > 0 else [])])
 
     def text(self, fields: Fields, key: str, where: str, example: str) -> str | None:
-        """A field that must be text and not empty; None, and a fault, if it is not."""
+        """Return a field that must be text and not empty; None, and a fault, if it is not."""
         value, mark = fields.get(key), fields.mark(key)
         if key not in fields:
             self.add(mark.line, f"{where} has no `{key}`: add `{key}: {example}`")
         elif not isinstance(value, str):
-            self.add(mark.line, f"`{key}` of {where} must be text, got {told(value, mark)}")
+            self.add(mark.line, f"`{key}` of {where} must be text, got {quoted(value, mark)}")
         elif not value:
             self.add(mark.line, f"`{key}` of {where} is empty")
         else:
@@ -53,7 +53,7 @@ class Faults:
         return None
 
     def entries(self, fields: Fields, key: str, example: str) -> Items:
-        """A field that is a list, each entry with a dash; Boltz takes an absent one as empty."""
+        """Return a field that is a list with a dash per entry; absent ones count as empty."""
         if key not in fields:
             return Items()
         value, mark = fields[key], fields.mark(key)
@@ -64,22 +64,22 @@ class Faults:
         elif value != {} and value != "":
             self.add(
                 mark.line,
-                f"`{key}` must be a list, got {told(value, mark)}: begin each entry with a dash, "
+                f"`{key}` must be a list, got {quoted(value, mark)}: begin each entry with a dash, "
                 f"such as `- {example}`",
             )
         return Items()
 
     def truth(self, fields: Fields, key: str, where: str) -> bool:
-        """A field that is true or false. Boltz takes any text or list for true, "false" too."""
+        """Return a field that is true or false; Boltz takes any text for true, "false" too."""
         value, mark = fields.get(key, False), fields.mark(key)
         if not isinstance(value, (bool, type(None))) and value not in (0, 1, ""):
             self.add(
-                mark.line, f"`{key}` of {where} must be true or false, got {told(value, mark)}"
+                mark.line, f"`{key}` of {where} must be true or false, got {quoted(value, mark)}"
             )
         return bool(value)
 
     def number(self, fields: Fields, key: str, where: str) -> float | None:
-        """A field that is a distance in angstrom, None if it is absent or wrong."""
+        """Return a field that is a distance in angstrom, None if it is absent or wrong."""
         if key not in fields:
             return None
         value, mark = fields[key], fields.mark(key)
@@ -88,7 +88,7 @@ class Faults:
             self.add(
                 mark.line,
                 f"`{key}` of {where} must be a number of angstroms above 0, got "
-                f"{told(value, mark, numeric=True)}",
+                f"{quoted(value, mark, numeric=True)}",
             )
             return None
         return float(value)
@@ -112,19 +112,19 @@ class Faults:
 
 
 def at(line: int, text: str) -> str:
-    """A mistake with its line, if that is known."""
+    """Put the line before a mistake, if it is known."""
     return f"line {line}: {text}" if line else text
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
-    """The one of `known` that `word` is most likely a misspelling of, or None."""
+    """Find the one of `known` that `word` is most likely a misspelling of, or None."""
     by_lower = {name.lower(): name for name in reversed(list(known))}
     close = difflib.get_close_matches(word.lower(), by_lower, 1, 0.75)
     return by_lower[close[0]] if close else None
 
 
 def or_nearest(word: Any, known: Iterable[str], what: str) -> str:
-    """What there is instead of `word`: the nearest, or all if they are few."""
+    """Suggest replacements for `word`: the nearest one, or all if they are few."""
     known = list(known)
     near = nearest(str(word), known)
     if near:
@@ -133,8 +133,8 @@ def or_nearest(word: Any, known: Iterable[str], what: str) -> str:
     return f"{what}: {some}" if known else f"there are no {what}"
 
 
-def told(value: Any, mark: Mark, numeric: bool = False) -> str:
-    """A value in the user's words, with what YAML made of it; `numeric` where it is no name."""
+def quoted(value: Any, mark: Mark, numeric: bool = False) -> str:
+    """Describe a value in the user's words, with what YAML made of it."""
     if value is None:
         return "nothing"
     if isinstance(value, bool):
@@ -159,24 +159,24 @@ def told(value: Any, mark: Mark, numeric: bool = False) -> str:
 
 
 def spelt(key: Any) -> str:
-    """The name of a field, or what YAML made of it, as YAML spells it."""
+    """Spell the name of a field, or what YAML made of it, as YAML does."""
     if key is None or isinstance(key, bool):
         return {None: "null", True: "true", False: "false"}[key]
     return "a number" if isinstance(key, int) and abs(key) > 1e40 else shortened(str(key))
 
 
 def shortened(text: str, most: int = 40) -> str:
-    """The start of a long text."""
+    """Shorten a long text to its start."""
     return text if len(text) <= most else f"{text[:most]}..."
 
 
 def visible(text: str) -> str:
-    """A text whose characters can all be shown, those that cannot as their numbers."""
+    """Make a text printable: characters that cannot be shown become their numbers."""
     return "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in text)
 
 
 def unusable(path: Path) -> str | None:
-    """Why there is no file to read at a path, None if there is one."""
+    """Return the reason why there is no file to read at a path, None if there is one."""
     try:
         mode = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError, ValueError):
@@ -187,14 +187,14 @@ def unusable(path: Path) -> str | None:
 
 
 def whole(value: Any) -> int | None:
-    """A whole number, also one written as 2.0, else None."""
+    """Return a whole number, also one written as 2.0, else None."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     return int(value) if value == value and abs(value) < 1e9 and value == int(value) else None
 
 
 def disguised(value: Any, mark: Mark) -> str:
-    """How YAML reads a number that people would read as another, such as 010; "" for others."""
+    """Explain how YAML reads a number that people would read as another, such as 010; else ""."""
     if not isinstance(value, int) or not re.match(r"[-+]?0\d|.*:", mark.text or ""):
         return ""
     sign = "`:`" if ":" in (mark.text or "") else "a leading 0"

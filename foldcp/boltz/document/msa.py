@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from foldcp.boltz.document.faults import Faults, shortened, told, unusable
+from foldcp.boltz.document.faults import Faults, quoted, shortened, unusable
 from foldcp.boltz.document.reading import Fields, Items, Mark
 from foldcp.boltz.document.setting import Chain, Setting
 
@@ -34,7 +34,7 @@ def check(document: Fields, chains: dict[str, Chain], faults: Faults, setting: S
         value = fields.get("msa")
         if isinstance(value, (list, dict)) or isinstance(value, bool) and value:
             faults.add(
-                mark.line, f"`msa` of {where} must be a path or `empty`, got {told(value, mark)}"
+                mark.line, f"`msa` of {where} must be a path or `empty`, got {quoted(value, mark)}"
             )
             continue
         value = 0 if value in (None, "") else -1 if value == "empty" else value
@@ -68,7 +68,7 @@ def check(document: Fields, chains: dict[str, Chain], faults: Faults, setting: S
 def _alignment(value: Any, mark: Mark, where: str, faults: Faults) -> None:
     if not isinstance(value, str):
         faults.add(
-            mark.line, f"`msa` of {where} must be a path or `empty`, got {told(value, mark)}"
+            mark.line, f"`msa` of {where} must be a path or `empty`, got {quoted(value, mark)}"
         )
         return
     path = Path(value)

@@ -22,7 +22,8 @@ class Malformed(Exception):
     """A file is no YAML or FASTA.
 
     Args:
-        line: where; 0: not known. text: what is wrong.
+        line: where; 0: not known.
+        text: what is wrong.
     """
 
     def __init__(self, line: int, text: str) -> None:
@@ -31,7 +32,7 @@ class Malformed(Exception):
 
 
 class Mark(NamedTuple):
-    """Where a value stands, and how it was written if it is not a list or mapping."""
+    """The line of a value, and its spelling if it is not a list or mapping."""
 
     line: int
     text: str | None = None
@@ -51,7 +52,7 @@ class Fields(dict[Any, Any]):
         self[key], self.marks[key] = value, mark
 
     def mark(self, key: Any) -> Mark:
-        """Where a field stands, or the mapping if it has none of this name."""
+        """Return the mark of a field, or of the mapping if it has no such field."""
         return self.marks.get(key, Mark(self.line))
 
 
@@ -75,10 +76,10 @@ class Odd:
 
 
 class _Loader(CodeLoader):
-    """As Boltz's reading of an input, with marks, and with the line of a value that is none."""
+    """Boltz's YAML loader with marks, and with the line of an entry that has no value."""
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
-        """The value of a node, see the class."""
+        """Construct the value of a node, see the class."""
         try:
             return super().construct_object(node, deep)
         except (ValueError, LookupError, TypeError, AttributeError) as error:
@@ -132,7 +133,7 @@ for _name in ("set", "omap", "pairs", "binary"):
 
 
 def read_yaml(path: Path) -> Any:
-    """Values of a YAML file, its mappings as `Fields` and its lists as `Items`.
+    """Read a YAML file, its mappings as `Fields` and its lists as `Items`.
 
     Raises:
         Malformed: it is no YAML. OSError: it cannot be read.
@@ -223,7 +224,7 @@ def _malformed(error: yaml.MarkedYAMLError, text: str) -> Malformed:
 
 
 def read_fasta(path: Path) -> Fields:
-    """The document that Boltz makes of a FASTA file.
+    """Read a FASTA file into the document that Boltz makes of it.
 
     Raises:
         Malformed: a header is not of the form that Boltz reads. OSError: it cannot be read.

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from foldcp.boltz.document import chains, constraints, msa, properties, templates
-from foldcp.boltz.document.faults import Faults, told
+from foldcp.boltz.document.faults import Faults, quoted
 from foldcp.boltz.document.reading import Fields, Malformed, Mark, read_fasta, read_yaml
 from foldcp.boltz.document.setting import Setting
 
@@ -18,7 +18,8 @@ def check(path: Path, setting: Setting) -> Faults:
     """Check an input before Boltz reads it.
 
     Args:
-        path: of a YAML or FASTA file. setting: what it is read for.
+        path: of a YAML or FASTA file.
+        setting: what it is read for.
 
     Returns:
         What is wrong in it, and what Boltz ignores. What Boltz reads as it is meant is never wrong.
@@ -37,7 +38,7 @@ def check(path: Path, setting: Setting) -> Faults:
         has = (
             "it is empty"
             if document is None
-            else f"it must have `sequences:`, got {told(document, Mark(0))}"
+            else f"it must have `sequences:`, got {quoted(document, Mark(0))}"
         )
         faults.add(0, f"{has}: begin with `sequences:` and list the chains below it")
         return faults
@@ -45,7 +46,7 @@ def check(path: Path, setting: Setting) -> Faults:
     faults.keys(document, (*_TOP, *(("bonds",) if fasta else ())), "the input")
     if document.get("version", 1) != 1:
         mark = document.mark("version")
-        faults.add(mark.line, f"`version` must be 1, got {told(document['version'], mark)}")
+        faults.add(mark.line, f"`version` must be 1, got {quoted(document['version'], mark)}")
     known = chains.check(document, faults, setting)
     msa.check(document, known, faults, setting)
     constraints.check(document, known, faults, setting)

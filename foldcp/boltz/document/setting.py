@@ -1,4 +1,4 @@
-"""What a document is read for, and the chains that were found in it."""
+"""Describe the settings that a document is read for, and the chains found in it."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ LONGEST = 5  # letters that Boltz keeps of a chain's id and of a residue's code
 
 @dataclass(frozen=True)
 class Setting:
-    """What a document is read for.
+    """The model and options that a document is read for.
 
     Args:
-        boltz2: the model, else Boltz-1. server: `--use_msa_server`.
+        boltz2: the model, else Boltz-1.
+        server: `--use_msa_server`.
         output_format: `--output_format`.
         has_residue: tells whether Boltz's cache has a molecule of this code; None: not asked.
         fasta: the document is a FASTA file.
@@ -31,8 +32,11 @@ class Chain:
     """One chain; copies of an entity are chains of their own.
 
     Args:
-        id, kind: as written. line: of its entity. residues: names, None where Boltz's cache is
-            asked; empty if the sequence is not usable. entity: number of its entity in Boltz.
+        id: id as written.
+        kind: kind as written.
+        line: of its entity.
+        residues: names, None where Boltz's cache is asked; empty if the sequence is not usable.
+        entity: number of its entity in Boltz.
     """
 
     id: str

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from foldcp.boltz.document.faults import Faults, or_nearest, shortened, told, unusable
+from foldcp.boltz.document.faults import Faults, or_nearest, quoted, shortened, unusable
 from foldcp.boltz.document.reading import Fields, Items
 from foldcp.boltz.document.setting import Chain, Setting
 
@@ -25,7 +25,8 @@ def check(document: Fields, chains: dict[str, Chain], faults: Faults, setting: S
     for item, mark in zip(items, items.marks, strict=True):
         if not isinstance(item, Fields):
             faults.add(
-                mark.line, f"a template must be `cif:` or `pdb:` and a path, got {told(item, mark)}"
+                mark.line,
+                f"a template must be `cif:` or `pdb:` and a path, got {quoted(item, mark)}",
             )
             continue
         faults.keys(item, _FIELDS, "a template")
@@ -46,7 +47,8 @@ def check(document: Fields, chains: dict[str, Chain], faults: Faults, setting: S
             for name, at in values:
                 if not isinstance(name, str):
                     faults.add(
-                        at.line, f"`{key}` of a template must be a chain's id, got {told(name, at)}"
+                        at.line,
+                        f"`{key}` of a template must be a chain's id, got {quoted(name, at)}",
                     )
                 elif key == "chain_id" and name not in proteins:
                     faults.add(

@@ -123,7 +123,8 @@ class _Wanted:
     """Passes the matrices that are wanted on to another sink, and drops the others.
 
     Args:
-        sink: takes the rows. names: of the wanted matrices.
+        sink: takes the rows.
+        names: of the wanted matrices.
     """
 
     def __init__(self, sink: MatrixSink, names: frozenset[str]) -> None:

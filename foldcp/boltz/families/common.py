@@ -9,12 +9,12 @@ from torch import nn
 
 @dataclass(frozen=True)
 class SwapReport:
-    """What was swapped: attribute names of the model."""
+    """Attribute names of the model that were swapped."""
 
     swapped: tuple[str, ...]
 
     def summary(self) -> str:
-        """One short phrase for the start line."""
+        """Summarise the swap in one short phrase for the start line."""
         return "swapped " + ", ".join(self.swapped)
 
 

@@ -32,8 +32,9 @@ def load(stock: type, path: str | Path, *args: Any, **options: Any) -> nn.Module
     Args:
         stock: a Lightning module's class.
         path: of the checkpoint.
-        args, options: as Lightning's. Without `strict`, and where an initialisation draws otherwise
-            than is known here, stock's own loading runs.
+        args: as Lightning's.
+        options: as Lightning's. Without `strict`, and where an initialisation draws otherwise than
+            is known here, stock's own loading runs.
 
     Returns:
         The model; its weights are pages of the file, private to this process once it writes them.
@@ -73,11 +74,11 @@ class _Draws(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
     def truncated_normal(self, weights: Tensor, *_: Any, **__: Any) -> None:
-        """Stands for Boltz's `trunc_normal_init_`: SciPy takes a double for each, of two words."""
+        """Replace Boltz's `trunc_normal_init_`: SciPy takes a double for each, of two words."""
         self.of_numpy += 2 * weights.numel()
 
     def others(self) -> bool:
-        """Whether a generator moved, by draws that are not counted."""
+        """Tell whether a generator moved by draws that are not counted."""
         moved = not torch.equal(self._torch, torch.get_rng_state())
         return moved or not _alike(self._numpy, _numpy_state())
 
@@ -130,7 +131,7 @@ def _counted() -> Iterator[_Draws]:
 
 
 def _a_double_each(stock: Callable[[Tensor], None]) -> bool:
-    """Whether the SciPy that is installed draws for n numbers as NumPy does for n uniform ones."""
+    """Tell whether the installed SciPy draws for n numbers as NumPy does for n uniform ones."""
     before = _numpy_state()
     stock(torch.empty(3, 3))
     drawn = _numpy_state()

@@ -30,8 +30,9 @@ def skip(key: Words, position: int, count: int) -> tuple[Words, int]:
     """Advance a generator as if it had drawn `count` words.
 
     Args:
-        key: its state, [624]. position: of the next word in it, 0 to 624; at 624 the next block
-            is made first. count: words of 32 bits to skip, at least 0.
+        key: its state, [624].
+        position: of the next word in it, 0 to 624; at 624 the next block is made first.
+        count: words of 32 bits to skip, at least 0.
 
     Returns:
         State and position after these draws, as the generator itself would hold them: position is
@@ -77,7 +78,7 @@ def _sequence(key: Words, count: int) -> Words:
 
 @lru_cache(maxsize=8)
 def power_of_t(exponent: int) -> int:
-    """t^exponent modulo the characteristic polynomial; bit i is the coefficient of t^i."""
+    """Return t^exponent modulo the characteristic polynomial; bit i is the coefficient of t^i."""
     found = 1
     for bit in f"{exponent:b}":
         # The square of a polynomial over GF(2) has its bits at the doubled places.
@@ -98,7 +99,7 @@ def _reduced(polynomial: int) -> int:
 
 @lru_cache(maxsize=1)
 def characteristic() -> tuple[int, ...]:
-    """Exponents of the characteristic polynomial of a step, without the first, 19937."""
+    """List the exponents of a step's characteristic polynomial, without the first, 19937."""
     first: set[int] = {N, M}  # t^n + t^m
     other = {0}
     powers = [other]  # of t^(n-1) + t^(m-1)
@@ -115,5 +116,5 @@ def characteristic() -> tuple[int, ...]:
 
 
 def _product(a: set[int], b: set[int]) -> set[int]:
-    """Of two polynomials over GF(2), as sets of exponents."""
+    """Multiply two polynomials over GF(2), given as sets of exponents."""
     return reduce(xor, ({x + y for x in a} for y in b), set[int]())

@@ -15,7 +15,7 @@ from foldcp.runtime.screen.progress import Progress
 
 
 def settings_of(model: nn.Module) -> Settings:
-    """What `boltz predict` asks a swapped model for."""
+    """Return the settings that `boltz predict` gave a swapped model."""
     args = model.predict_args
     return Settings(
         recycling_steps=args["recycling_steps"],
@@ -37,7 +37,8 @@ class PredictStep:
         """Predict one sample.
 
         Args:
-            batch: compact features, collated. batch_idx: unused, as in stock.
+            batch: compact features, collated.
+            batch_idx: unused, as in stock.
 
         Returns:
             Stock's prediction dict on the root rank, {"exception": False} elsewhere. Matrices that
@@ -61,7 +62,7 @@ class PredictStep:
         return pred if sink is None else {**pred, SPOOL: sink}
 
     def _sink(self, sink: MatrixSink | None) -> MatrixSink | None:
-        """What the model sends its matrices to."""
+        """Return the sink that the model sends its matrices to."""
         return sink
 
     def _open_sink(

@@ -1,4 +1,4 @@
-"""Are the weights that the ranks loaded sound, and the same everywhere?"""
+"""Check that the weights which the ranks loaded are sound, and the same everywhere."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ def check(model: nn.Module, path: str | Path) -> str:
     """Look at every weight of a loaded model.
 
     Args:
-        model: with its weights. path: of its checkpoint.
+        model: with its weights.
+        path: of its checkpoint.
 
     Returns:
         A fingerprint of the weights: sums per tensor, so that it costs one pass over them.
@@ -45,7 +46,9 @@ def check_same(fingerprint: str, path: str | Path, session: Session) -> None:
     """Compare what `check` gave on all ranks.
 
     Args:
-        fingerprint: of this rank. path: of the checkpoint. session: the ranks.
+        fingerprint: of this rank.
+        path: of the checkpoint.
+        session: the ranks.
 
     Raises:
         UserError: on every rank: they differ.

@@ -109,7 +109,7 @@ class CompactFeaturizer(stock.BoltzFeaturizer):
 
 
 def token_features(tokens: np.ndarray) -> dict[str, Tensor]:
-    """Per-token features: long [N] identities, float [N] masks and cyclic periods.
+    """Compute per-token features: long [N] identities, float [N] masks and cyclic periods.
 
     Args:
         tokens: stock's token table, N rows.
@@ -125,7 +125,7 @@ def token_features(tokens: np.ndarray) -> dict[str, Tensor]:
 
 
 def bond_features(data: Tokenized) -> dict[str, Tensor]:
-    """Bonded token pairs in both directions.
+    """List the bonded token pairs in both directions.
 
     Args:
         data: the tokenised structure.
@@ -144,7 +144,7 @@ def bond_features(data: Tokenized) -> dict[str, Tensor]:
 def pocket_feature(
     tokens: np.ndarray, binder: int | None, pocket: list[tuple[int, int]] | None
 ) -> Tensor:
-    """The part of each token in the pocket constraint, as an index into Boltz's classes.
+    """Classify each token's part in the pocket constraint, as an index into Boltz's classes.
 
     Args:
         tokens: stock's token table, N rows.
@@ -165,7 +165,7 @@ def pocket_feature(
 
 
 def atom_features(data: Tokenized) -> dict[str, Tensor]:
-    """Reference conformers and atom identities, A atoms padded to a multiple of 32.
+    """Compute reference conformers and atom identities, A atoms padded to a multiple of 32.
 
     Args:
         data: the tokenised structure.
@@ -189,7 +189,7 @@ def atom_features(data: Tokenized) -> dict[str, Tensor]:
 
 
 def msa_features(data: Tokenized, max_seqs: int) -> dict[str, Tensor]:
-    """Paired alignment of S rows and its profile, see `foldcp.boltz.features.stock.msa_features`.
+    """Pair an alignment to S rows with profile, see `foldcp.boltz.features.stock.msa_features`.
 
     Args:
         data: the tokenised structure with one alignment per chain that has one.

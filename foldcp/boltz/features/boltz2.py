@@ -108,7 +108,7 @@ class CompactFeaturizer(stock.Boltz2Featurizer):
 
 
 def token_features(data: Tokenized, override_method: str | None) -> dict[str, Tensor]:
-    """Per-token features: long [N] identities, float [N] masks and cyclic periods.
+    """Compute per-token features: long [N] identities, float [N] masks and cyclic periods.
 
     Args:
         data: the tokenised structure.
@@ -163,7 +163,7 @@ def _bonded_cycles(data: Tokenized) -> np.ndarray:
 
 
 def bond_features(data: Tokenized) -> dict[str, Tensor]:
-    """Bonded token pairs in both directions.
+    """List the bonded token pairs in both directions.
 
     Args:
         data: the tokenised structure.
@@ -185,7 +185,7 @@ def bond_features(data: Tokenized) -> dict[str, Tensor]:
 
 
 def last_of_each_pair(pairs: np.ndarray, num_tokens: int) -> tuple[Tensor, np.ndarray]:
-    """Sorted unique pairs, long [n, 2], and the position of the last occurrence of each."""
+    """Sort pairs, long [n, 2], drop repeats, and return the position of each pair's last one."""
     key = pairs[:, 0].astype(np.int64) * num_tokens + pairs[:, 1]
     unique, first_from_the_end = np.unique(key[::-1], return_index=True)
     index = np.stack([unique // num_tokens, unique % num_tokens], axis=1)
@@ -195,7 +195,7 @@ def last_of_each_pair(pairs: np.ndarray, num_tokens: int) -> tuple[Tensor, np.nd
 def contact_features(
     tokens: np.ndarray, pockets: Iterable[tuple], contacts: Iterable[tuple]
 ) -> dict[str, Tensor]:
-    """Token pairs under a pocket or contact constraint.
+    """List the token pairs under a pocket or contact constraint.
 
     Args:
         tokens: stock's token table, N rows.

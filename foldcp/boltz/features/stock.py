@@ -35,7 +35,7 @@ _CELLS_PER_CHUNK = 1 << 20
 
 
 def rebind(function: FunctionType, **names: Any) -> FunctionType:
-    """The same code over a copy of its module's globals in which `names` are replaced."""
+    """Rebind a function's code to a copy of its module's globals with `names` replaced."""
     scope = {**function.__globals__, **names}
     copy = FunctionType(
         function.__code__, scope, function.__name__, function.__defaults__, function.__closure__
@@ -62,7 +62,7 @@ class Discarded:
 
 
 def keep_index(index: Tensor, num_classes: int) -> Tensor:
-    """Stands for `one_hot`: the class indices themselves, checked like `one_hot` checks them."""
+    """Replace `one_hot` by the class indices themselves, checked as `one_hot` checks them."""
     if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < num_classes:
         raise ValueError(
             f"`index` holds classes {int(index.min())} to {int(index.max())}; expected 0 to "
@@ -72,14 +72,14 @@ def keep_index(index: Tensor, num_classes: int) -> Tensor:
 
 
 def pad_if_present(data: Tensor, dim: int, pad_len: int, value: float = 0) -> Tensor:
-    """Stands for `pad_dim`: an index tensor has no class dim to pad."""
+    """Replace `pad_dim`: an index tensor has no class dim to pad."""
     return stock.pad_dim(data, dim, pad_len, value) if dim < data.ndim else data
 
 
 def atom_features(
     data: Tokenized, random: np.random.Generator, molecules: Mapping[str, Any]
 ) -> dict[str, Tensor]:
-    """Reference conformers and atom identities, A atoms padded to a multiple of 32.
+    """Compute reference conformers and atom identities, A atoms padded to a multiple of 32.
 
     Args:
         data: the tokenised structure.
@@ -127,7 +127,7 @@ def _augment_residues(ref_pos: Tensor, uid: Tensor, resolved: Tensor) -> None:
 
 
 def msa_features(data: Tokenized, random: np.random.Generator, max_seqs: int) -> dict[str, Tensor]:
-    """Paired alignment of S rows and its profile.
+    """Pair an alignment of S rows and compute its profile.
 
     Args:
         data: the tokenised structure with one alignment per chain that has one.
@@ -146,7 +146,7 @@ def msa_features(data: Tokenized, random: np.random.Generator, max_seqs: int) ->
 
 
 def msa_names(module: Any) -> dict[str, Any]:
-    """What replaces the names that `construct_paired_msa` of a stock featuriser builds with.
+    """Return replacements for the names that stock's `construct_paired_msa` builds with.
 
     Args:
         module: the stock featuriser's module.
@@ -162,10 +162,11 @@ def msa_names(module: Any) -> dict[str, Any]:
 def alignment(
     msa: np.ndarray, deletion: np.ndarray | None, paired: np.ndarray
 ) -> dict[str, Tensor]:
-    """The features of a paired alignment, see `msa_features`.
+    """Return the features of a paired alignment, see `msa_features`.
 
     Args:
-        msa: residue types, uint8 [S, N]. deletion: float32 [N, S], None without any.
+        msa: residue types, uint8 [S, N].
+        deletion: float32 [N, S], None without any.
         paired: bool [S, N].
     """
     keep_index(from_numpy(msa), const.num_tokens)
@@ -214,7 +215,7 @@ def _msa_arrays(
 
 
 def template_features(data: Tokenized) -> dict[str, Tensor]:
-    """Template features as stock's, with `template_restype` as a long index [T, N].
+    """Compute template features as stock's, with `template_restype` as a long index [T, N].
 
     Args:
         data: the tokenised structure and its templates, if any.

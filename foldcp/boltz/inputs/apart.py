@@ -18,7 +18,8 @@ def read(work: Callable[[], None], apart: bool) -> None:
     must not move it, or what is predicted second would not be what it would have been first.
 
     Args:
-        work: reads them; what it leaves is on disk. apart: in a process of its own.
+        work: reads them; what it leaves is on disk.
+        apart: in a process of its own.
 
     Raises:
         UserError: the process ended otherwise than well.

@@ -58,10 +58,12 @@ def _on_root(stock: Callable[[Path], None], files: Sequence[str]) -> Callable[[P
 
 
 def complete(stock: Callable[[Path], None], cache: Path, files: Sequence[str]) -> None:
-    """Have the files that a cache lacks downloaded, unless another run just does that.
+    """Download the files that a cache lacks, unless another run is doing just that.
 
     Args:
-        stock: downloads to a folder what that lacks. cache: the folder. files: that it makes.
+        stock: downloads to a folder what that lacks.
+        cache: the folder.
+        files: that it makes.
 
     Raises:
         Exception: what `stock` raises, or OSError. The cache then has only whole files.

@@ -1,4 +1,4 @@
-"""What earlier runs left in a results folder, and whether this run can use it."""
+"""Find files of earlier runs in a results folder, and decide whether this run can use them."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ def begin(folder: Path) -> None:
 
 
 def unpacked(stock: Callable[..., Any]) -> Callable[..., Any]:
-    """Boltz's parser of one kind of input, whose alignments may be packed and in any case.
+    """Wrap Boltz's parser of one kind of input so that alignments may be packed and in any case.
 
     Boltz reads `.a3m` and `.csv` only, although its parsers of both would unpack.
 
@@ -91,7 +91,7 @@ def _plain(name: str) -> str:
 
 
 def checked(stock: Callable[..., MSA]) -> Callable[..., MSA]:
-    """Boltz's parser of one kind of alignment, with messages that name the file.
+    """Wrap Boltz's parser of one kind of alignment so that messages name the file.
 
     Args:
         stock: `parse_a3m` or `parse_csv`.
@@ -141,7 +141,7 @@ def checked(stock: Callable[..., MSA]) -> Callable[..., MSA]:
 
 
 def checked_template(stock: Callable[..., Any]) -> Callable[..., Any]:
-    """Boltz's parser of one kind of template, which reads regular files only.
+    """Wrap Boltz's parser of one kind of template so that it reads regular files only.
 
     Args:
         stock: `parse_mmcif` or `parse_pdb`.
@@ -160,7 +160,7 @@ def checked_template(stock: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _wrong_key(path: Path) -> str:
-    """Where a csv file has a key that is no number, or ""."""
+    """Return the line of a csv file whose key is not a number, or ""."""
     with path.open(newline="") as file:
         rows = csv.DictReader(file)
         for row in rows:
@@ -174,10 +174,11 @@ def _wrong_key(path: Path) -> str:
 
 
 def unreadable(path: Path, why: str) -> Unreadable:
-    """What to raise for an alignment that cannot be used.
+    """Make the error for an alignment that cannot be used.
 
     Args:
-        path: of its file, or of the one that was made of it. why: it cannot be.
+        path: of its file, or of the one that was made of it.
+        why: it cannot be.
     """
     path = _made.get(path, path)
     form = next((text for kind, text in _FORM.items() if kind in path.name.lower()), "")

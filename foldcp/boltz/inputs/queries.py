@@ -31,7 +31,7 @@ def check(record: Record, structure: Structure | StructureV2, folder: Path) -> N
     Raises:
         Unreadable: a row ends where the alignment does, and is too short for the chain.
     """
-    told: dict[tuple[Path, str], list[str]] = {}
+    differences: dict[tuple[Path, str], list[str]] = {}
     for chain in record.chains:
         if chain.msa_id == -1:
             continue
@@ -48,15 +48,15 @@ def check(record: Record, structure: Structure | StructureV2, folder: Path) -> N
             differs = "; ".join(text for text in (differs, rows) if text)
             differs = differs and f"is used for {{}}, as in Boltz, although {differs}"
         if differs:
-            told.setdefault((path, differs), []).append(chain.chain_name)
-    for (path, text), chains in told.items():
+            differences.setdefault((path, differs), []).append(chain.chain_name)
+    for (path, text), chains in differences.items():
         named = f"chain{'s' * (len(chains) > 1)} {', '.join(chains)}"
         # Not print: Boltz shows a progress bar.
         tqdm.write(f"foldcp: the MSA {path} {text.replace('{}', named)}", file=sys.stderr)
 
 
 def _first_differs(msa: MSA, wanted: np.ndarray) -> str:
-    """How the first row differs from its chain, with the remedy; "" where Boltz takes it."""
+    """Say how the first row differs from its chain, with the remedy; "" where Boltz takes it."""
     first = msa.sequences[0]
     query = msa.residues["res_type"][first["res_start"] : first["res_end"]]
     remedy = "put the chain's own sequence first"
@@ -76,7 +76,7 @@ def _first_differs(msa: MSA, wanted: np.ndarray) -> str:
 
 
 def _rows_differ(path: Path, msa: MSA, length: int, chain: str) -> str:
-    """What Boltz makes of rows that are not as long as the chain; "" if all are."""
+    """Say how Boltz treats rows that are not as long as the chain; "" if all are."""
     start = msa.sequences["res_start"]
     lengths = msa.sequences["res_end"] - start
     past = np.flatnonzero(start + length > len(msa.residues))
@@ -87,7 +87,7 @@ def _rows_differ(path: Path, msa: MSA, length: int, chain: str) -> str:
             f"sequence {row + 1} has {lengths[row]} aligned positions, chain {chain} has {length} "
             f"residues, and Boltz would read memory after the end of the MSA; {_FORM}",
         )
-    said = []
+    parts = []
     for wrong, how, what in (
         (lengths < length, "fewer", "fills such a row with the start of the next, which is wrong"),
         (lengths > length, "more", "leaves out what is past the chain's end"),
@@ -95,9 +95,9 @@ def _rows_differ(path: Path, msa: MSA, length: int, chain: str) -> str:
         rows = np.flatnonzero(wrong)
         if len(rows):
             have = "has" if len(rows) == 1 else "have"
-            said.append(
+            parts.append(
                 f"{len(rows)} of its {len(lengths)} sequences {have} {how} aligned positions than "
                 f"the chain has residues (sequence {rows[0] + 1}: {lengths[rows[0]]}, not "
                 f"{length}), and Boltz {what}"
             )
-    return f"{'; '.join(said)}; {_FORM}" if said else ""
+    return f"{'; '.join(parts)}; {_FORM}" if parts else ""

@@ -60,7 +60,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def load_molecules(file: BinaryIO) -> dict[str, Mol]:
-    """Molecules by name, from a pickle.
+    """Load molecules by name from a pickle.
 
     Args:
         file: as `open(path, "rb")` returns it.
@@ -87,7 +87,7 @@ def _load(file: Any, path: Any, names: set[tuple[str, str]]) -> Any:
 
 
 def load_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Every array of an `.npz` file.
+    """Load every array of an `.npz` file.
 
     Args:
         path: of the file.
@@ -137,11 +137,11 @@ def check_record(record: types.Record) -> types.Record:
 
 
 def files(record: types.Record, folders: dict[str, Path | None]) -> list[Path]:
-    """The processed files of a record, which need not exist.
+    """List the processed files of a record, which need not exist.
 
     Args:
-        record: checked. folders: of structures, msa, constraints, templates and mols; None: there
-            are none.
+        record: checked.
+        folders: of structures, msa, constraints, templates and mols; None: there are none.
     """
     found = [("structures", f"{record.id}.npz"), ("constraints", f"{record.id}.npz")]
     found += [("msa", f"{c.msa_id}.npz") for c in record.chains if c.msa_id != -1]
@@ -161,7 +161,7 @@ def check_files(record: types.Record, folders: dict[str, Path | None]) -> None:
 
 
 def checked_input(stock: Callable[..., Any]) -> Callable[..., Any]:
-    """Boltz's reading of what was made of an input, by names and files that were checked."""
+    """Wrap Boltz's reading of processed inputs: names and files are checked."""
 
     @wraps(stock)
     def load_input(
@@ -189,7 +189,7 @@ def checked_input(stock: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def checked_molecules(stock: Callable[..., dict[str, Mol]]) -> Callable[..., dict[str, Mol]]:
-    """Boltz's reading of the cache's pickles, by names that stay in the cache.
+    """Wrap Boltz's reading of the cache's pickles: names stay in the cache.
 
     Names of residues come from inputs, templates and processed files. The cache is trusted, so
     that links in it are followed.
@@ -217,7 +217,7 @@ class _Pickle:
 
 
 def only_in_training(stock: Callable[..., Any]) -> Callable[..., Any]:
-    """What unpickles properties of molecules; a prediction has no use for it."""
+    """Stand in for properties of molecules, which a prediction does not use."""
 
     @wraps(stock)
     def get_symmetries(*args: Any, **options: Any) -> Any:

@@ -39,7 +39,7 @@ class RootData:
     compact: Callable[[Any], None]
 
     def predict_dataloader(self) -> DataLoader:
-        """The inputs, one per batch; on other ranks than the root only their numbers."""
+        """Load the inputs, one per batch; on other ranks than the root only their numbers."""
         run = current()
         if run is None or self.affinity:
             return super().predict_dataloader()
@@ -90,10 +90,12 @@ class RootDataModule(RootData, Boltz2InferenceDataModule):
 
 
 def owners(run: Run, records: Sequence[Any], structures: Path) -> list[int]:
-    """The data-parallel group of each input, decided by the root rank; every rank calls it.
+    """Assign each input to a data-parallel group, on the root rank; every rank calls it.
 
     Args:
-        run: the prediction. records: of the inputs. structures: folder of processed structures.
+        run: the prediction.
+        records: of the inputs.
+        structures: folder of processed structures.
     """
     session, groups = run.session, run.session.groups
     if run.watching is not None:
@@ -107,7 +109,7 @@ def owners(run: Run, records: Sequence[Any], structures: Path) -> list[int]:
 
 
 def shared_out(run: Run, loader: DataLoader, owner: list[int]) -> Any:
-    """The loader of this group's inputs, see `sharing.Share`."""
+    """Make the loader of this group's inputs, see `sharing.Share`."""
     if run.session.groups == 1:
         return loader
 
@@ -122,7 +124,8 @@ def share(run: Run, batch: Any, move: Callable[[dict[str, Any]], dict[str, Any]]
     """Give every rank of a mesh the features and random state of its root, then move them.
 
     Args:
-        run: the prediction. batch: features on the root rank, an input's number on the others.
+        run: the prediction.
+        batch: features on the root rank, an input's number on the others.
         move: brings a batch to this rank's device.
 
     Returns:
@@ -187,14 +190,14 @@ class OncePerInput(PredictionDataset):
 
 
 def collate_or_failed(items: list[dict[str, Any]]) -> dict[str, Any]:
-    """Boltz-2's collate for one input, which may be one that failed."""
+    """Collate one input as Boltz-2 does; it may be one that failed."""
     if FAILED in items[0]:
         return {"record": [items[0]["record"]], FAILED: items[0][FAILED]}
     return collate(items)
 
 
 def random_state() -> tuple[Any, ...]:
-    """State of the generators that a prediction draws from: torch CPU and CUDA, numpy, python."""
+    """Return the state of all generators of a prediction: torch CPU and CUDA, numpy, python."""
     cuda = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
     return torch.get_rng_state(), cuda, np.random.get_state(), random.getstate()
 

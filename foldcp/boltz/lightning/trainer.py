@@ -27,7 +27,7 @@ _LIGHTNING_PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed"}
 
 
 def trainer_class(stock: type) -> type:
-    """Lightning's Trainer for one device per rank and no data parallelism.
+    """Make Lightning's Trainer for one device per rank, without data parallelism.
 
     Args:
         stock: `pytorch_lightning.Trainer`.
@@ -93,7 +93,8 @@ class Loader:
 
         Args:
             path: of the checkpoint.
-            args, options: as Lightning's.
+            args: as Lightning's.
+            options: as Lightning's.
 
         Returns:
             The model; on ranks that only wait for the root, a stand-in without weights.
@@ -139,11 +140,11 @@ def _announce(run: Run, precision: str, swapped: str) -> None:
     with suppress(OSError, Unsafe, ValueError, KeyError):  # told when it is folded
         sizes = [tokens(run.structures / f"{name}.npz") for name in run.asked]
     launcher = run.session.place.launcher
-    said = [report.start_line(run.mesh, precision, launcher, run.session.groups, sizes)]
+    lines = [report.start_line(run.mesh, precision, launcher, run.session.groups, sizes)]
     if run.config.verbose:
-        said.append(report.details(run.mesh, described(run.mesh.device), swapped))
-    said.append(report.hint(run.mesh, sizes))
-    print("\n".join(line for line in said if line), flush=True)
+        lines.append(report.details(run.mesh, described(run.mesh.device), swapped))
+    lines.append(report.hint(run.mesh, sizes))
+    print("\n".join(line for line in lines if line), flush=True)
 
 
 def _precision(model: Any, run: Run) -> str:
@@ -183,5 +184,5 @@ class _Waiting:
     """Stands for a model that only the root rank runs."""
 
     def eval(self) -> _Waiting:
-        """Nothing to do."""
+        """Do nothing."""
         return self

@@ -77,7 +77,7 @@ class _RootWriter:
         self.failed += 1
 
     def _wrote(self, run: Run, record_id: str, prediction: dict[str, Any]) -> None:
-        """What all ranks do together after the root has written."""
+        """Agree among all ranks on the outcome after the root has written."""
 
     def _into(self, folder: Path, write: Callable[[], None]) -> None:
         """Have stock write to another folder than its own."""
@@ -125,7 +125,9 @@ class RootWriter(_RootWriter, BoltzWriter):
         """Begin to write a prediction; every rank of the mesh calls it.
 
         Args:
-            record_id: of the input. tokens: N. samples: M, those whose errors are predicted.
+            record_id: of the input.
+            tokens: N.
+            samples: M, those whose errors are predicted.
             channels: of the pair representation; 0 when it is not asked for.
             errors: names of the matrices that each sample has.
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from foldcp.boltz.steering import potentials
 from foldcp.boltz.steering.overlap import overlap
-from foldcp.boltz.steering.potentials import Term
+from foldcp.boltz.steering.terms import Term
 
 Features = dict[str, Any]
 
@@ -62,8 +62,10 @@ class BoltzSteering:
     """Boltz's potentials over one sample; see `foldcp.modules.diffusion.particles.Steering`.
 
     Args:
-        args: Boltz's steering_args. feats: compact features, collated.
-        device: of the coordinates. boltz2: whose potentials.
+        args: Boltz's steering_args.
+        feats: compact features, collated.
+        device: of the coordinates.
+        boltz2: whose potentials.
 
     Raises:
         ValueError: Boltz has a potential that foldcp does not know.
@@ -96,7 +98,7 @@ class BoltzSteering:
         )
 
     def energy(self, coords: Tensor, time: float) -> Tensor:
-        """Weighted energy of each sample, coords [M, A, 3] -> [M]."""
+        """Return the weighted energy of each sample, coords [M, A, 3] -> [M]."""
         total = coords.new_zeros(coords.shape[0])
         for stock, term in self.terms:
             parameters = stock.compute_parameters(time)

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foldcp.boltz.steering.potentials import Features, Parameters, chain_of_atom, vdw_radii
+from foldcp.boltz.steering.potentials import chain_of_atom, vdw_radii
+from foldcp.boltz.steering.terms import Features, Parameters
 
 _PAIRS_AT_ONCE = 1 << 19
 _MARGIN = 1 + 1e-5  # of a cell over the reach: distances are rounded
@@ -25,7 +26,8 @@ def overlap(feats: Features, parameters: Parameters) -> Overlap | None:
     Chains of one atom (ions) and pairs of chains that a bond connects are left out, as in stock.
 
     Args:
-        feats: compact features, collated. parameters: of stock's VDWOverlapPotential.
+        feats: compact features, collated.
+        parameters: of stock's VDWOverlapPotential.
     """
     real, chain = feats["atom_pad_mask"][0].bool(), chain_of_atom(feats)
     size = torch.bincount(chain[real], minlength=int(feats["asym_id"].max()) + 1)
@@ -43,13 +45,15 @@ def overlap(feats: Features, parameters: Parameters) -> Overlap | None:
 
 
 class Overlap:
-    """Lower bounds on distances between atoms of different chains; see `potentials.Term`.
+    """Lower bounds on distances between atoms of different chains; see `terms.Term`.
 
     A coordinate that is not finite makes the gradient of its whole sample NaN.
 
     Args:
-        atoms: indices of the n atoms that take part. chain: of each, long [n].
-        radius: of each in angstrom, [n]. share: of the sum of two radii that is the bound.
+        atoms: indices of the n atoms that take part.
+        chain: of each, long [n].
+        radius: of each in angstrom, [n].
+        share: of the sum of two radii that is the bound.
         connected: pairs of chains to leave out, sorted numbers `lower * chains + higher`.
         chains: greater than every chain.
     """
@@ -116,13 +120,14 @@ class Overlap:
 def near_pairs(
     x: Tensor, reach: float, at_once: int = _PAIRS_AT_ONCE
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Every pair of points of a sample within `reach`, once, among others a few cells away.
+    """Yield every pair of points of a sample within `reach` once, and others a few cells away.
 
     The host waits for the device once, for the number of pairs.
 
     Args:
         x: points [M, n, 3] of M samples. Points that are not finite may be in any pairs.
-        reach: the distance. at_once: pairs per block.
+        reach: the distance.
+        at_once: pairs per block.
 
     Returns:
         Blocks (first, second): indices into the points [M n], long [at_once].

@@ -1,233 +1,31 @@
-"""Boltz's steering potentials on compact features; each is prepared once for a sample.
+"""Prepare Boltz's steering potentials from compact features, each once for a sample.
 
-A potential is a sum of flat bottoms: zero while a measure (distance, dihedral, deviation from a
-template) lies within its bounds, linear outside with slope 1. Stock Boltz builds one-hot maps of
-atoms and tokens at each call; here lists of atoms and bounds are all that is kept. Where stock's
-formulas differ from a textbook's, a comment says so: results are stock's.
+Every function returns the term of one potential, or None where an input has nothing for it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from math import inf, pi
-from typing import Any, Protocol
 
 import torch
 from boltz.data import const
 from torch import Tensor
 
-from foldcp.modules.diffusion.superposition import Alignment
-
-Features = Mapping[str, Tensor]
-Parameters = Mapping[str, Any]
-
-
-class Term(Protocol):
-    """A potential prepared for one sample."""
-
-    def energy(self, coords: Tensor, parameters: Parameters) -> Tensor:
-        """Of M structures, coords [M, A, 3] in angstrom: [M]."""
-
-    def gradient(self, coords: Tensor, parameters: Parameters) -> Tensor:
-        """By the coordinates: [M, A, 3]."""
-
-
-def flat_bottom(
-    value: Tensor, lower: Tensor | float, upper: Tensor | float
-) -> tuple[Tensor, Tensor]:
-    """How far values lie outside their bounds, and the derivative: 1, 0 or -1.
-
-    Args:
-        value: [..., n]. lower, upper: [n] or numbers; infinite where there is none.
-    """
-    below, above = value < lower, value > upper
-    inside = torch.zeros_like(value)
-    energy = torch.where(above, value - upper, torch.where(below, lower - value, inside))
-    return energy, above.to(value.dtype) - (below & ~above).to(value.dtype)
-
-
-class Distances:
-    """Bounds on distances between pairs of atoms.
-
-    Args:
-        index: the pairs [2, n]. lower, upper: bounds in angstrom, see `flat_bottom`.
-    """
-
-    def __init__(
-        self, index: Tensor, lower: Tensor | float = -inf, upper: Tensor | float = inf
-    ) -> None:
-        self.index, self.lower, self.upper = index, lower, upper
-
-    def energy(self, coords: Tensor, parameters: Parameters) -> Tensor:
-        """See `Term`."""
-        return flat_bottom(self.measure(coords)[0], self.lower, self.upper)[0].sum(-1)
-
-    def gradient(self, coords: Tensor, parameters: Parameters) -> Tensor:
-        """See `Term`."""
-        value, directions = self.measure(coords)
-        return self.spread(coords, flat_bottom(value, self.lower, self.upper)[1], directions)
-
-    def spread(self, coords: Tensor, slope: Tensor, directions: Tensor) -> Tensor:
-        """Sum slope [M, n] times directions [M, k, n, 3] over the atoms that they belong to."""
-        parts = (slope[:, None, :, None] * directions).flatten(1, 2)
-        return torch.zeros_like(coords).index_add(1, self.index.flatten(), parts)
-
-    def measure(self, coords: Tensor) -> tuple[Tensor, Tensor]:
-        """The values [M, n] and their derivatives by the k atoms of each, [M, k, n, 3]."""
-        first, second = (coords.index_select(1, atoms) for atoms in self.index)
-        r = first - second
-        length = torch.linalg.norm(r, dim=-1)
-        unit = r / length[..., None]
-        return length, torch.stack((unit, -unit), dim=1)
-
-
-class Dihedrals(Distances):
-    """Bounds in radians on dihedral angles of four atoms each, index [4, n].
-
-    Source: Blondel and Karplus 1996, for the derivatives.
-    """
-
-    def measure(self, coords: Tensor) -> tuple[Tensor, Tensor]:
-        """See `Distances.measure`."""
-        i, j, k, l = (coords.index_select(1, atoms) for atoms in self.index)  # noqa: E741
-        axis = k - j
-        a, b = torch.linalg.cross(i - j, axis), torch.linalg.cross(axis, k - l)
-        length, a_length, b_length = (torch.linalg.norm(x, dim=-1) for x in (axis, a, b))
-        cosine = (a * b).sum(-1) / (a_length * b_length)
-        side = torch.sign((axis * torch.linalg.cross(a, b)).sum(-1))
-        angle = side * torch.arccos(cosine.clamp(-1 + 1e-8, 1 - 1e-8))
-        by_i = a * (length / a_length**2)[..., None]
-        by_l = -b * (length / b_length**2)[..., None]
-        along_i = (((i - j) * axis).sum(-1) / length**2)[..., None]
-        along_l = (((k - l) * axis).sum(-1) / length**2)[..., None]
-        by_j = (along_i - 1) * by_i - along_l * by_l
-        by_k = (along_l - 1) * by_l - along_i * by_i
-        return angle, torch.stack((by_i, by_j, by_k, by_l), dim=1)
-
-
-class UnsignedDihedrals(Dihedrals):
-    """Bounds on the size of dihedral angles."""
-
-    def measure(self, coords: Tensor) -> tuple[Tensor, Tensor]:
-        """See `Distances.measure`."""
-        angle, directions = super().measure(coords)
-        return angle.abs(), torch.where((angle < 0)[:, None, :, None], -directions, directions)
-
-
-class Contacts(Distances):
-    """Bounds on distances of which one in each union has to hold.
-
-    Args:
-        index: pairs [2, n]. lower, upper: [n]. union: of each pair, long [n].
-    """
-
-    def __init__(self, index: Tensor, lower: Tensor, upper: Tensor, union: Tensor) -> None:
-        super().__init__(index, lower, upper)
-        self._union, self._unions = union, int(union.max()) + 1
-
-    def energy(self, coords: Tensor, parameters: Parameters) -> Tensor:
-        """See `Term`."""
-        energy = flat_bottom(self.measure(coords)[0], self.lower, self.upper)[0]
-        return (energy * self._share(energy, parameters)).sum(-1)
-
-    def gradient(self, coords: Tensor, parameters: Parameters) -> Tensor:
-        """See `Term`."""
-        value, directions = self.measure(coords)
-        energy, slope = flat_bottom(value, self.lower, self.upper)
-        share = self._share(energy, parameters)
-        mean = self._total(energy * share)
-        # Stock's sign: the derivative of the weighted mean has a minus before the strength.
-        slope = slope * share * (1 + parameters["union_lambda"] * (energy - mean))
-        return self.spread(coords, slope, directions)
-
-    def _total(self, x: Tensor) -> Tensor:
-        """Of each pair: the sum over its union, [M, n]."""
-        total = x.new_zeros(x.shape[0], self._unions).index_add(1, self._union, x)
-        return total.index_select(1, self._union)
-
-    def _share(self, energy: Tensor, parameters: Parameters) -> Tensor:
-        """Weight of each pair in its union; none where all of them underflow, as in stock."""
-        weight = torch.exp(-parameters["union_lambda"] * energy)
-        total = self._total(weight)
-        return torch.where(total == 0, 0.0, weight / total)
-
-
-class ChainCentres:
-    """A lower bound, `parameters["buffer"]`, on distances between centres of equal chains.
-
-    Args:
-        pairs: of chains [2, n]. chain: of each atom, long [A]. real: indices of real atoms.
-    """
-
-    def __init__(self, pairs: Tensor, chain: Tensor, real: Tensor) -> None:
-        self._pairs, self._chain, self._real, self._real_chain = pairs, chain, real, chain[real]
-        # Stock averages the atoms of a chain and one more at the origin.
-        self._size = torch.bincount(self._real_chain)[:, None] + 1
-
-    def energy(self, coords: Tensor, parameters: Parameters) -> Tensor:
-        """See `Term`."""
-        return self._distances(parameters).energy(self._centres(coords), parameters)
-
-    def gradient(self, coords: Tensor, parameters: Parameters) -> Tensor:
-        """See `Term`; each atom gets the whole derivative of its centre, as in stock."""
-        centres = self._centres(coords)
-        gradient = self._distances(parameters).gradient(centres, parameters)
-        return gradient.index_select(1, self._chain)
-
-    def _distances(self, parameters: Parameters) -> Distances:
-        return Distances(self._pairs, lower=parameters["buffer"])
-
-    def _centres(self, coords: Tensor) -> Tensor:
-        total = coords.new_zeros(coords.shape[0], len(self._size), 3)
-        atoms = coords.index_select(1, self._real)
-        return total.index_add(1, self._real_chain, atoms) / self._size
-
-
-class TemplateDeviations:
-    """Upper bounds on the distances from the atoms of templates laid over the structure.
-
-    Args:
-        places: representative atom of each token of T templates, [T, N, 3] in angstrom.
-        mask: tokens that a template has, [T, N]. upper: bounds [T] in angstrom.
-        rep_atom: of each token, long [N]. token: of each atom, long [A].
-    """
-
-    def __init__(
-        self, places: Tensor, mask: Tensor, upper: Tensor, rep_atom: Tensor, token: Tensor
-    ) -> None:
-        self._places, self._mask, self._rep_atom, self._token = places, mask, rep_atom, token
-        self._upper = torch.where(mask.bool(), upper[:, None], inf)
-        self._align = [Alignment(m[None], int(m.sum())) for m in mask.to(places.dtype)]
-
-    def energy(self, coords: Tensor, parameters: Parameters) -> Tensor:
-        """See `Term`."""
-        moved = [torch.linalg.norm(r, dim=-1) for r in self._deviations(coords)]
-        return sum(
-            flat_bottom(d, -inf, upper)[0].sum(-1)
-            for d, upper in zip(moved, self._upper, strict=True)
-        )
-
-    def gradient(self, coords: Tensor, parameters: Parameters) -> Tensor:
-        """See `Term`; every atom moves with its token's representative."""
-        unit, slopes = None, 0.0
-        for r, upper in zip(self._deviations(coords), self._upper, strict=True):
-            length = torch.linalg.norm(r, dim=-1)
-            slopes = slopes + flat_bottom(length, -inf, upper)[1]
-            # Stock sums the slopes of all templates but points along the first one's deviation.
-            unit = r / length[..., None] * self._mask[0, :, None] if unit is None else unit
-        return (slopes[..., None] * unit).index_select(1, self._token)
-
-    def _deviations(self, coords: Tensor) -> list[Tensor]:
-        """From each laid-over template to the structure, T of [M, N, 3]."""
-        atoms = coords.index_select(1, self._rep_atom)
-        return [
-            atoms - align(places.to(atoms.dtype).expand_as(atoms), atoms)
-            for align, places in zip(self._align, self._places, strict=True)
-        ]
+from foldcp.boltz.steering.terms import (
+    ChainCentres,
+    Contacts,
+    Dihedrals,
+    Distances,
+    Features,
+    Parameters,
+    TemplateDeviations,
+    Term,
+    UnsignedDihedrals,
+)  # fmt: skip
 
 
 def vdw_radii(feats: Features) -> Tensor:
-    """Van der Waals radius of each atom in angstrom, float [A]; 0 for padding and unknown ones."""
+    """Return the radius of each atom in angstrom, float [A]; 0 for padding and unknown ones."""
     element = feats["ref_element"][0]
     table = torch.zeros(const.num_elements, dtype=torch.float32, device=element.device)
     known = torch.tensor(const.vdw_radii, dtype=torch.float32, device=element.device)
@@ -236,13 +34,13 @@ def vdw_radii(feats: Features) -> Tensor:
 
 
 def chain_of_atom(feats: Features) -> Tensor:
-    """Chain of each atom, long [A]; 0 for padding, as in stock."""
+    """Return the chain of each atom, long [A]; 0 for padding, as in stock."""
     chain = feats["asym_id"][0, feats["atom_to_token"][0]]
     return torch.where(feats["atom_pad_mask"][0].bool(), chain, 0)
 
 
 def chain_centres(feats: Features, parameters: Parameters) -> Term | None:
-    """Copies of a chain of more than one atom stay apart."""
+    """Keep copies of a chain of more than one atom apart."""
     chain, real = chain_of_atom(feats), feats["atom_pad_mask"][0].nonzero()[:, 0]
     size = torch.bincount(chain[real], minlength=int(feats["asym_id"].max()) + 1)
     pairs = feats["symmetric_chain_index"][0]
@@ -251,13 +49,13 @@ def chain_centres(feats: Features, parameters: Parameters) -> Term | None:
 
 
 def connections(feats: Features, parameters: Parameters) -> Term | None:
-    """Atoms bonded across chains stay close."""
+    """Keep atoms close that are bonded across chains."""
     index = feats["connected_atom_index"][0]
     return Distances(index, upper=parameters["buffer"]) if index.shape[1] else None
 
 
 def ligand_bounds(feats: Features, parameters: Parameters) -> Term | None:
-    """Distances within a ligand, by RDKit's distance geometry and the checks of PoseBusters."""
+    """Bound distances within a ligand, by RDKit's distance geometry and PoseBusters' checks."""
     index = feats["rdkit_bounds_index"][0]
     if not index.shape[1]:
         return None
@@ -277,7 +75,7 @@ def ligand_bounds(feats: Features, parameters: Parameters) -> Term | None:
 
 
 def chiral_atoms(feats: Features, parameters: Parameters) -> Term | None:
-    """Stereo centres of ligands keep their handedness."""
+    """Keep the handedness of stereo centres of ligands."""
     index, buffer = feats["chiral_atom_index"][0], parameters["buffer"]
     positive = feats["chiral_atom_orientations"][0].bool()
     lower, upper = torch.where(positive, buffer, -inf), torch.where(positive, inf, -buffer)
@@ -285,7 +83,7 @@ def chiral_atoms(feats: Features, parameters: Parameters) -> Term | None:
 
 
 def stereo_bonds(feats: Features, parameters: Parameters) -> Term | None:
-    """Double bonds of ligands keep their side: cis near 0, trans near pi."""
+    """Keep double bonds of ligands on their side: cis near 0, trans near pi."""
     index, buffer = feats["stereo_bond_index"][0], parameters["buffer"]
     trans = feats["stereo_bond_orientations"][0].bool()
     lower, upper = torch.where(trans, pi - buffer, -inf), torch.where(trans, inf, buffer)
@@ -293,14 +91,14 @@ def stereo_bonds(feats: Features, parameters: Parameters) -> Term | None:
 
 
 def planar_bonds(feats: Features, parameters: Parameters) -> Term | None:
-    """The neighbours of both ends of a planar double bond lie in its plane."""
+    """Keep the neighbours of both ends of a planar double bond in its plane."""
     atoms = feats["planar_bond_index"][0]  # [6, n]
     index = torch.cat((atoms[[1, 2, 3, 0]], atoms[[4, 5, 0, 3]]), dim=1)
     return UnsignedDihedrals(index, upper=parameters["buffer"]) if index.shape[1] else None
 
 
 def contacts(feats: Features, parameters: Parameters) -> Term | None:
-    """Forced pocket and contact constraints."""
+    """Enforce pocket and contact constraints that the input forces."""
     index, wanted = feats["contact_pair_index"][0], feats["contact_negation_mask"][0].bool()
     if not index.shape[1]:
         return None
@@ -310,7 +108,7 @@ def contacts(feats: Features, parameters: Parameters) -> Term | None:
 
 
 def templates(feats: Features, parameters: Parameters) -> Term | None:
-    """Forced templates."""
+    """Hold the structure near templates that the input forces."""
     forced = feats.get("template_force")
     if forced is None or "template_mask_cb" not in feats or not forced.any():
         return None

@@ -68,8 +68,11 @@ def stream(
     """Yield the regions of each step; the transfer of step t + 1 runs during the use of step t.
 
     Args:
-        mesh: the mesh. plan: this rank's plan. label: name for the byte counters.
-        sources: local tensors, one per source. dims: their dimensions that boxes refer to.
+        mesh: the mesh.
+        plan: this rank's plan.
+        label: name for the byte counters.
+        sources: local tensors, one per source.
+        dims: their dimensions that boxes refer to.
         wires: how each source travels, as of `Exchange`; None is all raw.
 
     Returns:
@@ -116,5 +119,6 @@ def scatter_add(
     ]
     exchange = Exchange(mesh, plan, like, dims, label)
     if torch.is_grad_enabled() and any(r.requires_grad for r in regions):
-        return _ScatterAdd.apply(exchange, *regions)
+        sums: tuple[Tensor, ...] = _ScatterAdd.apply(exchange, *regions)
+        return sums
     return tuple(exchange.adjoint([tuple(regions)]))

@@ -38,9 +38,12 @@ def chained(
     """The regions of all steps of one exchange after the other.
 
     Args:
-        mesh: the mesh. moves: plan and sources of each exchange, made when asked for; the sources
-            of two exist at the last step of one.
-        dims, label, wires: as of `foldcp.fabric.exchange.autograd.stream`, the same for all.
+        mesh: the mesh.
+        moves: plan and sources of each exchange, made when asked for; the sources of two exist at
+            the last step of one.
+        dims: as of `foldcp.fabric.exchange.autograd.stream`, the same for all.
+        label: as of `foldcp.fabric.exchange.autograd.stream`, the same for all.
+        wires: as of `foldcp.fabric.exchange.autograd.stream`, the same for all.
 
     Returns:
         An iterator over steps; each item has one tensor per want, valid until it is advanced. With
@@ -85,8 +88,11 @@ def ahead(
     """The regions of one exchange after the other; holds the sources of one at a time.
 
     Args:
-        mesh: the mesh. moves: one-step plan and sources of each exchange, made when asked for.
-        dims, label, wires: as of `foldcp.fabric.exchange.autograd.stream`, the same for all.
+        mesh: the mesh.
+        moves: one-step plan and sources of each exchange, made when asked for.
+        dims: as of `foldcp.fabric.exchange.autograd.stream`, the same for all.
+        label: as of `foldcp.fabric.exchange.autograd.stream`, the same for all.
+        wires: as of `foldcp.fabric.exchange.autograd.stream`, the same for all.
 
     Returns:
         An iterator over the exchanges; each item has one tensor per want and may be kept. With

@@ -23,8 +23,11 @@ class Interval:
     """Something that took time on one rank.
 
     Args:
-        kind: "math" or "transfer". label: of the exchange. step: of the exchange.
-        start, end: ns of the steady clock; of a transfer from after packing to the last byte moved.
+        kind: "math" or "transfer".
+        label: of the exchange.
+        step: of the exchange.
+        start: ns of the steady clock; of a transfer, after packing.
+        end: ns of the steady clock; of a transfer, when the last byte has moved.
     """
 
     kind: str
@@ -67,7 +70,7 @@ class Timeline:
     def _finish(self, origin: tuple[Any, int], rows: Sequence[tuple[int, ...]]) -> None:
         def ns(mark: Any) -> int:
             if self.device.type != "cuda":
-                return mark
+                return int(mark)
             mark.synchronize()
             return origin[1] + int(origin[0].elapsed_time(mark) * 1e6)
 

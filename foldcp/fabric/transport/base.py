@@ -31,7 +31,8 @@ class Flight(Protocol):
 
         Args:
             slot: 0 or 1, the one that the step before does not use.
-            sends, recvs: messages; both ends list those between them in one order.
+            sends: messages to send; both ends list those between them in one order.
+            recvs: messages to receive, in the same order.
             tag: names exchange and step, alike on both ends.
             staging: uint8, at least `wire.staging_bytes` of all messages, kept until it arrived.
         """
@@ -48,8 +49,12 @@ class Flight(Protocol):
         """Start a step of a program.
 
         Args:
-            slot, tag, staging: as of `post`; staging None where nothing is packed.
-            program, step: which. bases: the tensors that it names, kept until it arrived.
+            slot: as of `post`.
+            program: the program.
+            step: index of its step.
+            bases: the tensors that it names, kept until it arrived.
+            tag: as of `post`.
+            staging: as of `post`; None where nothing is packed.
         """
 
     def arrive(self, slot: int) -> None:

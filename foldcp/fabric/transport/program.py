@@ -94,7 +94,11 @@ class Act:
         made: where each want comes together, None for one that is a part of a source.
         whole: the parts of sources that are wants, None for the others.
         local: (from, to) of what this rank copies itself.
-        sends, recvs: the messages. sent, received, staged: their bytes, and those packed.
+        sends: messages to send.
+        recvs: messages to receive.
+        sent: bytes sent.
+        received: bytes received.
+        staged: bytes packed.
         forwards: it sends something that the step before has brought.
         layout: a number for `made`.
     """
@@ -120,10 +124,13 @@ class Program:
     """An exchange of certain tensors.
 
     Args:
-        acts: its steps. sources: number of them; bases beyond are regions: with one step a tensor
-            per want, with several one buffer for the even and one for the odd steps.
-        region_bytes, staging_bytes: that the buffers of a slot take at most.
-        devices: of the sources. handles: what transports know it by.
+        acts: its steps.
+        sources: number of them; bases beyond are regions: with one step a tensor per want, with
+            several one buffer for the even and one for the odd steps.
+        region_bytes: most bytes of a slot's regions.
+        staging_bytes: most bytes of a slot's staging buffers.
+        devices: of the sources.
+        handles: what transports know it by.
     """
 
     acts: tuple[Act, ...]
@@ -164,7 +171,10 @@ def program(
     """The program of a plan for tensors of these shapes, strides and types.
 
     Args:
-        plan: this rank's plan. sources, dims, wires: as of `exchange.executor.Exchange`.
+        plan: this rank's plan.
+        sources: as of `exchange.executor.Exchange`.
+        dims: as of `exchange.executor.Exchange`.
+        wires: as of `exchange.executor.Exchange`.
     """
     kinds = tuple([(x.shape, x.stride(), x.dtype, x.device) for x in sources])
     key = kinds, dims, wires, LEAST_RUN, MOST_RUNS
@@ -205,7 +215,9 @@ class _Maker:
 
     def make(self) -> Program:
         """The program of all steps."""
-        acts, held, held_step = [], (), None
+        acts: list[Act] = []
+        held: tuple[Place | None, ...] = ()
+        held_step: Step | None = None
         for number, step in enumerate(self.plan.steps):
             made = self._made(step, number)
             whole = tuple(
@@ -260,10 +272,12 @@ class _Maker:
         sends = self._parcels(step.outgoing, step.sends, [sent(p) for p in step.sends])
         recvs = self._parcels(step.incoming, step.recvs, [got(p) for p in step.recvs])
         staged = sum(aligned(m.bytes(), STAGING_ALIGN) for m in (*sends, *recvs) if not m.direct())
-        moved = (sum(m.bytes() for m in way) for way in (sends, recvs))
+        sent_bytes, received_bytes = (sum(m.bytes() for m in way) for way in (sends, recvs))
         forwards = any(m.held for m in sends)
         layout = self.layouts.setdefault(made, len(self.layouts))
-        return Act(made, whole, local, sends, recvs, *moved, staged, forwards, layout)
+        return Act(
+            made, whole, local, sends, recvs, sent_bytes, received_bytes, staged, forwards, layout
+        )
 
     def _parcels(
         self,

@@ -30,7 +30,8 @@ class Message:
     """What travels between this rank and one peer in one step and direction.
 
     Args:
-        peer: the other rank. views: the pieces, strided views of sources or regions.
+        peer: the other rank.
+        views: the pieces, strided views of sources or regions.
         fp8: for each piece, whether it travels as FP8.
         held: it sends something that the step before has brought.
         runs: equal transfers that it is cut in; one piece, where there are several.

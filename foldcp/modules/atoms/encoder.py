@@ -28,7 +28,7 @@ _MAX_WINDOWS = 32  # of a chunk: bounds the token box when every atom is a token
 
 
 def folded(projections: Sequence[nn.Sequential]) -> tuple[Tensor, Tensor]:
-    """Several (LayerNorm, Linear without bias) on one input as one Linear on its normalised form.
+    """Fold several (LayerNorm, bias-free Linear) of one input into one Linear of its normed form.
 
     Args:
         projections: each maps [..., C] to [..., H]; a rearrangement may follow the Linear.
@@ -64,10 +64,11 @@ class AtomEncoder(TiledModule):
         self.reads_mask = not hasattr(twin, "use_no_atom_char")
 
     def embed(self, feats: Feats, block: AtomBlock) -> Tensor:
-        """Linear of the atom features by table look-up.
+        """Apply the Linear of the atom features by table look-up.
 
         Args:
-            feats: collated compact features. block: this rank's windows.
+            feats: collated compact features.
+            block: this rank's windows.
 
         Returns:
             [1, a, atom_s] in the dtype of the weights; a padding atom has no class at all.
@@ -103,7 +104,7 @@ class AtomEncoder(TiledModule):
         return known.add_(F.linear(pos, w[:, :3], linear.bias)).add_(charge[..., None] * w[:, 3])
 
     def add_single(self, c: Tensor, s_trunk: Tensor, block: AtomBlock) -> Tensor:
-        """c [1, a, atom_s] plus the projected single of each atom's token [1, n, token_s]."""
+        """Add the projected single of each atom's token [1, n, token_s] to c [1, a, atom_s]."""
         return c + block.from_tokens(self.s_to_c_trans(wide(s_trunk)))
 
     def biases(
@@ -114,10 +115,11 @@ class AtomEncoder(TiledModule):
         projections: Sequence[nn.Sequential],
         z_to_p: Tensor | None = None,
     ) -> Tensor:
-        """Attention biases of the windows from the atom-pair embedding, key mask included.
+        """Compute attention biases of the windows from the atom-pair embedding, key mask included.
 
         Args:
-            feats: collated compact features. block: this rank's windows.
+            feats: collated compact features.
+            block: this rank's windows.
             c: atom conditioning [1, a, atom_s].
             projections: (LayerNorm, Linear) from atom_z to heads, one per output.
             z_to_p: this rank's tile of the projected pair [T_r, T_c, atom_z], None without one.

@@ -64,10 +64,11 @@ def atom_transformer(stack: AtomStack, q: Tensor) -> Tensor:
 
 
 def window_attention(att: nn.Module, b: Tensor, bias: Tensor) -> Tensor:
-    """Gated attention of each window's 32 queries to its 128 keys.
+    """Attend, gated, from each window's 32 queries to its 128 keys.
 
     Args:
-        att: a Boltz AttentionPairBias. b: normed activations [M, a, C].
+        att: a Boltz AttentionPairBias.
+        b: normed activations [M, a, C].
         bias: [W, H, 32, 128], key mask included.
 
     Returns:

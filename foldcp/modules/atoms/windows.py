@@ -33,10 +33,11 @@ HALF = WINDOW // 2  # windows and key windows both start at multiples of this
 
 
 class TokenRanges:
-    """Which tokens a run of atoms touches, as host integers.
+    """Tokens that a run of atoms touches, as host integers.
 
     Args:
-        token: token of each atom [A]. mask: bool [A], False for padding atoms.
+        token: token of each atom [A].
+        mask: bool [A], False for padding atoms.
     """
 
     def __init__(self, token: Tensor, mask: Tensor) -> None:
@@ -46,7 +47,7 @@ class TokenRanges:
         self._last = token.masked_fill(~mask, -1).amax(1).tolist()
 
     def span(self, atoms: Span) -> Span:
-        """Tokens of the atoms lo:hi (multiples of 16); empty when none of them is real."""
+        """Return the tokens of atoms lo:hi (multiples of 16); empty when none of them is real."""
         lo, hi = (x // HALF for x in atoms)
         last = max(self._last[lo:hi], default=-1)
         return (0, 0) if last < 0 else (min(self._first[lo:hi]), last + 1)
@@ -57,7 +58,8 @@ class AtomBlock:
     """One rank's buffer of windows.
 
     Args:
-        mesh: the mesh. layout: the tiling of tokens.
+        mesh: the mesh.
+        layout: the tiling of tokens.
         buffers: for every rank, the atoms of its buffer; empty where it owns no window.
         own: atoms of this rank's block, counted from the start of its buffer.
         mask: bool [a], True for real atoms.
@@ -71,7 +73,10 @@ class AtomBlock:
             not sorted by token.
         divisor: atoms of each token of this rank's shard, + 1e-6 as in Boltz [n, 1].
         ranges: which tokens any run of atoms touches.
-        gather, collect, halo, everyone: the exchanges of the methods below.
+        gather: exchange of `from_tokens`.
+        collect: exchange of `to_tokens`.
+        halo: exchange of `with_halo`.
+        everyone: exchange of `gather_atoms`.
     """
 
     mesh: Mesh
@@ -103,18 +108,18 @@ class AtomBlock:
         return (self.span[1] - self.span[0]) // WINDOW
 
     def cut(self, x: Tensor) -> Tensor:
-        """The buffer's part of a tensor over all atoms: [M, A, ...] -> [M, a, ...]."""
+        """Cut the buffer's part out of a tensor over all atoms: [M, A, ...] -> [M, a, ...]."""
         return x[:, self.span[0] : self.span[1]]
 
     def from_tokens(self, x: Tensor) -> Tensor:
-        """Every atom takes its token's row, padding atoms zero: shard [M, n, C] -> [M, a, C]."""
+        """Give every atom its token's row, padding atoms zero: shard [M, n, C] -> [M, a, C]."""
         (box,) = fetch(self.mesh, self.gather, (x,), ((1,),), "token_to_atom")
         if not box.shape[1]:
             return x.new_zeros(x.shape[0], *self.token.shape, x.shape[2])
         return box.index_select(1, self.token) * self.mask[:, None]
 
     def to_tokens(self, x: Tensor) -> Tensor:
-        """Mean over the atoms of each token: own block [M, own, C] -> shard [M, n, C].
+        """Average over the atoms of each token: own block [M, own, C] -> shard [M, n, C].
 
         As in Boltz the divisor is the atom count + 1e-6, so that tokens without atoms get 0.
         """
@@ -139,7 +144,7 @@ class AtomBlock:
         return fetch(self.mesh, self.halo, (own,), ((1,),), "atom_halo")[0]
 
     def gather_atoms(self, x: Tensor) -> Tensor:
-        """Every rank gets all atoms: own block [M, own, C] -> [M, A, C]."""
+        """Gather all atoms on every rank: own block [M, own, C] -> [M, A, C]."""
         return fetch(self.mesh, self.everyone, (x,), ((1,),), "atom_gather")[0]
 
 
@@ -150,7 +155,9 @@ def atom_block(
 
     Args:
         feats: collated compact features (`atom_to_token`, `atom_pad_mask`), the same on all ranks.
-        layout: the tiling of tokens. atom_layout: the blocks of windows. mesh: the mesh.
+        layout: the tiling of tokens.
+        atom_layout: the blocks of windows.
+        mesh: the mesh.
         depth: layers that run between two refills of the halo.
 
     Returns:
@@ -228,7 +235,7 @@ def _check(feats: Feats, atom_layout: AtomLayout, mesh: Mesh) -> None:
 
 
 def key_windows(x: Tensor) -> Tensor:
-    """The keys of every window: [M, a, C] -> a view [M, W, C, 128] of x padded with zeros.
+    """View the keys of every window: [M, a, C] -> [M, W, C, 128] of x padded with zeros.
 
     Args:
         x: values per atom of a buffer, a = 32 W.
@@ -243,5 +250,5 @@ def key_windows(x: Tensor) -> Tensor:
 
 
 def query_windows(x: Tensor) -> Tensor:
-    """The queries of every window: [M, a, C] -> [M, W, 32, C]."""
+    """View the queries of every window: [M, a, C] -> [M, W, 32, C]."""
     return x.unflatten(1, (x.shape[1] // WINDOW, WINDOW))

@@ -56,9 +56,16 @@ class ConfidenceModule(SharedConfidenceModule):
         """Rate M predicted structures, see `ConfidenceModule.forward` of Boltz-2.
 
         Args:
-            s_inputs, s, z, x_pred, feats, contact_probability, layout, options: see there.
+            s_inputs: shard of the input embedding [1, n, C_s].
+            s: single shard [1, n, C_s].
+            z: pair tile [1, T_r, T_c, C].
+            x_pred: coordinates [M, A, 3] in angstrom, replicated.
+            feats: collated compact features.
+            contact_probability: [1, T_r, T_c].
+            layout: the tiling.
             s_diffusion: token activations of the sampler, shard [M, n, 2 token_s], for a module
                 that reads them.
+            options: further arguments of Boltz-2's `forward`.
 
         Raises:
             ValueError: `s_diffusion` is missing, or a tensor is not a tile of this layout.

@@ -31,7 +31,7 @@ class CoordinateLinear(TiledModule):
     """A Linear on coordinates; its twin's further inputs are zero in Boltz-1."""
 
     def forward(self, r: Tensor) -> Tensor:
-        """[M, a, 3] -> [M, a, atom_s]."""
+        """Embed noisy coordinates: [M, a, 3] -> [M, a, atom_s]."""
         return F.linear(r, self.weight[:, : r.shape[-1]])
 
 
@@ -51,7 +51,7 @@ class DiffusionModule(SharedDiffusionModule):
             finish_layers(transformer)
 
     def conditioner(self) -> DiffusionConditioning:
-        """What conditions this score model on the trunk; its parameters are this module's."""
+        """Make the conditioner of the score model on the trunk, with this module's parameters."""
         view = nn.Module()
         view.pairwise_conditioner = self.pairwise_conditioner
         view.atom_encoder = self.atom_attention_encoder
@@ -69,14 +69,15 @@ class OutTokenFeatUpdate(TiledModule):
     """Gathers the token activations of all sampling steps, for the confidence module."""
 
     def embed_times(self, times: Tensor) -> Tensor:
-        """The normalised embedding of noise levels: [T] -> [T, C]."""
+        """Embed noise levels, and normalise: [T] -> [T, C]."""
         return self.norm_fourier(torch.cos(2 * pi * self.fourier_embed.proj(times[:, None])))
 
     def forward(self, gathered: Tensor, tokens: Tensor, time: Tensor) -> Tensor:
         """Add one step.
 
         Args:
-            gathered: of the steps before [M, n, 2 token_s]. tokens: of this step.
+            gathered: of the steps before [M, n, 2 token_s].
+            tokens: of this step.
             time: embedding of its noise level [C].
 
         Returns:

@@ -40,7 +40,7 @@ class FoldBoltz1OnMesh(FoldOnMesh):
         return self._conditioner
 
     def rate(self, *trunk: Any, **options: Any) -> Outputs:
-        """The confidence module's results, see `ConfidenceModule.forward`."""
+        """Rate the samples, see `ConfidenceModule.forward`."""
         sampler = self.model.structure_module
         tokens, sampler.gathered = sampler.gathered, None
         return super().rate(*trunk, s_diffusion=tokens, **options)

@@ -40,7 +40,8 @@ class InputEmbedder(TiledModule):
 
         Args:
             feats: collated compact features, the same on every rank.
-            layout: the tiling of tokens. atom_layout: the blocks of atom windows.
+            layout: the tiling of tokens.
+            atom_layout: the blocks of atom windows.
 
         Returns:
             This rank's shard [1, n, token_s + 71]: what the atoms give, residue type, profile,
@@ -74,7 +75,7 @@ def finish_layers(transformer: nn.Module) -> None:
 
 
 def pair_projections(transformer: nn.Module) -> list[nn.Module]:
-    """(LayerNorm, Linear) from pairs to heads, of each layer of a Boltz-1 DiffusionTransformer."""
+    """List (LayerNorm, Linear) from pairs to heads, of each layer of a DiffusionTransformer."""
     return [layer.pair_bias_attn.proj_z for layer in transformer.layers]
 
 

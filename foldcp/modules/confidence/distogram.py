@@ -26,7 +26,8 @@ def mirrored_rows(
 
     Args:
         z: pair tile [B, T_r, T_c, C]; it must not change meanwhile.
-        layout: the tiling. mesh: the mesh.
+        layout: the tiling.
+        mesh: the mesh.
         bytes_each: transient bytes that the caller needs for one row.
 
     Returns:
@@ -52,10 +53,11 @@ class DistogramModule(TiledModule):
         self.num_bins = getattr(twin, "num_bins", twin.distogram.out_features)
 
     def logits_rows(self, z: Tensor, layout: PairLayout) -> Iterator[tuple[Span, Tensor]]:
-        """Logits of the first distogram, row chunk by row chunk.
+        """Yield the logits of the first distogram, row chunk by row chunk.
 
         Args:
-            z: pair tile [B, T_r, T_c, C]. layout: the tiling.
+            z: pair tile [B, T_r, T_c, C].
+            layout: the tiling.
 
         Returns:
             An iterator over ((lo, hi), [B, hi - lo, T_c, bins]).
@@ -71,10 +73,11 @@ class DistogramModule(TiledModule):
 
     @torch.no_grad()
     def contact_probability(self, z: Tensor, layout: PairLayout) -> Tensor:
-        """The probability that two tokens are in contact (its 20 nearest distance bins).
+        """Compute the probability that two tokens touch (the 20 nearest distance bins).
 
         Args:
-            z: pair tile [B, T_r, T_c, C]. layout: the tiling.
+            z: pair tile [B, T_r, T_c, C].
+            layout: the tiling.
 
         Returns:
             [B, T_r, T_c] in float32 (float64 for float64 logits).

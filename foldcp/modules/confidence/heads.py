@@ -38,10 +38,12 @@ class ConfidenceHeads(TiledModule):
     def expected(
         self, name: str, x: Tensor, values: Tensor, same: Tensor | None, other: Tensor | None = None
     ) -> Tensor:
-        """Expectations of one pair head for some rows.
+        """Compute the expectations of one pair head for some rows.
 
         Args:
-            name: "pae" or "pde". x: [rows, cols, C]. values: of the bins [K, bins].
+            name: "pae" or "pde".
+            x: [rows, cols, C].
+            values: of the bins [K, bins].
             same: bool [rows, cols], pairs of one chain; None when there is only one chain.
             other: the mirrored pairs, added to `x`.
 
@@ -75,11 +77,14 @@ class ConfidenceHeads(TiledModule):
         groups: ColumnGroups,
         layout: PairLayout,
     ) -> tuple[Tensor, Tensor]:
-        """Expected errors of the tile and their sums over its columns.
+        """Compute the expected errors of the tile and their sums over its columns.
 
         Args:
-            z: pair tile [1, T_r, T_c, C]. contact_probability: [1, T_r, T_c].
-            feats: collated compact features. groups: column groups. layout: the tiling.
+            z: pair tile [1, T_r, T_c, C].
+            contact_probability: [1, T_r, T_c].
+            feats: collated compact features.
+            groups: column groups.
+            layout: the tiling.
 
         Returns:
             errors [2, T_r, T_c] (PAE, PDE in angstrom; padding is undefined), and the sums
@@ -125,10 +130,12 @@ class ConfidenceHeads(TiledModule):
 
     @torch.no_grad()
     def plddt(self, s: Tensor, feats: Feats, layout: PairLayout) -> Tensor:
-        """Expected pLDDT.
+        """Compute the expected pLDDT.
 
         Args:
-            s: single shard [1, n, C_s]. feats: collated compact features. layout: the tiling.
+            s: single shard [1, n, C_s].
+            feats: collated compact features.
+            layout: the tiling.
 
         Returns:
             [1, N], or [1, A] with atom-level confidence, between 0 and 1, on every rank.
@@ -161,7 +168,8 @@ def gather_errors(errors: Tensor, write: WriteRows | None, layout: PairLayout, m
         errors: this rank's tile [K, T_r, T_c].
         write: called on the root as `write(lo, block)`, with rows lo, lo + 1, ... [K, rows, N] in
             increasing order, on the mesh's device and valid until it returns; None elsewhere.
-        layout: the tiling. mesh: the mesh.
+        layout: the tiling.
+        mesh: the mesh.
     """
     each = 2 * len(errors) * layout.padded * errors.element_size()
     pieces = -(-layout.tile_rows // chunk_length(layout.tile_rows, each, errors.device))

@@ -47,7 +47,7 @@ Feats = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Tokens:
-    """What every sample shares: the normalised single shard and its projections.
+    """Tensors that all samples share: the normalised single shard and its projections.
 
     `inputs` is the shard that they are projections of. `rows` and `cols` are terms of the pair
     tile [1, T, C]; `left` and `right` factors, or None.
@@ -103,8 +103,10 @@ class ConfidenceModule(TiledModule):
         """Rate M predicted structures, without gradient.
 
         Args:
-            s_inputs: shard of the input embedding [1, n, C_s]. s: single shard [1, n, C_s].
-            z: pair tile [1, T_r, T_c, C]. x_pred: coordinates [M, A, 3] in angstrom, replicated.
+            s_inputs: shard of the input embedding [1, n, C_s].
+            s: single shard [1, n, C_s].
+            z: pair tile [1, T_r, T_c, C].
+            x_pred: coordinates [M, A, 3] in angstrom, replicated.
             feats: collated compact features.
             contact_probability: [1, T_r, T_c], from the distogram.
             layout: the tiling.
@@ -156,11 +158,11 @@ class ConfidenceModule(TiledModule):
     def refine(
         self, tokens: Tokens, tile: Tensor, sample: int, feats: Feats, layout: PairLayout
     ) -> tuple[Tensor, Tensor]:
-        """The stack on one sample: (single shard, pair tile), the tile in place."""
+        """Run the stack on one sample: (single shard, pair tile), the tile in place."""
         return self.pairformer_stack(tokens.s, tile, layout)
 
     def singles(self, s_inputs: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
-        """The shards (input embedding, single) that the module works with."""
+        """Return the shards (input embedding, single) that the module works with."""
         s_inputs = self.s_inputs_norm(s_inputs)
         if not self.no_update_s:
             s = self.s_norm(s)
@@ -169,11 +171,11 @@ class ConfidenceModule(TiledModule):
         return s_inputs, s
 
     def sides(self, s_inputs: Tensor) -> list[Tensor]:
-        """What a pair takes from its row and from its column, shards."""
+        """Return the shards that a pair adds from its row and from its column."""
         return [self.s_to_z(s_inputs), self.s_to_z_transpose(s_inputs)]
 
     def pair_rows(self, z: Tensor) -> Tensor:
-        """What rows of the pair tile become before anything is added."""
+        """Transform rows of the pair tile before anything is added."""
         return wide(self.z_norm(z))
 
     def _tokens(self, s_inputs: Tensor, s: Tensor, layout: PairLayout) -> Tokens:

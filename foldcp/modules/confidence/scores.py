@@ -28,7 +28,7 @@ _EXPANDED_FROM = 25  # points from which torch.cdist expands |x - y|^2, as stock
 
 
 def distances(x: Tensor, y: Tensor, points: int) -> Tensor:
-    """Distances [.., I, J] between points [.., I, 3] and [.., J, 3], in angstrom.
+    """Compute distances [.., I, J] between points [.., I, 3] and [.., J, 3], in angstrom.
 
     A part of a distance matrix must round as the whole does in stock: `points`, the size of the
     whole, selects the formula that `torch.cdist` would select for it.
@@ -43,8 +43,11 @@ class ColumnGroups:
     """Tokens grouped by (chain, molecule type): what column sums are kept apart by.
 
     Args:
-        group: group of each token [N]. asym: chain of each group [G]. kind: its molecule type [G].
-        pad_mask: 1 for real tokens [N]. chains: chain identifiers, sorted.
+        group: group of each token [N].
+        asym: chain of each group [G].
+        kind: its molecule type [G].
+        pad_mask: 1 for real tokens [N].
+        chains: chain identifiers, sorted.
     """
 
     group: Tensor
@@ -55,7 +58,7 @@ class ColumnGroups:
 
     @classmethod
     def of(cls, feats: Feats, dtype: torch.dtype) -> ColumnGroups:
-        """The groups of one sample; one host sync."""
+        """Make the groups of one sample; one host sync."""
         asym = feats["asym_id"][0]
         pairs = torch.stack([asym, feats["mol_type"][0]])
         kinds, group = torch.unique(pairs, dim=1, return_inverse=True)
@@ -64,21 +67,23 @@ class ColumnGroups:
         return cls(group, asym, kind, feats["token_pad_mask"][0].to(dtype), chains)
 
     def members(self, span: tuple[int, int]) -> Tensor:
-        """[tokens of the span, G]: 1 where a real token belongs to a group."""
+        """Mark members, [tokens of the span, G]: 1 where a real token belongs to a group."""
         lo, hi = span
         one = self.group.new_tensor(range(len(self.asym)))
         return (self.group[lo:hi, None] == one) * self.pad_mask[lo:hi, None]
 
     def counts(self) -> Tensor:
-        """Real tokens of each group, [G]."""
+        """Count the real tokens of each group, [G]."""
         return self.pad_mask.new_zeros(len(self.asym)).index_add(0, self.group, self.pad_mask)
 
 
 def row_totals(partial: Tensor, layout: PairLayout, mesh: Mesh) -> Tensor:
-    """Partial results over the columns of each rank, brought together on every rank.
+    """Add up partial results over the columns of each rank, on every rank.
 
     Args:
-        partial: [T_r, K], over this rank's columns. layout: the tiling. mesh: the mesh.
+        partial: [T_r, K], over this rank's columns.
+        layout: the tiling.
+        mesh: the mesh.
 
     Returns:
         [Q, N, K], one entry per mesh column, identical on every rank.
@@ -90,11 +95,12 @@ def row_totals(partial: Tensor, layout: PairLayout, mesh: Mesh) -> Tensor:
 
 
 def tm_scores(tm_sums: Tensor, groups: ColumnGroups, frames: Tensor) -> dict[str, object]:
-    """pTM, ipTM, their ligand and protein forms, and the score of every pair of chains.
+    """Compute pTM, ipTM, their ligand and protein forms, and the score of every chain pair.
 
     Args:
         tm_sums: expected TM score summed over the columns of each group [N, G].
-        groups: the groups. frames: 1 where the token's predicted frame is valid [N].
+        groups: the groups.
+        frames: 1 where the token's predicted frame is valid [N].
 
     Returns:
         `ptm`, `iptm`, `ligand_iptm`, `protein_iptm` [1] and `pair_chains_iptm`, by the chain of
@@ -150,7 +156,7 @@ class Ligand:
 
 
 def ligands(feats: Feats) -> list[Ligand]:
-    """The ligand chains of three or more atoms, found once per sample (host syncs).
+    """Find the ligand chains of three or more atoms, once per sample (host syncs).
 
     Chains are walked in the order of their identifiers, as stock does: a chain's first token and
     first atom are the sums of the sizes of those before it.
@@ -169,10 +175,11 @@ def ligands(feats: Feats) -> list[Ligand]:
 
 
 def frame_mask(x: Tensor, feats: Feats, chains: list[Ligand]) -> Tensor:
-    """Which tokens have a valid frame in the predicted structure.
+    """Return the mask of tokens with a valid frame in the predicted structure.
 
     Args:
-        x: predicted coordinates [A, 3] in angstrom. feats: collated compact features.
+        x: predicted coordinates [A, 3] in angstrom.
+        feats: collated compact features.
         chains: from `ligands`; the frame of a ligand atom is made of its two nearest neighbours.
 
     Returns:
@@ -236,11 +243,14 @@ def interface_plddt(
     interface: Tensor,
     weights: InterfaceWeights = InterfaceWeights(),
 ) -> tuple[Tensor, Tensor]:
-    """The mean pLDDT and its interface-weighted form.
+    """Compute the mean pLDDT and its interface-weighted form.
 
     Args:
-        plddt: [L] over tokens or atoms. mask: 1 where real [L]. ligand: bool [L].
-        interface: bool [L], within 8 angstrom of another chain. weights: of each kind.
+        plddt: [L] over tokens or atoms.
+        mask: 1 where real [L].
+        ligand: bool [L].
+        interface: bool [L], within 8 angstrom of another chain.
+        weights: of each kind.
 
     Returns:
         (complex_plddt, complex_iplddt), [1] each.
@@ -252,10 +262,13 @@ def interface_plddt(
 
 
 def atom_interface(x: Tensor, chain: Tensor, layout: PairLayout, mesh: Mesh) -> Tensor:
-    """Which atoms lie within 8 angstrom of another chain, the rows shared out over the ranks.
+    """Return the mask of atoms within 8 angstrom of another chain, its rows shared by the ranks.
 
     Args:
-        x: coordinates [A, 3] in angstrom. chain: [A]. layout: the tiling. mesh: the mesh.
+        x: coordinates [A, 3] in angstrom.
+        chain: [A].
+        layout: the tiling.
+        mesh: the mesh.
 
     Returns:
         bool [A], identical on every rank.

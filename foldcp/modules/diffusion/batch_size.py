@@ -1,4 +1,4 @@
-"""How many samples the score model takes at once: as many as fit, alike on all ranks."""
+"""Choose how many samples the score model takes at once: as many as fit, alike on all ranks."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ _SHARE = 0.8
 
 
 def samples_at_once(count: int, at_most: int | None, bytes_each: int, mesh: Mesh) -> int:
-    """The largest number of samples whose activations fit what is free, at least 1.
+    """Return the largest number of samples whose activations fit in free memory, at least 1.
 
     Every rank must call it; they agree on the smallest answer.
 
     Args:
-        count: samples in all. at_most: more are not wanted at once; None for no limit.
-        bytes_each: memory that one sample takes on this rank. mesh: the mesh.
+        count: samples in all.
+        at_most: more are not wanted at once; None for no limit.
+        bytes_each: memory that one sample takes on this rank.
+        mesh: the mesh.
     """
     most = min(count, at_most or count)
     if most == 1:
@@ -28,14 +30,15 @@ def samples_at_once(count: int, at_most: int | None, bytes_each: int, mesh: Mesh
 
 
 def sample_bytes(prepared: Prepared, atoms: int) -> int:
-    """An upper estimate of what one sample adds to the peak of a sampling step, in bytes.
+    """Estimate, from above, the bytes that a sample adds to the peak of a sampling step.
 
     Biases and conditioning are shared by all samples; what grows with them are activations, in the
     largest of three places: a layer over atom windows, the mean over the atoms of tokens, a token
     layer with what it fetches. Coordinates of all atoms are on every rank.
 
     Args:
-        prepared: what the steps share. atoms: A, of the whole input.
+        prepared: what the steps share.
+        atoms: A, of the whole input.
     """
     layout, block = prepared.layout, prepared.block
     token, atom = prepared.single.shape[-1], prepared.q.shape[-1]

@@ -47,7 +47,7 @@ class Conditioning:
 
 
 def transition_weights(module: nn.Module) -> TransitionWeights:
-    """The parameters of a Boltz Transition in the order of the op."""
+    """Return the parameters of a Boltz Transition in the order of the op."""
     return TransitionWeights(
         module.norm.weight,
         module.norm.bias,
@@ -80,10 +80,11 @@ class DiffusionConditioning(TiledModule):
         Args:
             s_trunk: this rank's shard [1, n, token_s].
             z_trunk: this rank's tile [1, T_r, T_c, token_z].
-            relpos_rows: `(lo, hi) -> [1, hi - lo, T_c, token_z]`, the relative position encoding
-                of tile rows lo:hi.
+            relpos_rows: `(lo, hi) -> [1, hi - lo, T_c, token_z]`, the relative position encoding of
+                tile rows lo:hi.
             feats: collated compact features.
-            layout: the tiling. atom_layout: the blocks of windows.
+            layout: the tiling.
+            atom_layout: the blocks of windows.
 
         Returns:
             The conditioning of this rank's atoms and tile.

@@ -29,7 +29,8 @@ class NoiseStep:
     """The numbers of one sampling step, in angstrom.
 
     Args:
-        t_hat: noise level that the score model sees. sigma_next: noise level afterwards.
+        t_hat: noise level that the score model sees.
+        sigma_next: noise level afterwards.
         noise_var: variance of the noise that the step adds.
     """
 
@@ -41,10 +42,12 @@ class NoiseStep:
 def noise_schedule(
     settings: NoiseSettings, steps: int, device: torch.device
 ) -> tuple[float, list[NoiseStep]]:
-    """The noise levels as host numbers, computed in float32 on the device as in Boltz.
+    """Compute the noise levels as host numbers, in float32 on the device as in Boltz.
 
     Args:
-        settings: of the sampler. steps: number of sampling steps, at least 2. device: of the run.
+        settings: of the sampler.
+        steps: number of sampling steps, at least 2.
+        device: of the run.
 
     Returns:
         (standard deviation of the initial coordinates in angstrom, the steps).
@@ -75,10 +78,13 @@ def noise_schedule(
 
 
 class StepNumbers:
-    """What differs between sampling steps, on the device: one row of numbers per step.
+    """Numbers that differ between sampling steps, on the device: one row per step.
 
     Args:
-        steps: the sampling steps. sigma_data, step_scale: of the sampler. device: of the run.
+        steps: the sampling steps.
+        sigma_data: `sigma_data` of the sampler.
+        step_scale: `step_scale` of the sampler.
+        device: of the run.
 
     Source: Karras et al. 2022, table 1; AlphaFold 3 supplement, Algorithm 18.
     """

@@ -31,10 +31,10 @@ class Steering(Protocol):
     strength: float
 
     def energy(self, coords: Tensor, time: float) -> Tensor:
-        """Weighted sum of the energies of denoised coordinates [M, A, 3]: [M]."""
+        """Sum the weighted energies of denoised coordinates [M, A, 3]: [M]."""
 
     def guidance(self, coords: Tensor, time: float) -> Tensor:
-        """What all gradient steps of one sampling step add to the coordinates: [M, A, 3]."""
+        """Sum what all gradient steps of one sampling step add to the coordinates: [M, A, 3]."""
 
 
 class Particles:
@@ -47,8 +47,10 @@ class Particles:
     wait in any case; to share the work would cost an exchange in each gradient step.
 
     Args:
-        steering: the potentials. coords: [M, A, 3], gives shape and device.
-        step_scale: of the sampler. mesh: the mesh.
+        steering: the potentials.
+        coords: [M, A, 3], gives shape and device.
+        step_scale: of the sampler.
+        mesh: the mesh.
 
     Source: Boltz-1x (Wohlwend et al. 2024), Feynman-Kac steering (Singhal et al. 2025).
     """
@@ -76,8 +78,12 @@ class Particles:
         """Guide and redraw after one call of the score model.
 
         Args:
-            noisy: [M, A, 3]. denoised: [M, A, 3]. eps: the noise in `noisy`.
-            level: the step's noise. step: its index. steps: their number.
+            noisy: [M, A, 3].
+            denoised: [M, A, 3].
+            eps: the noise in `noisy`.
+            level: the step's noise.
+            step: its index.
+            steps: their number.
 
         Returns:
             (noisy, denoised); after the last step one particle of each sample is left.

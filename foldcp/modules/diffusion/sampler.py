@@ -73,9 +73,11 @@ class AtomDiffusion(TiledModule):
 
         Args:
             conditioning: of the same layouts.
-            s_inputs: this rank's shard [1, n, token_s]. s_trunk: [1, n, token_s].
+            s_inputs: this rank's shard [1, n, token_s].
+            s_trunk: [1, n, token_s].
             feats: collated compact features.
-            layout: the tiling. atom_layout: the blocks of windows.
+            layout: the tiling.
+            atom_layout: the blocks of windows.
             num_sampling_steps: None for the model's own number.
             multiplicity: samples to return.
             max_parallel_samples: samples that the score model takes at once, None for all; fewer
@@ -151,7 +153,8 @@ class SamplingStep:
     """One step of the sampler, a function of its arguments and of what does not change.
 
     Args:
-        score_model: the network. prepared: what its calls share.
+        score_model: the network.
+        prepared: what its calls share.
         align: moves the noisy coordinates onto the denoised ones, None for none.
         at_once: samples that the network takes per call.
     """
@@ -176,11 +179,15 @@ class SamplingStep:
         time: Tensor,
         steer: Callable[..., tuple[Tensor, Tensor]] | None = None,
     ) -> Tensor:
-        """From the coordinates of one noise level to those of the next.
+        """Take the coordinates from one noise level to the next.
 
         Args:
-            coords: [M, A, 3] in angstrom. quaternion: [M, 4]. shift: [M, 1, 3].
-            eps: standard normal [M, A, 3]. row: of `StepNumbers.rows`. time: its embedding.
+            coords: [M, A, 3] in angstrom.
+            quaternion: [M, 4].
+            shift: [M, 1, 3].
+            eps: standard normal [M, A, 3].
+            row: of `StepNumbers.rows`.
+            time: its embedding.
             steer: `(rotation, noisy, denoised, noise) -> (noisy, denoised)`, may redraw samples.
 
         Returns:
@@ -201,7 +208,7 @@ class SamplingStep:
         return noisy + scale.move * ((noisy - denoised) / scale.sigma)
 
     def finished(self, step: int, taken: Tensor | None) -> None:
-        """Called after each step; `taken` [M] are the samples that it redrew, None for all."""
+        """Note the end of a step; `taken` [M] are the samples that it redrew, None for all."""
 
     def _score(self, r_noisy: Tensor, time: Tensor) -> Tensor:
         """The score model's update of all samples."""

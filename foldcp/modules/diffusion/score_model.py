@@ -20,12 +20,14 @@ from foldcp_kernels.transition import swiglu
 
 @dataclass(frozen=True)
 class Prepared:
-    """What one structure's sampling steps share.
+    """Tensors that the sampling steps of one structure share.
 
     Args:
-        layout: the tiling. block: this rank's atoms.
+        layout: the tiling.
+        block: this rank's atoms.
         q: atom activations before the coordinates are added [1, a, atom_s].
-        encoder, decoder: the atom stacks with their biases and gates.
+        encoder: atom stack of the encoder with its biases and gates.
+        decoder: atom stack of the decoder with its biases and gates.
         token_bias: per layer this rank's tile [H, T_r, T_c].
         single: the part of the conditioning without the noise level [1, n, 2 token_s].
     """
@@ -59,9 +61,11 @@ class DiffusionModule(TiledModule):
 
         Args:
             conditioning: of the same layouts.
-            s_inputs: this rank's shard [1, n, token_s]. s_trunk: [1, n, token_s].
+            s_inputs: this rank's shard [1, n, token_s].
+            s_trunk: [1, n, token_s].
             feats: collated compact features.
-            layout: the tiling. atom_layout: the blocks of windows.
+            layout: the tiling.
+            atom_layout: the blocks of windows.
 
         Returns:
             What `condition` and `forward` take.
@@ -85,16 +89,17 @@ class DiffusionModule(TiledModule):
         )
 
     def embed_times(self, times: Tensor) -> Tensor:
-        """The embedding of noise levels: [T] -> [T, 2 token_s]. AlphaFold 3, Algorithm 22."""
+        """Embed noise levels: [T] -> [T, 2 token_s]. AlphaFold 3, Algorithm 22."""
         conditioner = self.single_conditioner
         waves = torch.cos(2 * pi * conditioner.fourier_embed.proj(times[:, None]))
         return conditioner.fourier_to_single(conditioner.norm_fourier(waves))
 
     def condition(self, prepared: Prepared, time: Tensor) -> Tensor:
-        """The single conditioning of one step.
+        """Compute the single conditioning of one step.
 
         Args:
-            prepared: what the steps share. time: embedding of the step's noise level [2 token_s].
+            prepared: what the steps share.
+            time: embedding of the step's noise level [2 token_s].
 
         Returns:
             [1, n, 2 token_s], for all samples: they share the noise level.
@@ -107,7 +112,7 @@ class DiffusionModule(TiledModule):
         return s
 
     def forward(self, prepared: Prepared, r_noisy: Tensor, s: Tensor) -> Tensor:
-        """The update of the coordinates.
+        """Compute the update of the coordinates.
 
         Args:
             prepared: what the steps share.
@@ -122,7 +127,7 @@ class DiffusionModule(TiledModule):
         return self.with_tokens(prepared, r_noisy, s)[0]
 
     def with_tokens(self, prepared: Prepared, r_noisy: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
-        """As `forward`, with the token activations that the update is made of [M, n, 2 token_s]."""
+        """Run `forward`, and also return the token activations of the update [M, n, 2 token_s]."""
         block, encoder = prepared.block, self.atom_attention_encoder
         q = prepared.q + encoder.r_to_q_trans(block.cut(r_noisy))
         q = atom_transformer(prepared.encoder, q)

@@ -23,7 +23,7 @@ _TINY = 1e-200
 
 
 def augmentation_shapes(count: int) -> tuple[tuple[int, int], tuple[int, int, int]]:
-    """Shapes of the numbers of a random rotation and shift for each of M samples.
+    """Return the shapes of the numbers of a random rotation and shift for each of M samples.
 
     They are standard normal, and drawn in this order: quaternions [M, 4] for `rotation_matrix`,
     shifts [M, 1, 3] in angstrom.
@@ -34,7 +34,7 @@ def augmentation_shapes(count: int) -> tuple[tuple[int, int], tuple[int, int, in
 
 
 def random_augmentation(count: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """A rotation [M, 3, 3], for row vectors, and a shift, see `augmentation_shapes`."""
+    """Make a rotation [M, 3, 3], for row vectors, and a shift, see `augmentation_shapes`."""
     quaternion, shift = (
         torch.randn(shape, dtype=like.dtype, device=like.device)
         for shape in augmentation_shapes(count)
@@ -43,7 +43,7 @@ def random_augmentation(count: int, like: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def rotation_matrix(quaternion: Tensor) -> Tensor:
-    """Rotation matrices [M, 3, 3] of quaternions [M, 4] (real part first) of any length."""
+    """Turn quaternions [M, 4] (real part first) of any length into rotation matrices [M, 3, 3]."""
     sign = torch.where(quaternion[:, :1] < 0, -1.0, 1.0)
     length = (quaternion * quaternion).sum(1, keepdim=True).sqrt()
     quaternion = quaternion / (length * sign)
@@ -81,7 +81,8 @@ class Alignment:
         """Rotate and shift `moving` onto `target` with the least weighted squared distance.
 
         Args:
-            moving: [M, A, 3] in angstrom. target: [M, A, 3].
+            moving: [M, A, 3] in angstrom.
+            target: [M, A, 3].
 
         Returns:
             The moved coordinates [M, A, 3].
@@ -124,7 +125,7 @@ def _signs(entry: str) -> list[float]:
 
 
 def _kabsch(covariance: Tensor) -> Tensor:
-    """As `Alignment._best`, by the decomposition that Boltz uses; it makes the host wait."""
+    """Superpose by the decomposition that Boltz uses, see `Alignment._best`; syncs the host."""
     # As in Boltz it is never narrower than float32.
     matrix = covariance if covariance.dtype == torch.float64 else covariance.float()
     u, _, vh = torch.linalg.svd(matrix, driver="gesvd" if matrix.is_cuda else None)

@@ -16,7 +16,7 @@ from foldcp_kernels.adaptive_norm import adaptive_norm, gated_residual
 
 @dataclass(frozen=True)
 class Gates:
-    """What one layer takes from its conditioning, each [1, rows, C].
+    """Scales, shifts and gates of one layer, each [1, rows, C].
 
     `scale`, `shift` follow the norm before the attention and `gate` its output; `inner_*` do so
     around the transition. With `logits` the sigmoid of scales and gates is still to be taken.
@@ -32,10 +32,11 @@ class Gates:
 
 
 def gates_of(layer: nn.Module, s: Tensor, logits: bool = False) -> Gates:
-    """Scales, shifts and gates of a layer.
+    """Compute the scales, shifts and gates of a layer.
 
     Args:
-        layer: a Boltz DiffusionTransformerLayer. s: its conditioning [1, rows, C].
+        layer: a Boltz DiffusionTransformerLayer.
+        s: its conditioning [1, rows, C].
         logits: leave the sigmoid to what uses the gates, where they serve one call only.
 
     Source: AlphaFold 3 supplement, Algorithms 25 and 26.
@@ -61,11 +62,12 @@ def gates_of(layer: nn.Module, s: Tensor, logits: bool = False) -> Gates:
 def conditioned_layer(
     layer: nn.Module, a: Tensor, gates: Gates, attention: Callable[[nn.Module, Tensor], Tensor]
 ) -> Tensor:
-    """One conditioned layer: attention, then transition, each with its residual.
+    """Run one conditioned layer: attention, then transition, each with its residual.
 
     Args:
         layer: a Boltz DiffusionTransformerLayer.
-        a: activations [M, rows, C]. gates: of this layer, shared by all samples.
+        a: activations [M, rows, C].
+        gates: of this layer, shared by all samples.
         attention: `(attention module, normed activations) -> [M, rows, C]`.
 
     Returns:
@@ -90,14 +92,15 @@ def token_transformer(
     layout: PairLayout,
     mesh: Mesh,
 ) -> Tensor:
-    """The stack of conditioned layers over token shards.
+    """Run the stack of conditioned layers over token shards.
 
     Args:
         layers: Boltz DiffusionTransformerLayers.
         a: activations of this rank's shard [M, n, C].
         s: conditioning [1, n, C]; all samples have the same noise level.
         bias: per layer, this rank's tile [H, T_r, T_c].
-        layout: the tiling. mesh: the mesh.
+        layout: the tiling.
+        mesh: the mesh.
 
     Returns:
         [M, n, C].

@@ -72,9 +72,11 @@ def run_blocks(
     """Run the blocks of a stack, one after the other.
 
     Args:
-        layers: the blocks. state: what each of them updates. fixed: tensors that all of them read,
-            None where there is none.
-        layout: the tiling. done: called with (blocks done, blocks in all).
+        layers: the blocks.
+        state: what each of them updates.
+        fixed: tensors that all of them read, None where there is none.
+        layout: the tiling.
+        done: called with (blocks done, blocks in all).
 
     Returns:
         The updated state; see `Block.in_place`.
@@ -104,7 +106,8 @@ class Recordings:
     """The recordings of one stage, one for each kind of block and of tensors.
 
     Args:
-        recorder: records. mesh: the mesh.
+        recorder: records.
+        mesh: the mesh.
     """
 
     def __init__(self, recorder: Recorder, mesh: Mesh) -> None:
@@ -129,7 +132,7 @@ class Recordings:
         return self._kinds[key](layer, state, fixed, layout)
 
     def holds(self, x: Tensor) -> bool:
-        """Whether the next block may overwrite a tensor."""
+        """Tell whether the next block may overwrite a tensor."""
         return any(x is held for kind in self._kinds.values() for held in kind.state)
 
     def release(self) -> None:
@@ -144,7 +147,9 @@ class _Kind:
     """Runs blocks of one kind: one as it is, one on the recording's tensors, then the recording.
 
     Args:
-        recorder: records. mesh: the mesh. wanted: False runs every block as it is.
+        recorder: records.
+        mesh: the mesh.
+        wanted: False runs every block as it is.
     """
 
     def __init__(self, recorder: Recorder, mesh: Mesh, wanted: bool) -> None:
@@ -230,7 +235,7 @@ class _Kind:
             self._given = fixed
 
     def _record(self) -> bool:
-        """Whether there is a recording; it is tried once."""
+        """Try to record once; tell whether there is a recording."""
         if self._replay is None and self._done == 3:
             assert self._slots is not None
             try:

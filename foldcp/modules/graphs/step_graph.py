@@ -35,7 +35,7 @@ class Recorder(Protocol):
         """Run a call as it is, where it will be recorded; returns its result."""
 
     def record(self, call: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
-        """(what replays the call, its result, whose tensors every replay writes to).
+        """Record a call: (its replay, its result, whose tensors every replay writes to).
 
         The call's work is done by replays only.
         """
@@ -105,7 +105,9 @@ def recover(graph: Any, pool: Any, device: torch.device) -> None:
     of a capture, or a new state with the same numbers, which needs no capture to succeed.
 
     Args:
-        graph: what was captured. pool: its memory. device: of the capture.
+        graph: what was captured.
+        pool: its memory.
+        device: of the capture.
 
     Raises:
         InputLost: no random numbers can be drawn.
@@ -144,15 +146,17 @@ def set_graphs(mode: str) -> None:
 
 
 def demanded() -> bool:
-    """Whether what cannot be recorded is an error."""
+    """Tell whether a failure to record is an error."""
     return _mode[0] == "1"
 
 
 def recorder(mesh: Mesh, steered: bool = False, unique: bool = True) -> Recorder | None:
-    """What records the steps, or the blocks, of one input; None where they run one by one.
+    """Return the recorder of one input's steps, or blocks; None where they run one by one.
 
     Args:
-        mesh: the mesh. steered: potentials move the samples. unique: see `Alignment.unique`.
+        mesh: the mesh.
+        steered: potentials move the samples.
+        unique: see `Alignment.unique`.
 
     Raises:
         ValueError: FOLDCP_GRAPHS=1, but nothing can be recorded.
@@ -182,7 +186,8 @@ def goes_without(what: str, error: RuntimeError) -> None:
     """Say once why something is not recorded.
 
     Args:
-        what: it is. error: that recording met.
+        what: it is.
+        error: that recording met.
 
     Raises:
         RuntimeError: `error`, with FOLDCP_GRAPHS=1.
@@ -249,7 +254,7 @@ class Steps:
         return self._out
 
     def finish(self, result: Tensor) -> Tensor:
-        """A result that outlives the recording."""
+        """Copy a result so that it outlives the recording."""
         return result if self._replay is None else result.clone()
 
     def _record(self, recorder: Recorder, arguments: tuple[Tensor, ...]) -> None:

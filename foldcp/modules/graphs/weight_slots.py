@@ -18,7 +18,7 @@ _PLAIN = (bool, int, float, str, tuple, type(None))
 
 
 def signature(module: nn.Module) -> Any:
-    """What two modules must have in common to differ in their weights alone; None for hooks.
+    """Return what two modules must share to differ in weights alone; None for one with hooks.
 
     Args:
         module: its submodules, their settings, and shapes of their parameters and buffers count;
@@ -83,7 +83,7 @@ class WeightSlots:
 
     @contextmanager
     def standing_in(self) -> Iterator[None]:
-        """The module reads the slots, and what it derives from its weights comes from slots."""
+        """Have the module read the slots, and what it derives from weights come from slots."""
         names = {id(x): name for name, x in _named(self._module).items()}
         places = [
             (held, key, x)
@@ -103,7 +103,7 @@ class WeightSlots:
 
     @contextmanager
     def complete(self) -> Iterator[None]:
-        """A new slot is an error inside: what fills it would be recorded, for one module."""
+        """Refuse new slots inside: their filling would be recorded, for one module only."""
         self._complete = True
         try:
             yield
@@ -127,7 +127,7 @@ class WeightSlots:
         return weights[0] if slot is None else slot
 
     def _derive(self, at: Any, build: Callable[..., Any], named: dict[str, Tensor]) -> Tensor:
-        """What is kept for the weights `named` of a module."""
+        """Derive the values kept for the weights `named` of a module."""
         name, names, key = at
         with dispatch.deriving(None):
             return dispatch.derived(name, [named[n] for n in names], build, *key)

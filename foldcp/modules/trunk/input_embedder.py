@@ -40,7 +40,8 @@ class InputEmbedder(TiledModule):
 
         Args:
             feats: collated compact features, the same on every rank.
-            layout: the tiling of tokens. atom_layout: the blocks of atom windows.
+            layout: the tiling of tokens.
+            atom_layout: the blocks of atom windows.
             affinity: take the affinity MSA's profile (`profile_affinity`).
 
         Returns:
@@ -87,14 +88,15 @@ def atom_part(
     layout: PairLayout,
     atom_layout: AtomLayout,
 ) -> Tensor:
-    """Mean over each token's atoms of what the atom transformer makes of them.
+    """Average over each token's atoms what the atom transformer makes of them.
 
     Args:
         embedding: embeds the atoms and their pairs.
         encoder: the Boltz AtomAttentionEncoder.
         projections: (LayerNorm, Linear) from atom pairs to heads: one per layer, or one for all.
         feats: collated compact features.
-        layout: the tiling of tokens. atom_layout: the blocks of atom windows.
+        layout: the tiling of tokens.
+        atom_layout: the blocks of atom windows.
 
     Returns:
         This rank's shard [1, n, token_s].

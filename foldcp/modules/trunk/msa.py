@@ -30,7 +30,7 @@ class PairWeightedAveraging(TiledModule):
         self.num_heads, self.c_h = twin.num_heads, twin.c_h
 
     def weights(self) -> PairWeightedAveragingWeights:
-        """The parameters in the order of the op."""
+        """Return the parameters in the order of the op."""
         return PairWeightedAveragingWeights(
             self.norm_m.weight,
             self.norm_m.bias,
@@ -46,10 +46,12 @@ class PairWeightedAveraging(TiledModule):
     def forward(
         self, m: Tensor, z: Tensor, layout: PairLayout, mask: Tensor | None = None
     ) -> Tensor:
-        """m + update.
+        """Return m + update.
 
         Args:
-            m: MSA shard [B, S, n, C_m]. z: pair tile. layout: the tiling.
+            m: MSA shard [B, S, n, C_m].
+            z: pair tile.
+            layout: the tiling.
             mask: pairs that count [1 or B, T_r, T_c], 1 = keep; None keeps all real tokens.
 
         Returns:
@@ -83,10 +85,12 @@ class OuterProductMean(TiledModule):
     """AlphaFold 3, Algorithm 9, with the residual on z."""
 
     def forward(self, z: Tensor, m: Tensor, mask: Tensor, layout: PairLayout) -> Tensor:
-        """z + OuterProductMean(m).
+        """Return z + OuterProductMean(m).
 
         Args:
-            z: pair tile. m: MSA shard [B, S, n, C_m]. mask: [B, S, n], 0 on padding.
+            z: pair tile.
+            m: MSA shard [B, S, n, C_m].
+            mask: [B, S, n], 0 on padding.
             layout: the tiling.
 
         Returns:
@@ -101,12 +105,12 @@ class OuterProductMean(TiledModule):
 
 
 def draw_row_dropout(m: Tensor) -> None:
-    """The dropout mask of one block's update of the MSA."""
+    """Draw the dropout mask of one block's update of the MSA."""
     draw_dropout((m.shape[0], m.shape[1], 1, 1), m.device)
 
 
 def msa_operations(z: Tensor, m: Tensor) -> float:
-    """Of a block's outer product mean and pair weighted averaging, the largest terms."""
+    """Count the operations of a block's outer product mean and weighted averaging, roughly."""
     return 2560.0 * m.shape[1] * z.shape[:3].numel()
 
 
@@ -141,11 +145,15 @@ class MSALayer(Block):
         msa_mask: Tensor,
         layout: PairLayout,
     ) -> tuple[Tensor, Tensor]:
-        """One block.
+        """Run one block.
 
         Args:
-            z: pair tile. m: MSA shard [B, S, n, C_m]. mask, keys: see `stack_masks`.
-            msa_mask: [B, S, n], 0 on padding. layout: the tiling.
+            z: pair tile.
+            m: MSA shard [B, S, n, C_m].
+            mask: see `stack_masks`.
+            keys: see `stack_masks`.
+            msa_mask: [B, S, n], 0 on padding.
+            layout: the tiling.
 
         Returns:
             (z, m) updated; both in place when gradients are off.
@@ -177,11 +185,14 @@ class MSAModule(TiledModule):
         progress: Progress | None = None,
         token_mask: Tensor | None = None,
     ) -> Tensor:
-        """z + z', z' the pair tile after the MSA blocks (stock adds the module's output to z).
+        """Return z + z', z' the pair tile after the MSA blocks (stock adds the output to z).
 
         Args:
-            z: pair tile, kept. s_inputs: input embedding shard [B, n, C_s].
-            feats: compact features. layout: the tiling. progress: (blocks done, in all).
+            z: pair tile, kept.
+            s_inputs: input embedding shard [B, n, C_s].
+            feats: compact features.
+            layout: the tiling.
+            progress: (blocks done, in all).
             token_mask: see `stack_masks`.
 
         Returns:
@@ -193,7 +204,7 @@ class MSAModule(TiledModule):
         return out + z if torch.is_grad_enabled() else out.add_(z)
 
     def embed(self, s_inputs: Tensor, feats: Features, layout: PairLayout) -> tuple[Tensor, Tensor]:
-        """The MSA shard [B, S, n, C_m] and its mask [B, S, n], 0 on padding."""
+        """Embed the MSA: its shard [B, S, n, C_m] and its mask [B, S, n], 0 on padding."""
         lo, hi = layout.shard_span()
         real = layout.valid((lo, hi))
         keys = ("msa", "has_deletion", "deletion_value", "msa_paired", "msa_mask")

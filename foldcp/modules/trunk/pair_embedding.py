@@ -29,7 +29,7 @@ _FIRST_CONTACT = 2  # contact types 0 and 1 say that nothing is known about the 
 
 
 def _unchanged(held: tuple[Any, ...], key: tuple[Any, ...]) -> bool:
-    """Whether a cached result belongs to this layout and to these very tensors."""
+    """Tell whether a cached result belongs to this layout and to these very tensors."""
     return held[0] == key[0] and all(a is b for a, b in zip(held[1:], key[1:], strict=True))
 
 
@@ -50,10 +50,13 @@ class RelativePositionEncoder(TiledModule):
         self._prepared: tuple[tuple[Any, ...], Positions] | None = None
 
     def rows(self, feats: Feats, layout: PairLayout, lo: int, hi: int) -> Tensor:
-        """The encoding of tile rows lo:hi.
+        """Encode the relative positions of tile rows lo:hi.
 
         Args:
-            feats: collated compact features. layout: the tiling. lo, hi: rows of the tile.
+            feats: collated compact features.
+            layout: the tiling.
+            lo: first row of the tile.
+            hi: end of the rows, exclusive.
 
         Returns:
             [1, hi - lo, T_c, C] in the dtype of the weights; padding pairs hold finite values.
@@ -63,7 +66,7 @@ class RelativePositionEncoder(TiledModule):
         return relative_position(self.table(), self.positions(feats, layout).cut(lo, hi))[None]
 
     def table(self) -> Tensor:
-        """[12 * L, C] with L = 4 * r_max + 3: sums of the Linear's columns.
+        """Sum the Linear's columns into a table [12 * L, C] with L = 4 * r_max + 3.
 
         Row `chains * L + place`. `place` is the residue offset (0 .. 2 r_max), another chain
         (2 r_max + 1), or a token offset within one residue (the rest): the residue offset is then
@@ -79,7 +82,7 @@ class RelativePositionEncoder(TiledModule):
         return (chains[:, None] + place).flatten(0, 1)
 
     def positions(self, feats: Feats, layout: PairLayout) -> Positions:
-        """What decides the table row of each pair of the tile; kept for the next row chunk."""
+        """Return the positions that select each pair's table row; kept for the next row chunk."""
         names = ("asym_id", "entity_id", "sym_id", "residue_index", "token_index", "cyclic_period")
         key = (layout, *(feats[k] for k in names))
         held = self._prepared
@@ -116,7 +119,7 @@ class _Listed:
     picked: Tensor  # [n], position in the list of all pairs
 
     def between(self, lo: int, hi: int) -> tuple[Tensor, Tensor, Tensor] | None:
-        """(rows from lo, columns, positions in the full list) of the pairs of tile rows lo:hi."""
+        """Return (rows from lo, columns, positions in the list) of the pairs in tile rows lo:hi."""
         a, b = bisect_left(self.rows, lo), bisect_left(self.rows, hi)
         if a == b:
             return None
@@ -137,7 +140,8 @@ class PairEmbedding:
     It holds modules of the model and no parameters of its own, so it is not itself a module.
 
     Args:
-        rel_pos: the Boltz relative position encoder. token_bonds: Linear(1, C) without bias.
+        rel_pos: the Boltz relative position encoder.
+        token_bonds: Linear(1, C) without bias.
         token_bonds_type: Embedding of bond types, or None.
         contact_conditioning: the Boltz module, or None (Boltz-1).
         mesh: the mesh.
@@ -166,7 +170,7 @@ class PairEmbedding:
         self._lists: tuple[tuple[Any, ...], _Listed, _Listed] | None = None
 
     def relpos_rows(self, feats: Feats, layout: PairLayout, lo: int, hi: int) -> Tensor:
-        """The relative position encoding of tile rows lo:hi, see `RelativePositionEncoder.rows`."""
+        """Encode the relative positions of tile rows lo:hi, see `RelativePositionEncoder.rows`."""
         return self.rel_pos.rows(feats, layout, lo, hi)
 
     @torch.no_grad()
@@ -175,7 +179,10 @@ class PairEmbedding:
 
         Args:
             out: rows lo:hi of a pair tile [1, hi - lo, T_c, C]; changed.
-            feats: collated compact features. layout: the tiling. lo, hi: rows of the tile.
+            feats: collated compact features.
+            layout: the tiling.
+            lo: first row of the tile.
+            hi: end of the rows, exclusive.
 
         Raises:
             ValueError: `out` does not have the shape of these rows.
@@ -208,7 +215,7 @@ class PairEmbedding:
                 out[0].index_put_((rows, cols), update, accumulate=True)
 
     def _bonds(self, feats: Feats, picked: Tensor) -> Tensor:
-        """What a bonded pair gets beyond an unbonded one, [n, C]."""
+        """Return what a bonded pair adds to an unbonded one, [n, C]."""
         update = self.token_bonds.weight[:, 0].expand(picked.numel(), -1)
         if self.token_bonds_type is None:
             return update
@@ -216,13 +223,13 @@ class PairEmbedding:
         return update + kinds[feats["token_bond_type"][0, picked]] - kinds[0]
 
     def _contact_default(self, feats: Feats) -> Tensor:
-        """What a pair without a constraint gets, [C]; the choice stays on the device."""
+        """Embed a pair without a constraint, [C]; the choice stays on the device."""
         c = self.contact_conditioning
         both = torch.stack([c.encoding_unspecified, c.encoding_unselected])
         return both.index_select(0, feats["contact_default"].reshape(1))[0]
 
     def _contacts(self, feats: Feats, picked: Tensor) -> Tensor:
-        """What a constrained pair gets beyond an unconstrained one, [n, C]."""
+        """Return what a constrained pair adds to an unconstrained one, [n, C]."""
         c = self.contact_conditioning
         limit = feats["contact_threshold_value"][0, picked]
         limit = (limit - c.cutoff_min) / (c.cutoff_max - c.cutoff_min)

@@ -28,7 +28,7 @@ MASKED = 1e6  # what Boltz takes from the logit of a masked token in the single 
 
 
 def padding_mask(layout: PairLayout, device: torch.device) -> Tensor:
-    """[1, T_r, T_c]: 1 where both tokens are real, 0 on padding."""
+    """Return the mask of a tile [1, T_r, T_c]: 1 where both tokens are real, 0 on padding."""
     rows = torch.arange(*layout.row_span(), device=device) < layout.n
     cols = torch.arange(*layout.col_span(), device=device) < layout.n
     return (rows[:, None] & cols[None, :])[None].float()
@@ -40,10 +40,11 @@ def stack_masks(
     token_mask: Tensor | None = None,
     pair_mask: Tensor | None = None,
 ) -> Masks:
-    """What the blocks of a stack take of the masks that stock's modules take.
+    """Turn the masks that stock's modules take into those that the blocks of a stack take.
 
     Args:
-        layout: the tiling. mesh: the mesh.
+        layout: the tiling.
+        mesh: the mesh.
         token_mask: [B, N] on every rank, 1 = keep, a row for each element of a batch; None keeps
             all tokens.
         pair_mask: tile [1 or B, T_r, T_c], 1 = keep; None keeps the pairs of kept tokens.
@@ -99,7 +100,10 @@ class PairBlock(Block):
         """Run the pair ops; the caller draws, see `Block`.
 
         Args:
-            z: pair tile [B, T_r, T_c, C]. layout: the tiling. mask, keys: see `stack_masks`.
+            z: pair tile [B, T_r, T_c, C].
+            layout: the tiling.
+            mask: see `stack_masks`.
+            keys: see `stack_masks`.
 
         Returns:
             The updated tile, in place when gradients are off.
@@ -141,17 +145,19 @@ class AttentionPairBias(TiledModule):
         self.num_heads, self.head_dim = twin.num_heads, twin.head_dim
 
     def pair_bias(self, z: Tensor) -> Tensor:
-        """[B, T_r, T_c, C] -> [B, H, T_r, T_c]."""
+        """Project pairs to biases: [B, T_r, T_c, C] -> [B, H, T_r, T_c]."""
         norm, linear = self.proj_z[0], self.proj_z[1]
         return norm_linear_planes(z, norm.weight, norm.bias, linear.weight)
 
     def forward(
         self, s: Tensor, bias: Tensor, layout: PairLayout, tokens: Tensor | None = None
     ) -> Tensor:
-        """Attention output, residual not included.
+        """Attend with pair bias; the residual is not included.
 
         Args:
-            s: normalised single shard [B, n, C]. bias: [B, H, T_r, T_c]. layout: the tiling.
+            s: normalised single shard [B, n, C].
+            bias: [B, H, T_r, T_c].
+            layout: the tiling.
             tokens: keys of the tile's columns [B, T_c], 1 = keep; None keeps all real ones.
 
         Returns:
@@ -187,11 +193,14 @@ class PairformerLayer(PairBlock):
         token_mask: Tensor | None = None,
         pair_mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """One block, its draws included.
+        """Run one block, its draws included.
 
         Args:
-            s: single shard [B, n, C_s]. z: pair tile [B, T_r, T_c, C]. layout: the tiling.
-            token_mask, pair_mask: see `stack_masks`.
+            s: single shard [B, n, C_s].
+            z: pair tile [B, T_r, T_c, C].
+            layout: the tiling.
+            token_mask: mask of the tokens, see `stack_masks`.
+            pair_mask: mask of the pairs, see `stack_masks`.
 
         Returns:
             (s, z) updated; z in place when gradients are off.
@@ -211,11 +220,15 @@ class PairformerLayer(PairBlock):
         tokens: Tensor | None,
         layout: PairLayout,
     ) -> tuple[Tensor, Tensor]:
-        """One block without its draws.
+        """Run one block without its draws.
 
         Args:
-            s: single shard [B, n, C_s]. z: pair tile [B, T_r, T_c, C]. layout: the tiling.
-            mask, keys, tokens: see `stack_masks`.
+            s: single shard [B, n, C_s].
+            z: pair tile [B, T_r, T_c, C].
+            layout: the tiling.
+            mask: see `stack_masks`.
+            keys: see `stack_masks`.
+            tokens: see `stack_masks`.
 
         Returns:
             (s, z) updated; z in place when gradients are off.
@@ -250,9 +263,12 @@ class PairformerModule(TiledModule):
         """Run all blocks.
 
         Args:
-            s: single shard [B, n, C_s]. z: pair tile [B, T_r, T_c, C]. layout: the tiling.
+            s: single shard [B, n, C_s].
+            z: pair tile [B, T_r, T_c, C].
+            layout: the tiling.
             progress: called with (blocks done, blocks in all).
-            token_mask, pair_mask: see `stack_masks`.
+            token_mask: mask of the tokens, see `stack_masks`.
+            pair_mask: mask of the pairs, see `stack_masks`.
 
         Returns:
             (s, z) updated; z in place when gradients are off.
@@ -273,7 +289,9 @@ class PairformerNoSeqModule(TiledModule):
         """Run all blocks on a pair tile [B, T_r, T_c, C]; in place when gradients are off.
 
         Args:
-            z: the tile. layout: the tiling. pair_mask: see `stack_masks`.
+            z: the tile.
+            layout: the tiling.
+            pair_mask: see `stack_masks`.
         """
         masks = stack_masks(layout, self.mesh, None, pair_mask)
         (z,) = run_blocks(self.layers, (z,), masks[:2], layout)

@@ -49,7 +49,7 @@ class TemplateV2Module(TiledModule):
         self.pairformer = PairformerNoSeqModule(twin.pairformer, mesh)
 
     def groups(self, feats: Feats, template: int) -> Tensor:
-        """The visibility group of each token [N]; pairs across groups get no template geometry."""
+        """Return the visibility group of each token [N]; pairs across groups get no geometry."""
         return feats["visibility_ids"][0, template]
 
     @torch.no_grad()
@@ -57,7 +57,8 @@ class TemplateV2Module(TiledModule):
         """Add the template update to a pair tile, without gradient.
 
         Args:
-            z: pair tile [1, T_r, T_c, C], changed in place. feats: collated compact features.
+            z: pair tile [1, T_r, T_c, C], changed in place.
+            feats: collated compact features.
             layout: the tiling.
 
         Returns:
@@ -155,5 +156,5 @@ class TemplateModule(TemplateV2Module):
     """The template module whose geometry stays within a chain."""
 
     def groups(self, feats: Feats, template: int) -> Tensor:
-        """The chain of each token [N]."""
+        """Return the chain of each token [N]."""
         return feats["asym_id"][0]

@@ -12,11 +12,11 @@ class Transition(TiledModule):
     """LayerNorm, SwiGLU, projection, with the residual. AlphaFold 3, Algorithm 11."""
 
     def weights(self) -> TransitionWeights:
-        """The parameters in the order of the op."""
+        """Return the parameters in the order of the op."""
         return TransitionWeights(
             self.norm.weight, self.norm.bias, self.fc1.weight, self.fc2.weight, self.fc3.weight
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """x + transition(x); x is [B, rows, ..., C], changed in place when gradients are off."""
+        """Return x + transition(x), x [B, rows, ..., C]; in place when gradients are off."""
         return transition(x, self.weights())

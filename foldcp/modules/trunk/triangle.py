@@ -17,7 +17,8 @@ class TriangleMultiplication(TiledModule):
     """Triangle multiplication with the residual.
 
     Args:
-        twin: Boltz's TriangleMultiplicationOutgoing or ...Incoming. mesh: the mesh.
+        twin: Boltz's TriangleMultiplicationOutgoing or ...Incoming.
+        mesh: the mesh.
         outgoing: which of the two it is.
     """
 
@@ -26,7 +27,7 @@ class TriangleMultiplication(TiledModule):
         self.outgoing = outgoing
 
     def weights(self) -> TriangleMultiplicationWeights:
-        """The parameters in the order of the op."""
+        """Return the parameters in the order of the op."""
         return TriangleMultiplicationWeights(
             self.norm_in.weight,
             self.norm_in.bias,
@@ -39,10 +40,11 @@ class TriangleMultiplication(TiledModule):
         )
 
     def forward(self, z: Tensor, layout: PairLayout, mask: Tensor) -> Tensor:
-        """z + update.
+        """Return z + update.
 
         Args:
-            z: pair tile [B, T_r, T_c, C]. layout: the tiling.
+            z: pair tile [B, T_r, T_c, C].
+            layout: the tiling.
             mask: [B, T_r, T_c], 1 = keep, 0 on padding.
 
         Returns:
@@ -69,7 +71,8 @@ class TriangleAttention(TiledModule):
     """Triangle attention with the residual.
 
     Args:
-        twin: Boltz's TriangleAttentionStartingNode or ...EndingNode. mesh: the mesh.
+        twin: Boltz's TriangleAttentionStartingNode or ...EndingNode.
+        mesh: the mesh.
         starting: which of the two it is.
     """
 
@@ -79,7 +82,7 @@ class TriangleAttention(TiledModule):
         self.heads = twin.no_heads
 
     def weights(self) -> TriangleAttentionWeights:
-        """The parameters in the order of the op."""
+        """Return the parameters in the order of the op."""
         return TriangleAttentionWeights(
             self.layer_norm.weight,
             self.layer_norm.bias,
@@ -93,10 +96,11 @@ class TriangleAttention(TiledModule):
         )
 
     def forward(self, z: Tensor, layout: PairLayout, mask: Tensor | None = None) -> Tensor:
-        """z + update.
+        """Return z + update.
 
         Args:
-            z: pair tile [B, T_r, T_c, C]. layout: the tiling.
+            z: pair tile [B, T_r, T_c, C].
+            layout: the tiling.
             mask: keys [B, T_r, T_c], 1 = keep; a number between takes 1e9 (1 - mask) from the
                 logit, as in Boltz; None keeps every real token.
 

@@ -12,7 +12,7 @@ _REFUSED = (*_FULL, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 
 
 def refused(error: BaseException) -> str | None:
-    """What to tell the user about an error of the file system; None for any other error.
+    """Word the message about an error of the file system; None for any other error.
 
     Args:
         error: of a call that writes; the name of its file decides on the advice.
@@ -29,18 +29,18 @@ def refused(error: BaseException) -> str | None:
 
 
 def reason(error: OSError) -> str:
-    """Why, in the system's words, and that it is files and not bytes of which there are no more."""
-    said = error.strerror or str(error)
+    """Return the system's reason, and whether files rather than bytes have run out."""
+    text = error.strerror or str(error)
     if error.errno not in _FULL or not isinstance(error.filename, (str, bytes)):
-        return said
+        return text
     folder = Path(os.fsdecode(error.filename))
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     try:
         left = os.statvfs(folder)
     except OSError:
-        return said
-    return f"{said}: no further file fits on it" if left.f_files and not left.f_favail else said
+        return text
+    return f"{text}: no further file fits on it" if left.f_files and not left.f_favail else text
 
 
 def _remedy(error: OSError, path: Path | None) -> str:

@@ -1,4 +1,4 @@
-"""Who holds a lock: what stands in its file, and whether that process is still there."""
+"""The holder of a lock: the content of its file, and whether its process still runs."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import socket
 import time
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from foldcp.fabric.machine import machine
 
@@ -23,8 +24,11 @@ class Holder:
     Args:
         host: name of its machine, for messages.
         machine: boot and process table, so that two with the same one see each other; "": unknown.
-        pid, started: its number there and when it began, which tells it from a later one.
-        user: who runs it. since: seconds since 1970 by its own clock. token: of this lock alone.
+        pid: number of the process there.
+        started: when it began, which distinguishes it from a later one.
+        user: who runs it.
+        since: seconds since 1970 by its own clock.
+        token: of this lock alone.
     """
 
     host: str
@@ -37,7 +41,7 @@ class Holder:
 
     @classmethod
     def own(cls) -> Holder:
-        """This process, with a new token."""
+        """Describe this process, with a new token."""
         pid = os.getpid()
         started = (_stat(pid) or ("", ""))[1]
         token = secrets.token_hex(16)
@@ -45,22 +49,22 @@ class Holder:
 
     @classmethod
     def read(cls, data: bytes) -> Holder | None:
-        """What `written` wrote; None for anything else."""
+        """Read the content that `written` wrote; None for anything else."""
         try:
-            told = json.loads(data)
-            values = {field.name: told[field.name] for field in fields(cls)}
+            content = json.loads(data)
+            values = {field.name: content[field.name] for field in fields(cls)}
         except (ValueError, KeyError, TypeError, RecursionError):
             return None
-        kinds = {"pid": int, "since": (int, float)}
+        kinds: dict[str, Any] = {"pid": int, "since": (int, float)}
         good = all(isinstance(v, kinds.get(k, str)) for k, v in values.items())
         return cls(**values) if good and 0 < values["pid"] < 2**31 else None
 
     def written(self) -> bytes:
-        """The content of a lock's file."""
+        """Return the content of a lock's file."""
         return (json.dumps(asdict(self)) + "\n").encode()
 
     def lives(self) -> bool | None:
-        """Whether its process is still there; None if that cannot be seen from here."""
+        """Tell whether its process still runs; None if that cannot be seen from here."""
         if not self.machine or not self.started or self.machine != _machine():
             return None
         found = _stat(self.pid)

@@ -74,13 +74,13 @@ class Lock:
         Raises:
             Held: another run holds it. OSError: nothing can be written there.
         """
-        since, told = time.monotonic(), False
+        since, announced = time.monotonic(), False
         while (seen := self._claim(self.path)) is not None:
             if not wait:
                 raise Held(seen.who)
-            if not told and time.monotonic() - since > _QUIET:
+            if not announced and time.monotonic() - since > _QUIET:
                 _say(f"{wait} ({seen.who})")
-                told = True
+                announced = True
             time.sleep(_LOOK)
         _held.append(self)
         self._tidy()
@@ -143,7 +143,7 @@ class Lock:
         return self._create(path)
 
     def _create(self, path: Path) -> bool:
-        """As `_put`, where the file system has no links: until it is written it says nothing."""
+        """Create the lock where the file system has no links, see `_put`; at first it is empty."""
         try:
             file = path.open("xb")
         except FileExistsError:
@@ -174,24 +174,24 @@ class Lock:
                 path.unlink()
 
     def _lives(self, path: Path, seen: Seen) -> bool | None:
-        """Whether the holder of a lock is there; None when the lock changed meanwhile."""
+        """Tell whether the holder of a lock still runs; None when the lock changed meanwhile."""
         lives = seen.holder.lives() if seen.holder is not None else None
         if lives is not None:
             return lives
-        own, since, told = self._write(), time.monotonic(), False
+        own, since, announced = self._write(), time.monotonic(), False
         try:
             while True:
                 os.utime(own)  # by the file server's clock, as its renewal was
                 waited = time.monotonic() - since
                 if max(waited, os.stat(own).st_mtime - seen.renewed) > STALE:
                     return False
-                if not told and waited > _QUIET:
+                if not announced and waited > _QUIET:
                     _say(
                         f"{self.path.parent} was locked by {seen.who}, which cannot be seen from "
                         f"here: waiting for a sign of life, {STALE:.0f} s at most (remove "
                         f"{self.path} if that run is gone)"
                     )
-                    told = True
+                    announced = True
                 time.sleep(_LOOK)
                 now = look(path)
                 if now is None or now.key != seen.key:

@@ -24,7 +24,8 @@ def check(name: Any, what: str, longest: int = 250) -> str:
     """Refuse a name that cannot be the name of a file in a folder.
 
     Args:
-        name: from a file or an input. what: it is, such as "a record's name".
+        name: from a file or an input.
+        what: it is, such as "a record's name".
         longest: bytes that it may have.
 
     Returns:
@@ -33,19 +34,20 @@ def check(name: Any, what: str, longest: int = 250) -> str:
     Raises:
         Unsafe: it is no text, empty, too long, a path, or holds control characters.
     """
-    good = isinstance(name, str) and name not in ("", ".", "..")
-    if not good or any(c in "/\0" or ord(c) < 32 or ord(c) == 127 for c in name):
+    wrong = not isinstance(name, str) or name in ("", ".", "..")
+    if wrong or any(c in "/\0" or ord(c) < 32 or ord(c) == 127 for c in name):
         raise Unsafe(f"{what} {name!r} is not used: it cannot be the name of a file")
     if len(os.fsencode(name)) > longest:
         raise Unsafe(f"{what} {name[:40]!r}... is not used: it has more than {longest} bytes")
-    return name
+    return str(name)
 
 
 def inside(path: Path, folder: Path | None = None) -> Path:
     """Refuse a path that leads out of its folder, by its parts or by a link.
 
     Args:
-        path: of a file or folder, which need not exist. folder: it must lie in; None: its parent.
+        path: of a file or folder, which need not exist.
+        folder: it must lie in; None: its parent.
 
     Returns:
         The path.
@@ -95,6 +97,6 @@ def open_regular(path: Path) -> BinaryIO:
 
 
 def kind(mode: int) -> str:
-    """What a file is that is not regular, by its mode."""
+    """Name the kind of a file that is not regular, by its mode."""
     kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
     return kinds.get(stat.S_IFMT(mode), "a device")

@@ -1,4 +1,4 @@
-"""The file of a lock as others find it, and how every rank knows that of its own run."""
+"""The file of a lock as others find it, and the copy of its key that every rank of a run has."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ class Lost(Unsafe):
 
 @dataclass(frozen=True)
 class Seal:
-    """What every rank knows of its run's lock.
+    """The file of a run's lock, as every rank knows it.
 
     Args:
-        path: of its file. key: what that file says, while it is this run's.
+        path: of its file.
+        key: what that file says, while it is this run's.
     """
 
     path: str
@@ -62,12 +63,12 @@ class Seen:
 
 
 def key_of(data: bytes) -> str:
-    """What tells the content of a lock's file from that of any other."""
+    """Return a key that tells the content of a lock's file from that of any other."""
     return hashlib.sha256(data).hexdigest()[:32]
 
 
 def look(path: Path) -> Seen | None:
-    """A lock as it is now, None if nobody holds it.
+    """Look at a lock as it is now; None if nobody holds it.
 
     Raises:
         UserError: something else has its name.

@@ -60,7 +60,7 @@ class Guard:
         threading.Thread(target=self._watch, daemon=True).start()
 
     def clock(self) -> float:
-        """Seconds that this process has run; time that it was stopped does not count."""
+        """Return the seconds that this process has run, time while it was stopped not included."""
         return self._ran + min(time.monotonic() - self._ticked, _PAUSE)
 
     @contextmanager
@@ -68,7 +68,8 @@ class Guard:
         """Do in time what may never return.
 
         Args:
-            what: is waited for. seconds: that it may take; None: as the guard's patience.
+            what: is waited for.
+            seconds: that it may take; None: as the guard's patience.
             late: why all end where it takes longer; "": as the guard's account.
         """
         with self._lock:
@@ -84,7 +85,8 @@ class Guard:
         """End within seconds, whatever this process is held up by; the first decision holds.
 
         Args:
-            message: why, unless another rank says it. code: exit code.
+            message: why, unless another rank says it.
+            code: exit code.
         """
         if self._decided is None:
             self._decided = message, code, self.clock()

@@ -1,4 +1,4 @@
-"""The ranks as each other see them: who is alive, what each one is doing, who has been lost.
+"""The ranks as they see each other: which ones run, what each one is doing, which are lost.
 
 Every rank publishes where its process lives and, about once a second, a beat with the stage that it
 is in. Ranks of one machine see at once that a process has ended or is stopped; of others only that
@@ -30,7 +30,7 @@ _GONE, _STOPPED, _RUNNING = "gone", "stopped", "running"
 
 @dataclass(frozen=True)
 class _Process:
-    """Where a rank's process lives; `started` tells it from a later one with the same number."""
+    """Process of a rank; `started` distinguishes it from a later one with the same number."""
 
     host: str
     pid: int
@@ -41,7 +41,7 @@ class _Process:
         return cls(_host(), pid, (_stat(pid) or ("", ""))[1])
 
     def state(self) -> str:
-        """Of a process that this one can see; "running" of any other."""
+        """Return the state of a process that this one can see; "running" for any other."""
         if self.host != _host() or not self.started:
             return _RUNNING
         found = _stat(self.pid)
@@ -74,7 +74,8 @@ class Peers:
 
     Args:
         store: a connection of its own, which no other use may hold up.
-        place: this process among the ranks. stage: what it is doing.
+        place: this process among the ranks.
+        stage: what it is doing.
         clock: seconds that this process has run.
     """
 
@@ -103,7 +104,7 @@ class Peers:
                 self._look(rank)  # for when nobody can be asked any more
 
     def account(self, what: str) -> str:
-        """Why all ranks end, and who is gone or stopped as far as this machine shows it.
+        """Explain why all ranks end, and which ones have ended or stopped, as seen from here.
 
         Nobody is asked. Of ranks that this one has not looked at yet nothing is known.
 
@@ -116,11 +117,11 @@ class Peers:
             known.append((f"the launcher (process {self._launcher.pid})", self._launcher))
         states = [(name, process.state()) for name, process in known]
         lost = "; ".join(f"{name} {how[state]}" for name, state in states if state in how)
-        told = f"rank {self._place.rank} (in {self._stage()}) {what}"
-        return f"{told}{lost and ': '}{lost}, all ranks end; {kept()}"
+        data = f"rank {self._place.rank} (in {self._stage()}) {what}"
+        return f"{data}{lost and ': '}{lost}, all ranks end; {kept()}"
 
     def lost_store(self) -> str:
-        """What this rank says when it cannot reach the store any more."""
+        """Word this rank's message when it can no longer reach the store."""
         return self.account(f"lost {self._place.server}, which served the store")
 
     def wake(self) -> None:
@@ -133,10 +134,11 @@ class Peers:
             process.wake()
 
     def lost(self, rank: int, patience: float) -> str | None:
-        """Why a rank is given up; None while it is not.
+        """Return the reason why a rank is given up; None while it is not.
 
         Args:
-            rank: to look at. patience: seconds that it may be silent.
+            rank: to look at.
+            patience: seconds that it may be silent.
         """
         state, silent = self._look(rank)
         if state == _GONE:
@@ -150,7 +152,7 @@ class Peers:
         return f"{self._named(rank)} {how} and was waited for {silent:.0f} s (FOLDCP_TIMEOUT)"
 
     def missing(self) -> list[str]:
-        """Every other rank that is gone, stopped or silent now; takes a few seconds.
+        """List all other ranks that have ended, stopped or gone silent; takes a few seconds.
 
         If all are alive, the ones that the others wait for.
         """
@@ -182,7 +184,7 @@ class Peers:
         return self._seen.get(rank, ("", 0.0))[0]
 
     def gone(self) -> str | None:
-        """The first rank of this machine whose process has ended; None while all live."""
+        """Return the first rank of this machine whose process has ended; None while all run."""
         for rank in range(self._place.world):
             if rank != self._place.rank and self._look(rank)[0] == _GONE:
                 return self.lost(rank, 0.0)
@@ -202,8 +204,8 @@ class Peers:
             if not self._store.check([f"peer/{rank}"]):
                 return _Process("", 0, "")
             try:
-                told = json.loads(self._store.get(f"peer/{rank}"))
-                found = _Process(str(told["host"]), int(told["pid"]), str(told["started"]))
+                data = json.loads(self._store.get(f"peer/{rank}"))
+                found = _Process(str(data["host"]), int(data["pid"]), str(data["started"]))
             except (ValueError, TypeError, KeyError) as error:
                 raise Forged(f"peer/{rank}", "it names no process") from error
             self._processes[rank] = found

@@ -1,4 +1,4 @@
-"""SIGTERM, SIGHUP and Ctrl-C end a run in seconds, even while a rank waits inside a collective.
+"""End a run within seconds of SIGTERM, SIGHUP or Ctrl-C, even inside a collective.
 
 Lightning replaces the default actions by Python handlers, which only run once the main thread is
 back in the interpreter. A thread that reads Python's wakeup socket hears of a signal at once.
@@ -101,7 +101,7 @@ def _receive(reader: socket.socket) -> int:
     """
     while True:
         data, senders, *_ = reader.recvmsg(1, socket.CMSG_SPACE(_SENDER.size))
-        pids = [_SENDER.unpack(told[: _SENDER.size])[0] for _, _, told in senders]
+        pids = [_SENDER.unpack(content[: _SENDER.size])[0] for _, _, content in senders]
         if data and all(pid == os.getpid() for pid in pids):
             return data[0]
 

@@ -1,4 +1,4 @@
-"""How a rank notices that another one has failed or is lost, and ends with all of them."""
+"""Watch the other ranks: when one has failed or is lost, this rank ends with all of them."""
 
 from __future__ import annotations
 
@@ -40,6 +40,8 @@ class Watch(Meetings):
         self.group, self.groups, self.epoch = 0, 1, 0
         self.patience = float(Config.timeout)
         self.peers: Peers | None = None
+        self._watched: Any  # store and thread, from when the ranks have met
+        self._watcher: threading.Thread
         self.serves = False
         self.stage, self._heard = "starting", ""
         self._over = threading.Event()
@@ -51,7 +53,8 @@ class Watch(Meetings):
         What is not known for certain to have been said is said here.
 
         Args:
-            store: to tell the others. message: why; "" where another rank is to say it.
+            store: to tell the others.
+            message: why; "" where another rank is to say it.
             code: exit code.
         """
         assert self.peers is not None
@@ -95,7 +98,7 @@ class Watch(Meetings):
             self._end(self._watched, message)
 
     def _noticed(self, store: Any) -> str | None:
-        """Why all ranks end, "" where another one says it; None while they do not."""
+        """Return why all ranks end, "" where another one says it; None while they do not."""
         assert self.peers is not None
         if store.check(["failed"]):
             return ""
@@ -132,7 +135,7 @@ class Watch(Meetings):
 
     @property
     def fault_key(self) -> str:
-        """Where a rank of this group leaves why the input under way is dropped."""
+        """Key under which a rank of this group leaves why the input in progress is dropped."""
         return f"fault/{self.group}/{self.epoch}"
 
     def _stop_watching(self) -> None:

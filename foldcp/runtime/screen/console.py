@@ -1,4 +1,4 @@
-"""The text that one process shows: a line that is rewritten on a terminal, plain lines in a file.
+"""The output of one process: a line that is rewritten on a terminal, plain lines in a file.
 
 What is printed past it, by Boltz and packages that it uses, goes through `Screened`: whole lines,
 of which known noise is left out, and all of which `foldcp.log` keeps.
@@ -62,10 +62,11 @@ class Log:
 
 
 class Console:
-    """What the user sees of a run.
+    """The user's view of a run.
 
     Args:
-        stream: where to; usually `sys.stderr`. log: gets every line, too.
+        stream: where to; usually `sys.stderr`.
+        log: gets every line, too.
     """
 
     def __init__(self, stream: Any, log: Log) -> None:
@@ -83,7 +84,8 @@ class Console:
         """Show how far the work is, in place of what was shown before.
 
         Args:
-            what: is being done. fraction: of it that is done, None where that means nothing.
+            what: is being done.
+            fraction: of it that is done, None where that means nothing.
             left: the time that it may still take, "" where that is not known.
             fresh: it has just begun. Otherwise it is shown from time to time.
         """
@@ -111,7 +113,7 @@ class Console:
             self._drawn = ""
 
     def again(self) -> None:
-        """The next `show` counts as fresh."""
+        """Treat the next `show` as fresh."""
         self._at = float("-inf")
 
 
@@ -148,7 +150,8 @@ class Screened:
     """A standard stream whose lines are screened on their way.
 
     Args:
-        stream: the stream. console: is cleared before anything is shown.
+        stream: the stream.
+        console: is cleared before anything is shown.
         shown: decides whether a line is.
     """
 
@@ -185,7 +188,8 @@ def put(stream: Any, text: str) -> None:
     """Write at once; where nobody reads any more, as after `| head`, a prediction goes on.
 
     Args:
-        stream: of this process. text: for it.
+        stream: of this process.
+        text: for it.
     """
     try:
         try:
@@ -200,5 +204,5 @@ def put(stream: Any, text: str) -> None:
 
 
 def is_news(line: str) -> bool:
-    """True unless a line says what foldcp says itself, or nothing."""
+    """Tell whether a line has news, not only what foldcp says itself."""
     return bool(line.strip()) and not _NOISE.match(line.strip())

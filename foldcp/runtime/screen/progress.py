@@ -1,4 +1,4 @@
-"""How far the prediction of one input is: its stages as shares of the whole, and the time left."""
+"""Measure the progress of one input: its stages as shares of the whole, and the time left."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _BLOCKS = 8 / 68  # blocks of the confidence module for one of the trunk
 
 
 def listen(listener: Callable[[Progress], None] | None) -> None:
-    """Have a function called with every report of a prediction; None for no one."""
+    """Call a function with every report of a prediction; None stops that."""
     _listeners[:] = [] if listener is None else [listener]
 
 
@@ -39,8 +39,12 @@ class Progress:
     """The way of one input through its stages ("recycle 1/4", "diffusion", "confidence").
 
     Args:
-        name: of the input. tokens: N. passes: of the trunk. steps: of the sampler.
-        samples: structures. rated: of these get a confidence.
+        name: of the input.
+        tokens: N.
+        passes: of the trunk.
+        steps: of the sampler.
+        samples: structures.
+        rated: of these get a confidence.
 
     Attributes:
         stage, done, total: under way. fresh: it has just begun.
@@ -88,7 +92,7 @@ class Progress:
             listener(self)
 
     def _number(self) -> int:
-        """Which one of its kind the stage is, from 1."""
+        """Number the stage among those of its kind, from 1."""
         number = self.stage.partition(" ")[2].partition("/")[0]
         return int(number) if number.isdigit() else 1
 
@@ -129,7 +133,7 @@ def _kind(stage: str) -> str:
 
 
 def clock(seconds: float) -> str:
-    """A length of time as 0:07, 1:20 or 2:03:00."""
+    """Format a length of time as 0:07, 1:20 or 2:03:00."""
     minutes, rest = divmod(max(0, round(seconds)), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

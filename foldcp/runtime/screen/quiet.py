@@ -1,4 +1,4 @@
-"""While a run works: one voice on the screen, and everything that was said in `foldcp.log`.
+"""Keep the screen to one voice while a run works, and all output in `foldcp.log`.
 
 Boltz, Lightning and other packages announce, warn and print tracebacks of inputs that are then
 skipped. On rank 0 this goes to the log, with what foldcp says; other ranks are silent.
@@ -43,7 +43,8 @@ def one_voice(folder: Path, verbose: bool) -> Iterator[Console]:
     """Screen what is printed in this process, and keep all of it.
 
     Args:
-        folder: of the results. verbose: show all of it as well (FOLDCP_VERBOSE).
+        folder: of the results.
+        verbose: show all of it as well (FOLDCP_VERBOSE).
 
     Yields:
         Where to show the progress of the run.
@@ -80,8 +81,12 @@ def _place(folder: Path) -> Path | None:
 @contextmanager
 def _loggers(log: Log) -> Iterator[None]:
     """Send what Lightning announces to the log."""
-    stream = SimpleNamespace(write=lambda text: text.strip() and log.write(text.strip()))
-    stream.flush = lambda: None
+
+    def write(text: str) -> None:
+        if text.strip():
+            log.write(text.strip())
+
+    stream = SimpleNamespace(write=write, flush=lambda: None)
     before = []
     for logger in map(logging.getLogger, _LOGGERS):
         before.append((logger, logger.handlers, logger.propagate))

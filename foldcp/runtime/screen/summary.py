@@ -1,4 +1,4 @@
-"""What a run says at its end: what was folded and how good it is, what it took, where it is."""
+"""Sum up a run at its end: what was folded and how good it is, what it took, where it is."""
 
 from __future__ import annotations
 
@@ -29,12 +29,14 @@ def lines(
     failed: int,
     costs: dict[str, Any],
 ) -> list[str]:
-    """The summary, line by line.
+    """Return the summary, line by line.
 
     Args:
-        folder: of the results. folded: inputs that this run has folded.
+        folder: of the results.
+        folded: inputs that this run has folded.
         scored: those that it has predicted an affinity of.
-        skipped: predictions that were there before. failed: inputs without one.
+        skipped: predictions that were there before.
+        failed: inputs without one.
         costs: of the run, see `foldcp.runtime.report.costs`.
     """
     if not folded and not scored and not failed:
@@ -46,21 +48,21 @@ def lines(
     counts += [f"{len(scored)} with affinity"] if scored else []
     counts += [f"{failed} failed"] if failed else []
     counts += [f"{skipped} skipped as done"] if skipped else []
-    said = [f"{', '.join(counts)} in {clock(costs['seconds'])}, {_peak(costs)}"]
+    text = [f"{', '.join(counts)} in {clock(costs['seconds'])}, {_peak(costs)}"]
     names = [*folded, *(name for name in scored if name not in folded)]
     width = max(map(len, names), default=0)
     for name in names:
         found = (_scores(folder / "predictions" / name, name, *kind) for kind in _SCORES.items())
-        said.append(f"  {name:{width}}  {'  '.join(filter(None, found))}".rstrip())
-    return [*said, f"results: {folder / 'predictions'}"]
+        text.append(f"  {name:{width}}  {'  '.join(filter(None, found))}".rstrip())
+    return [*text, f"results: {folder / 'predictions'}"]
 
 
-def shortened(said: list[str]) -> list[str]:
-    """The lines for a screen: of a long list the first ones."""
-    rest = len(said) - 2 - _SHOWN
+def shortened(text: list[str]) -> list[str]:
+    """Shorten the lines for a screen: of a long list, keep the first ones."""
+    rest = len(text) - 2 - _SHOWN
     if rest <= 0:
-        return said
-    return [*said[: 1 + _SHOWN], f"  and {rest} more, all of them in foldcp.log", said[-1]]
+        return text
+    return [*text[: 1 + _SHOWN], f"  and {rest} more, all of them in foldcp.log", text[-1]]
 
 
 def _peak(costs: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""What rank 0 shows while a run works: which input of how many, its stage, the time left.
+"""Show a run's progress on rank 0: the input in progress, its stage, the time left.
 
 Every rank has one of these: its stages are also what other ranks say of it when it is missing, and
 the root of each data-parallel group counts what its group has finished.
@@ -27,7 +27,8 @@ class Watching:
     """The view of one rank.
 
     Args:
-        session: the ranks. console: where it is shown; None on other ranks than 0.
+        session: the ranks.
+        console: where it is shown; None on other ranks than 0.
     """
 
     def __init__(self, session: Session, console: Console | None) -> None:
@@ -45,11 +46,14 @@ class Watching:
         if self._console is not None:
             self._console.show(text, None, "", fresh=True)
 
-    def each(self, items: Iterable[Item], *_: Any, total: int | None = None, **__: Any) -> Iterator:
+    def each(
+        self, items: Iterable[Item], *_: Any, total: int | None = None, **__: Any
+    ) -> Iterator[Item]:
         """Go through inputs that are read, in the way of `tqdm.tqdm`, and show how far.
 
         Args:
-            items: what to go through. total: their number; None asks `items`.
+            items: what to go through.
+            total: their number; None asks `items`.
         """
         count = len(items) if total is None else total  # type: ignore[arg-type]
         for i, item in enumerate(items):
@@ -72,9 +76,9 @@ class Watching:
         if progress.total > 1 and not number:
             what = f"{what} {progress.done}/{progress.total}"
         left = progress.seconds_left
-        told = "" if left is None or progress.done == 0 else f"{clock(left)} left"
+        time_left = "" if left is None or progress.done == 0 else f"{clock(left)} left"
         self._console.show(
-            f"{self._where(progress.name)}: {what}", progress.fraction, told, progress.fresh
+            f"{self._where(progress.name)}: {what}", progress.fraction, time_left, progress.fresh
         )
 
     def finished(self, writes: bool) -> None:
@@ -116,18 +120,19 @@ class Watching:
             return f"{done} of {self._total} inputs done, {name}"
         return f"input {min(done + 1, self._total)} of {self._total}, {name}"
 
-    def conclude(self, said: list[str], failed: Mapping[str, str]) -> None:
+    def conclude(self, lines: list[str], failed: Mapping[str, str]) -> None:
         """Print the summary of the run; of a long one the first lines, and the log gets all.
 
         Args:
-            said: its lines. failed: inputs and why, which the end of the run says on the screen.
+            lines: its lines.
+            failed: inputs and why, which the end of the run says on the screen.
         """
         if self._console is None:
             return
         self._console.clear()
-        shown = shortened(said)
+        shown = shortened(lines)
         print("\n".join(f"foldcp: {line}" for line in shown), flush=True)
-        for line in said[len(shown) - 2 : -1] if len(shown) < len(said) else ():
+        for line in lines[len(shown) - 2 : -1] if len(shown) < len(lines) else ():
             self._console.log.write(line)
         for name, why in failed.items():
             self._console.log.write(f"failed: {name}: {why}")
@@ -142,7 +147,8 @@ class Bar:
     """Stands for a `tqdm` bar of Boltz's client of the MSA server: its states are stages.
 
     Args:
-        watching: where they are shown. total: seconds that the server is expected to take.
+        watching: where they are shown.
+        total: seconds that the server is expected to take.
     """
 
     def __init__(self, watching: Watching, *_: Any, total: float | None = None, **__: Any) -> None:

@@ -1,4 +1,4 @@
-"""Where the ranks of one machine meet: a store that other machines cannot reach.
+"""A meeting place for the ranks of one machine: a store that other machines cannot reach.
 
 The store of torch's own launcher listens on all interfaces, and its agent unpickles what it finds
 there.
@@ -28,7 +28,8 @@ class Loopback(RendezvousHandler):
     """The meeting of one agent, which serves the store of its ranks.
 
     Args:
-        run_id: of torch's launcher. seconds: that a rank waits for the store.
+        run_id: of torch's launcher.
+        seconds: that a rank waits for the store.
     """
 
     def __init__(self, run_id: str, seconds: float) -> None:
@@ -54,19 +55,19 @@ class Loopback(RendezvousHandler):
         return True
 
     def next_rendezvous(self) -> RendezvousInfo:
-        """The agent is alone: it meets nobody."""
+        """Return the rendezvous of the agent, which is alone."""
         place = RendezvousStoreInfo(_HOST, self._port)
         return RendezvousInfo(PrefixStore(self._run_id, self._store), 0, 1, place)
 
     def is_closed(self) -> bool:
-        """Never: the run ends with its ranks."""
+        """Return False: the run ends with its ranks."""
         return False
 
     def set_closed(self) -> None:
-        """Nobody else would join."""
+        """Do nothing: nobody else would join."""
 
     def num_nodes_waiting(self) -> int:
-        """Nobody else joins."""
+        """Return 0: nobody else joins."""
         return 0
 
     def get_run_id(self) -> str:
@@ -74,7 +75,7 @@ class Loopback(RendezvousHandler):
         return self._run_id
 
     def shutdown(self) -> bool:
-        """The store ends with this process."""
+        """Do nothing: the store ends with this process."""
         return True
 
 
@@ -83,7 +84,7 @@ def _create(parameters: RendezvousParameters) -> Loopback:
 
 
 def stay_on_this_machine(environ: Any) -> list[str]:
-    """Have the ranks that are started next meet out of reach of other machines and users.
+    """Keep the meeting of the ranks started next out of reach of other machines and users.
 
     Args:
         environ: of the ranks, usually `os.environ`: gets the secret of this run, and the interface
@@ -99,7 +100,7 @@ def stay_on_this_machine(environ: Any) -> list[str]:
 
 
 def keep_gloo_here(environ: Any) -> None:
-    """Have gloo listen on the loopback interface, if there is one."""
+    """Make gloo listen on the loopback interface, if there is one."""
     names = [name for _, name in socket.if_nameindex() if name in ("lo", "lo0")]
     if names:
         environ["GLOO_SOCKET_IFNAME"] = names[0]

@@ -1,4 +1,4 @@
-"""How ranks meet and tell each other small things, through the launcher's store.
+"""Let ranks meet and exchange small values through the launcher's store.
 
 Unlike collectives of torch.distributed these wait as long as it takes (reading inputs may take rank
 0 hours), and join ranks of different data-parallel groups.
@@ -33,8 +33,10 @@ def open_store(place: Place, serve: bool, seconds: float, guard: Guard) -> Any:
     """Connect to the store.
 
     Args:
-        place: this process among the ranks. serve: be the one that the others connect to.
-        seconds: to wait for it. guard: of this process.
+        place: this process among the ranks.
+        serve: be the one that the others connect to.
+        seconds: to wait for it.
+        guard: of this process.
 
     Raises:
         UserError: it was not reached in time.
@@ -45,11 +47,11 @@ def open_store(place: Place, serve: bool, seconds: float, guard: Guard) -> Any:
 
     address = place.host, place.port
     serve = serve and address not in _served  # it goes on serving until this process ends
-    told = threading.Timer(_PATIENT, _say, (f"rank {place.rank} waits for rank 0 {place.at()}",))
-    told.daemon = True
+    notice = threading.Timer(_PATIENT, _say, (f"rank {place.rank} waits for rank 0 {place.at()}",))
+    notice.daemon = True
     # One voice for each machine.
     if not serve and not place.agent_store and (place.local_rank == 0 or place.rank == 1):
-        told.start()
+        notice.start()
     unmet = (
         f"rank {place.rank} of {place.world} ({place.launcher}) could not meet {place.server} at "
         f"{place.host}:{place.port} within {seconds:.0f} s: check that all ranks were started, "
@@ -73,7 +75,7 @@ def open_store(place: Place, serve: bool, seconds: float, guard: Guard) -> Any:
     except (DistError, OSError) as error:
         raise UserError(f"{unmet} ({str(error).splitlines()[0]})") from error
     finally:
-        told.cancel()
+        notice.cancel()
     if serve:
         _served[address] = store
     return SealedStore(place.prefix, store, guard, f"the store that {place.server} serves")
@@ -104,7 +106,7 @@ def spoken(store: Any) -> None:
 
 
 def unheard(store: Any) -> bool:
-    """True on a rank that waited in vain for another one to tell why all end.
+    """Tell whether this rank waited in vain for another one to say why all end.
 
     Ranks that wait come to speak one after the other: the second says it only where the first was
     lost before it could.
@@ -156,10 +158,11 @@ class Meetings:
         return self.store.take(key)
 
     def gather(self, value: Any, idle: Callable[[], None] | None = None) -> list[Any]:
-        """The values of all ranks on every rank, in rank order.
+        """Gather the values of all ranks on every rank, in rank order.
 
         Args:
-            value: of this rank. idle: is called now and then while others are waited for.
+            value: of this rank.
+            idle: is called now and then while others are waited for.
         """
         if self.place.world == 1:
             return [value]
@@ -182,13 +185,14 @@ class Meetings:
         """Wait until `count` ranks are here; the watch over the ranks ends the run if one is lost.
 
         Args:
-            key: names the meeting, and is used once. count: ranks that meet.
+            key: names the meeting, and is used once.
+            count: ranks that meet.
         """
         self.store.add(key, 1)
         _until(lambda: self.store.add(key, 0) >= count)
 
     def part(self, seconds: float) -> None:
-        """The last meeting: use the store no more; who serves it waits some time for the others."""
+        """Hold the last meeting: use the store no more; its server waits a while for the others."""
         self.store.add("parted", 1)
         end = time.monotonic() + seconds
 

@@ -1,4 +1,4 @@
-"""The launcher's store with sealed values: what another program writes there is noticed, not read.
+"""The launcher's store with sealed values: a value that another program wrote is refused.
 
 Counters stay as they are: whoever reaches the port can end a run with one, and do no more.
 """
@@ -23,8 +23,10 @@ class SealedStore(PrefixStore):
     this class is asked for is watched by the guard of this process.
 
     Args:
-        prefix: of this run's keys. store: the store.
-        guard: of this process. named: whose store it is, for messages.
+        prefix: of this run's keys.
+        store: the store.
+        guard: of this process.
+        named: whose store it is, for messages.
     """
 
     def __init__(self, prefix: str, store: Store, guard: Guard, named: str) -> None:
@@ -35,10 +37,10 @@ class SealedStore(PrefixStore):
         """Keep a value under a key, see `message.encode`."""
         sealed = message.pack(value, self._context(key))
         with self._guard.asking(self._named):
-            super().set(key, sealed)
+            super().set(key, sealed)  # type: ignore[arg-type]  # takes bytes, too
 
     def take(self, key: str) -> Any:
-        """The value that `put` was given.
+        """Take the value that `put` stored.
 
         Raises:
             Forged: no rank of this run wrote it.
@@ -51,10 +53,10 @@ class SealedStore(PrefixStore):
         """Keep a text."""
         sealed = message.close(self._context(key), value.encode())
         with self._guard.asking(self._named):
-            super().set(key, sealed)
+            super().set(key, sealed)  # type: ignore[arg-type]
 
     def get(self, key: str) -> bytes:
-        """The text that `set` or `compare_set` was given.
+        """Return the text that `set` or `compare_set` stored.
 
         Raises:
             Forged: no rank of this run wrote it.
@@ -64,7 +66,7 @@ class SealedStore(PrefixStore):
         return message.open_sealed(self._context(key), sealed)
 
     def check(self, keys: list[str]) -> bool:
-        """True when there is something under all of these keys."""
+        """Tell whether there is a value under each of these keys."""
         with self._guard.asking(self._named):
             return super().check(keys)
 
@@ -82,7 +84,8 @@ class SealedStore(PrefixStore):
         assert expected == "", "a seal cannot be compared with a text"
         context = self._context(key)
         with self._guard.asking(self._named):
-            there = super().compare_set(key, "", message.close(context, desired.encode()))
+            sealed = message.close(context, desired.encode())
+            there = super().compare_set(key, "", sealed)  # type: ignore[arg-type]
         return message.open_sealed(context, there)
 
     def _context(self, key: str) -> str:
@@ -90,7 +93,7 @@ class SealedStore(PrefixStore):
 
 
 def is_loopback(host: str) -> bool:
-    """True when a host's name means this machine to itself only."""
+    """Tell whether a host's name means this machine to itself only."""
     return host in ("localhost", "::1") or host.startswith("127.")
 
 
@@ -98,7 +101,8 @@ def listen(host: str, port: int) -> int | None:
     """Listen for ranks of this machine only, where all of them are on it.
 
     Args:
-        host, port: of the store.
+        host: machine that serves the store.
+        port: port of the store.
 
     Returns:
         A socket's number to serve the store on; None when other machines must reach it.
