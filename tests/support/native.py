@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-ROOT = Path(__file__).parent.parent
-SOURCES = Path(__file__).parent / "native"
+ROOT = Path(__file__).parents[2]
+SOURCES = ROOT / "tests/native"
 SEGMENT = 128  # elements that share a scale
 FP8 = torch.float8_e4m3fn
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from simulator_input import write_programs
 
-CSRC = Path(__file__).parent.parent / "csrc"
+CSRC = Path(__file__).parents[2] / "csrc"
 MESHES = [(1, 2), (2, 2), (2, 3), (3, 3), (2, 4)]
 CARRIERS = ("mailbox", "copy")
 KINDS = ("sources", "buffers", "arrived", "landed")  # in the order of the simulator's counts
