@@ -17,7 +17,7 @@ TORCH := torch==2.13.0
 TORCH_INDEX ?=
 DEMO ?=
 # Bounds how long four ranks take: runs by itself.
-TIMED := tests/test_faults.py
+TIMED := tests/runs/test_faults.py
 SUPPORTED := import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))
 PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.10; do \
 	$$p -c "$(SUPPORTED)" 2>/dev/null && echo $$p && break; done)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from forked import Case, Ended, run_cases
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 INPUT = "{version: 1, sequences: [{protein: {id: A, sequence: MQIFVKT, msa: empty}}, %s]}"
 LIGAND = "{ligand: {id: L, smiles: 'CC(N)C(=O)OC'}}"
 FEW = {"sampling_steps": 5, "recycling_steps": 0}  # README's program has Boltz's own numbers

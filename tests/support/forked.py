@@ -2,7 +2,7 @@
 
 Boltz is imported once, switched over; each case then forks its ranks, so that a case costs its own
 work and not the import. With the rigs "raise" and "kill" the model is stock Boltz on every rank:
-what fails there is everything around the model. With those of tests/rigs.py it is the tiled one.
+what fails there is everything around the model. With those of rigs.py it is the tiled one.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Case:
         rank_environ: variables that one rank has in addition.
         rank_folder: working folder of a rank.
         rig: "raise R I" or "kill R I": rank R does so in place of predicting its I-th input; or one
-            of tests/rigs.py; "real" is the tiled model without a fault; "files N START" leaves room
+            of rigs.py; "real" is the tiled model without a fault; "files N START" leaves room
             for N more files and folders whose paths begin with START.
         slurm: start the ranks as srun does.
         program: Python code that runs in the place of `boltz`.
@@ -89,7 +89,7 @@ def run_cases(cases: dict[str, Case]) -> dict[str, Ended]:
         env={**os.environ, "FOLDCP": "1", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        cwd=Path(__file__).parent.parent,
+        cwd=Path(__file__).parents[2],
     )
     assert result.returncode == 0, result.stderr[-4000:]
     return {name: Ended(**end) for name, end in json.loads(result.stdout).items()}

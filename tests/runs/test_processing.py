@@ -318,7 +318,7 @@ def test_alignments_that_do_not_fit_are_folded_as_in_stock(
     switched: None,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """And one line says what is wrong. The predictions: tests/test_predict.py."""
+    """And one line says what is wrong. The predictions: tests/runs/test_predict.py."""
     rows, *said = UNFIT[name]
     (tmp_path / "x.a3m").write_text("".join(f">{i}\n{row}\n" for i, row in enumerate(rows)))
     chains = [protein("[A, C]", PROTEIN, tmp_path / "x.a3m"), protein("B", OTHER)]

@@ -1,4 +1,4 @@
-"""Cases of tests/test_nccl.py: aborts that wait for other kernels of the GPU, or never end."""
+"""Cases of fabric/test_nccl.py: aborts that wait for other kernels of the GPU, or never end."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ import setuptools
 import torch
 from torch.utils import cpp_extension
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 import toolchain  # noqa: E402
 from toolchain import Facts, Plan, Refused, decide, fall_back, first_error, gencode  # noqa: E402

@@ -80,11 +80,28 @@ def run_cases(cases: dict[str, Case]) -> dict[str, Ended]:
         env={**os.environ, "OMP_NUM_THREADS": "1", "FOLDCP": "0"},
         capture_output=True,
         text=True,
-        cwd=Path(__file__).parent.parent,
+        cwd=Path(__file__).parents[2],
     )
     assert ended.returncode == 0, ended.stderr[-4000:]
     found = json.loads(ended.stdout.splitlines()[-1])
     return {name: Ended(**end) for name, end in found.items()}
+
+
+def ring(size: int, rank: int, numel: int) -> Any:
+    """Every rank takes the others' rows of `numel` elements in turn, from the last user."""
+    from foldcp.layout.schedule import Schedule, Want, plan
+
+    return plan(
+        Schedule(
+            size,
+            size,
+            lambda r, _: ((r, r + 1), (0, numel)),
+            lambda r, t: (Want(0, (((r + t) % size, (r + t) % size + 1), (0, numel))),),
+            "ring",
+        ),
+        rank,
+        1,
+    )
 
 
 def _until(happened: Callable[[], Any], seconds: float = LIMIT) -> bool:
@@ -129,7 +146,6 @@ def _rank(case: Case, rank: int, port: int, folder: Path) -> None:
 
 def _work(case: Case, run: Any, rank: int, reach: Callable[..., None]) -> None:
     import torch
-    from test_lost_ranks import ring
 
     from foldcp.config import Config
     from foldcp.fabric.exchange.autograd import stream
@@ -228,10 +244,9 @@ def _one(case: Case) -> dict[str, Any]:
 
 def main() -> None:
     """Run the cases that standard input names."""
-    sys.path.insert(0, str(Path(__file__).parent.parent))
-    import test_lost_ranks  # noqa: F401
-
+    sys.path.insert(0, str(Path(__file__).parents[2]))
     import foldcp.boltz.command.guarded
+    import foldcp.fabric.exchange.autograd
     import foldcp.fabric.mesh  # noqa: F401
 
     cases = {name: Case(**case) for name, case in json.load(sys.stdin).items()}

@@ -17,7 +17,7 @@ from test_toolchain import toolchain
 
 from foldcp_kernels.core import extension
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 OURS = ("foldcp", "foldcp_kernels", "csrc", "tests", "bench", "examples")
 MADE = ("__pycache__", "*.so", "_build_info.py")
 PLANTED = "raise SystemExit('of another build')\n"

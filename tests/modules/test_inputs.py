@@ -1,6 +1,6 @@
 """Every kind of input on an odd mesh, in float64, against stock Boltz-2.
 
-On 1x1 and 2x2: tests/test_predict.py.
+On 1x1 and 2x2: tests/runs/test_predict.py.
 """
 
 from __future__ import annotations

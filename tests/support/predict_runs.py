@@ -73,14 +73,14 @@ def run_cases(cases: dict[str, Case], folder: Path) -> dict[str, Ended]:
         env={**os.environ, "FOLDCP": "0", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        cwd=Path(__file__).parent.parent,
+        cwd=Path(__file__).parents[2],
     )
     assert result.returncode == 0, result.stderr[-4000:]
     return {name: Ended(**end) for name, end in json.loads(result.stdout).items()}
 
 
 def _main(folder: Path) -> None:
-    root = str(Path(__file__).parent.parent)
+    root = str(Path(__file__).parents[2])
     sys.path.insert(0, root)
     import boltz.main  # noqa: F401
     import parity  # noqa: F401

@@ -38,7 +38,7 @@ from foldcp_kernels.core.chunking import set_chunk_bytes
 TOKEN_S, TOKEN_Z, ATOM_S, ATOM_Z, DEPTH, HEADS, LAYERS = 12, 10, 16, 6, 3, 4, 2
 WINDOWS = dict(atoms_per_window_queries=32, atoms_per_window_keys=128)
 UNSTEERED = dict(fk_steering=False, physical_guidance_update=False, contact_guidance_update=False)
-MESHES = [(1, 1), (1, 2), (2, 2)]  # 3x3: tests/test_model.py
+MESHES = [(1, 1), (1, 2), (2, 2)]  # 3x3: tests/modules/test_model.py
 STEPS, SAMPLES, SEED = 5, 2, 7
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 # Lowest first; what stands in one row does not import each other.
 LADDER = (
     ("config",),

@@ -13,28 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from lost import SIZE, SLACK, Case, Ended, run_cases
+from lost import SIZE, SLACK, Case, Ended, ring, run_cases
 
 from foldcp.errors import TransportError
 from foldcp.fabric.connect import Options
 from foldcp.fabric.exchange.autograd import stream
 from foldcp.fabric.mesh import Mesh
-from foldcp.layout.schedule import Plan, Schedule, Want, plan
-
-
-def ring(size: int, rank: int, numel: int) -> Plan:
-    """Every rank takes the others' rows of `numel` elements in turn, from the last user."""
-    return plan(
-        Schedule(
-            size,
-            size,
-            lambda r, _: ((r, r + 1), (0, numel)),
-            lambda r, t: (Want(0, (((r + t) % size, (r + t) % size + 1), (0, numel))),),
-            "ring",
-        ),
-        rank,
-        1,
-    )
 
 
 def _victim(

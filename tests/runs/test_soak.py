@@ -21,7 +21,7 @@ def soak(*arguments: str) -> subprocess.CompletedProcess[str]:
         env={**os.environ, "FOLDCP": "0", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        cwd=Path(__file__).parent.parent,
+        cwd=Path(__file__).parents[2],
     )
 
 

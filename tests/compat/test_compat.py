@@ -83,10 +83,11 @@ def test_published_snippet_and_every_grid_under_torchrun(tmp_path: Path) -> None
     script = tmp_path / "snippet.py"
     script.write_text(SNIPPET + "\nfrom test_compat import every_grid\n\nevery_grid()\n")
     here = Path(__file__).parent
+    path = [here, here.parent / "support", here.parents[1]]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     done = subprocess.run(
         [*launcher, "--nproc-per-node", "4", str(script)],
-        env={**os.environ, "PYTHONPATH": f"{here}{os.pathsep}{here.parent}"},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, path))},
         capture_output=True,
         text=True,
         timeout=120,

@@ -29,7 +29,7 @@ from foldcp_kernels.norm_linear.fused import norm_linear_fwd
 from foldcp_kernels.outer_product_mean import fused as outer_product_mean
 from foldcp_kernels.transition.fused import transition_fwd
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 # Elements between neighbours: the stride fits int32, the offset of the third entry does not.
 FAR = (1 << 30) + 64
 

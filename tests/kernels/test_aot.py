@@ -13,7 +13,7 @@ from pathlib import Path
 
 from bench import aot
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 CHIPS = "80,90,100,120"
 
 

@@ -1,6 +1,6 @@
 """Stock Boltz-1 without its command line: inputs, features and untrained models for parity tests.
 
-What does not depend on the model's generation comes from tests/parity.py.
+What does not depend on the model's generation comes from tests/support/parity.py.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from foldcp.cli.compare import TOLERANCES
 from foldcp.fabric.mesh import Mesh
 
 INPUT = parity.EXAMPLES / "heterodimer.yaml"  # 67 tokens, 64 and 40 sequences
-SETTINGS = {"steps": 20, "samples": 1, "recycling": 0}  # recycles: tests/test_model.py
+SETTINGS = {"steps": 20, "samples": 1, "recycling": 0}  # recycles: tests/modules/test_model.py
 BLOCKS = {"pairformer_blocks": 64, "msa_blocks": 4, "confidence_blocks": 8}
 PARAMETERS = 506_724_992
 

@@ -53,7 +53,7 @@ def run_cases(folder: Path) -> dict[str, Any]:
         env={**os.environ, "OMP_NUM_THREADS": "1", "FOLDCP": "0"},
         capture_output=True,
         text=True,
-        cwd=Path(__file__).parent.parent,
+        cwd=Path(__file__).parents[2],
         timeout=300,
     )
     assert ended.returncode == 0, ended.stderr[-4000:]
@@ -135,7 +135,7 @@ def _one(case: str, folder: Path, payload: Path, secrets: tuple[str, str]) -> di
 
 def main(folder: Path) -> None:
     """Run the cases one after the other."""
-    sys.path.insert(0, str(Path(__file__).parent.parent))
+    sys.path.insert(0, str(Path(__file__).parents[2]))
     import foldcp.fabric.mesh  # noqa: F401
 
     payload = folder / "open" / "made"

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 CSRC = ROOT / "csrc"
-SOURCES = Path(__file__).parent / "native"
+SOURCES = ROOT / "tests" / "native"
 SEGMENT = 128  # elements that share a scale
 FP8 = torch.float8_e4m3fn
 

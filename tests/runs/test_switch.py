@@ -25,7 +25,7 @@ from foldcp.runtime.launch import resolve_processes
 from foldcp.runtime.place import Place, first_host
 from foldcp_kernels._build_info import BUILD
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 BOLTZ = Path(sys.executable).with_name("boltz")
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
 PROTEIN = "version: 1\nsequences:\n  - protein: {id: A, sequence: MQIFVKT, msa: empty}\n"

@@ -1,6 +1,6 @@
 """Everything that `boltz predict` does, end to end: foldcp on 1x1 and 2x2 against stock Boltz.
 
-All run in float64 (tests/predict_runs.py), with one seed per command; inputs of a folder are folded
+All run in float64 (predict_runs.py), with one seed per command; inputs of a folder are folded
 one after the other from one stream of random numbers, so that a draw too many or too few anywhere
 moves all that follows. Every file that stock leaves must be there, and be the same.
 """

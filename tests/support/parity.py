@@ -30,7 +30,7 @@ from torch.overrides import TorchFunctionMode
 from bench.synthetic import checkpoint
 from bench.synthetic.molecules import write_molecules
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 @dataclass(frozen=True)
