@@ -33,9 +33,10 @@ TOLERANCE = 1e-12  # relative, float64
 CHANNELS = 6
 SERIAL = {Outgoing: TriangleMultiplicationOutgoing, Incoming: TriangleMultiplicationIncoming}
 
-# The calls between the two marks are those of the Fold-CP post (see foldcp/compat/__init__.py);
-# `r`, the serial layer and the global tensors are the reader's own.
-SNIPPET = """
+# The calls of the Fold-CP post (see foldcp/compat/__init__.py) stand between two marks of an example.
+MARK = "# --- published ---"
+EXAMPLE = Path(__file__).parent.parent / "examples" / "fold_cp_snippet.py"
+BEFORE = """
 import torch
 from boltz.model.layers.triangular_mult import TriangleMultiplicationOutgoing
 from compact import stock_in_double
@@ -44,30 +45,15 @@ from foldcp.compat import (
 )
 from torch.distributed.tensor import Shard, distribute_tensor
 
-r, N = 2, 13
+r, N, device = 2, 13, "cpu"
 torch.manual_seed(0)
 layer_serial = TriangleMultiplicationOutgoing(8).double()
 for p in layer_serial.parameters():
     torch.nn.init.normal_(p)
 x_global = torch.randn(1, N, N, 8, dtype=torch.float64)
 mask_global = (torch.rand(1, N, N) > 0.2).double()
-
-# --- published ---
-DistributedManager.initialize(device_type="cpu")
-DistributedManager.create_grid_group({"dp": 1, "cp": (r, r)})
-manager = DistributedManager()
-ring_comm = Ring2DComm(
-    manager.group["cp"], manager.subgroups["cp"][0], manager.layout_subgroups["cp"]
-)
-layer = DistributedTriangleMultiplication(
-    Outgoing, layer_serial, manager.device_mesh_subgroups, ring_comm
-)
-placements = (Shard(0), Shard(1), Shard(2))
-x = distribute_tensor(x_global, manager.device_mesh_subgroups, placements)
-mask = distribute_tensor(mask_global, manager.device_mesh_subgroups, placements)
-out = layer(x, mask)
-# --- published ---
-
+"""
+AFTER = """
 with stock_in_double():
     want = layer_serial(x_global, mask_global)
 assert out.placements == x.placements and out.shape == x.shape
@@ -76,12 +62,17 @@ error = ((out.full_tensor() - want).abs().max() / want.abs().max()).item()
 assert error < 1e-12, error
 if manager.rank == 0:
     print(f"published snippet on {manager.world_size} ranks: error {error:.1e}")
+
+from test_compat import every_grid
+
+every_grid()
 """
 
 
 def test_published_snippet_and_every_grid_under_torchrun(tmp_path: Path) -> None:
     script = tmp_path / "snippet.py"
-    script.write_text(SNIPPET + "\nfrom test_compat import every_grid\n\nevery_grid()\n")
+    _, published, _ = EXAMPLE.read_text().split(MARK)
+    script.write_text(BEFORE + published + AFTER)
     here = Path(__file__).parent
     path = [here, here.parent / "support", here.parents[1]]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]

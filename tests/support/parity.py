@@ -30,7 +30,7 @@ from torch.overrides import TorchFunctionMode
 from bench.synthetic import checkpoint
 from bench.synthetic.molecules import write_molecules
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples" / "inputs"
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def _prepare(folder: Path, text: str, stem: str) -> Prepared:
 
 def _absolute_paths(schema: dict[str, Any]) -> dict[str, Any]:
     """Boltz resolves paths against the working folder, which tests must not depend on."""
-    root = EXAMPLES.parent
+    root = EXAMPLES.parent.parent
     for entry in schema["sequences"]:
         for chain in entry.values():
             if chain.get("msa", "empty") != "empty":
