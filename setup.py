@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT))  # pip runs this file without its folder on the path
 import toolchain  # noqa: E402
 
-VERSION = "0.1.0"
+VERSION = re.findall(r'"(.+)"$', (ROOT / "foldcp/_version.py").read_text(), re.M)[-1]
 NAME = "foldcp_kernels._C"
 STABLE = "0x{:02x}{:02x}000000000000".format(*toolchain.OLDEST_TORCH)  # torch's interface
 HOST = ("module.c", "ops.cpp", "view.cpp", "shared_memory.cpp", "nccl.cpp", "nccl_abi.cpp")

@@ -151,6 +151,8 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("setup.py", "toolchain.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, folder)
     shutil.copy(ROOT / "foldcp.pth", folder)
+    (folder / "foldcp").mkdir()
+    shutil.copy(ROOT / "foldcp/_version.py", folder / "foldcp")
     leave = shutil.ignore_patterns("*.so", "__pycache__", "_build_info.py")
     for name in ("csrc", "foldcp_kernels"):
         shutil.copytree(ROOT / name, folder / name, ignore=leave)
