@@ -59,7 +59,7 @@ lint: setup
 
 docs: .venv/.docs
 	@$(PY) -m bench.pages
-	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 	@echo "site/index.html"
 
 bench: setup

@@ -148,9 +148,7 @@ def host_time() -> str:
     names = ("groups", "packed", "triton_launches", "host_ms")
     body = []
     for (mesh, tokens), found in pairs.items():
-        cells = [
-            f"{float(found['this'][x]):,.3g} ({float(found[before][x]):,.4g})" for x in names
-        ]
+        cells = [f"{float(found['this'][x]):,.3g} ({float(found[before][x]):,.4g})" for x in names]
         body.append((mesh, f"{int(tokens):,}", *cells))
     head = ("mesh", "N", "groups", "packed messages", "Triton launches", "host, ms")
     text = f"In brackets: state {before} in the same run."
@@ -202,9 +200,7 @@ def traffic() -> str:
     for r in rows("traffic/strategies.csv"):
         found[r["op"], r["scheme"]][r["gpus"]] = f"{float(r['tiles_mean']):.2f}"
     counts = sorted({p for cells in found.values() for p in cells}, key=int)
-    body = [
-        (_op(op), scheme, *(cells[p] for p in counts)) for (op, scheme), cells in found.items()
-    ]
+    body = [(_op(op), scheme, *(cells[p] for p in counts)) for (op, scheme), cells in found.items()]
     head = ("op", "scheme", *(f"P = {p}" for p in counts))
     return f"{markdown(head, body)}\n\n{source('traffic/strategies.csv', 'counted from the plans')}"
 
