@@ -35,7 +35,7 @@ SERIAL = {Outgoing: TriangleMultiplicationOutgoing, Incoming: TriangleMultiplica
 
 # The calls of the Fold-CP post (see foldcp/compat/__init__.py) stand between two marks of an example.
 MARK = "# --- published ---"
-EXAMPLE = Path(__file__).parent.parent / "examples" / "fold_cp_snippet.py"
+EXAMPLE = Path(__file__).parents[2] / "examples" / "fold_cp_snippet.py"
 BEFORE = """
 import torch
 from boltz.model.layers.triangular_mult import TriangleMultiplicationOutgoing

@@ -18,6 +18,7 @@ from native import ROOT, SOURCES, compile_shared
 from test_toolchain import CHIPS_13, stub, stub_toolkit
 
 from bench import native as resources
+from foldcp import __version__
 from foldcp_kernels.core import extension
 
 LIBRARY = ROOT / "foldcp_kernels/_C.abi3.so"
@@ -109,7 +110,7 @@ def test_loads_without_gpu_driver_and_nccl() -> None:
         CUDA_VISIBLE_DEVICES="",
     )
     first, second = said.splitlines()
-    assert first.startswith("foldcp 0.1.0") and second == "[]"
+    assert first.startswith(f"foldcp {__version__}") and second == "[]"
 
 
 @pytest.mark.skipif(resources.find_nvcc() is None, reason="no nvcc")
@@ -151,6 +152,8 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("setup.py", "toolchain.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, folder)
     shutil.copy(ROOT / "foldcp.pth", folder)
+    (folder / "foldcp").mkdir()
+    shutil.copy(ROOT / "foldcp/_version.py", folder / "foldcp")
     leave = shutil.ignore_patterns("*.so", "__pycache__", "_build_info.py")
     for name in ("csrc", "foldcp_kernels"):
         shutil.copytree(ROOT / name, folder / name, ignore=leave)
@@ -224,7 +227,7 @@ def test_goes_on_without_the_cuda_part(copy: Path, tmp_path: Path) -> None:
     environ = {**os.environ, "PYTHONPATH": str(copy)}
     done = subprocess.run(command, cwd=copy, env=environ, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == f"{last}\nfoldcp 0.1.0 without cuda\n"
+    assert done.stdout == f"{last}\nfoldcp {__version__} without cuda\n"
 
 
 def test_goes_on_without_any_part(copy: Path) -> None:

@@ -115,7 +115,8 @@ def test_the_oldest_torch_is_the_same_everywhere() -> None:
     oldest = ".".join(map(str, extension.OLDEST_TORCH))
     assert toolchain.OLDEST_TORCH == extension.OLDEST_TORCH and toolchain.AGAIN == extension.AGAIN
     (asked,) = re.findall(r'"torch>=([\d.]+)"', (ROOT / "pyproject.toml").read_text())
-    stated = re.findall(r"torch (2\.\d+) (?:and later|or newer)", (ROOT / "README.md").read_text())
-    assert [asked, *stated] == [oldest, oldest]
+    for name in ("README.md", "docs/install.md"):
+        stated = re.findall(r"torch (2\.\d+) (?:and later|or newer)", (ROOT / name).read_text())
+        assert [asked, *stated] == [oldest, oldest], name
     setup = (ROOT / "setup.py").read_text()
     assert set(re.findall(r"torch.* (2\.\d+) or newer", setup)) <= {oldest}

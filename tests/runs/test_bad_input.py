@@ -12,6 +12,7 @@ import pytest
 import torch
 from forked import Case, Ended, run_cases
 
+from foldcp import __version__
 from foldcp.runtime.files.holder import Holder
 from foldcp.runtime.files.lock import NAME
 
@@ -178,7 +179,7 @@ def test_finished_predictions_stay(folder: Path, ends: dict[str, Ended]) -> None
 
 def test_srun_prints_one_start_line(ends: dict[str, Ended]) -> None:
     root, other = ends["srun"].stdout
-    lines = [line for line in root.splitlines() if line.startswith("foldcp 0.1.0: ")]
+    lines = [line for line in root.splitlines() if line.startswith(f"foldcp {__version__}: ")]
     assert len(lines) == 1 and other == ""
     assert "1x2 mesh, 2 CPU ranks (srun), fp32, host transport, 7 tokens" in lines[0]
     assert "1 folded in " in root and "memory, not time: for 7 tokens one process is" in root

@@ -23,6 +23,7 @@ from ranks import run
 from result_files import differences
 
 from bench.synthetic import write_checkpoint
+from foldcp import __version__
 from foldcp.boltz.api import predictions
 from foldcp.boltz.families.swap import apply
 from foldcp.fabric.mesh import Mesh
@@ -166,7 +167,7 @@ def test_same_files_as_stock(name: str, side: str, runs: Runs) -> None:
     for which in ("stock", side):
         end = runs.ends[f"{name} {which}"]
         assert set(end.codes) == {0}, (which, end.codes, end.output[-4000:])
-    assert f"foldcp 0.1.0: {side} mesh, " in runs.ends[f"{name} {side}"].output
+    assert f"foldcp {__version__}: {side} mesh, " in runs.ends[f"{name} {side}"].output
     results = runs.results(name, side)
     models = [*results.glob("predictions/*/*_model_*.cif"), *results.glob("*/*/*_model_*.pdb")]
     assert len(models) == runs.cases[name].models
@@ -228,7 +229,7 @@ def test_what_is_finished_is_left_alone(runs: Runs) -> None:
         said = [runs.ends[f"{name} {side}"].output for name in ("again", "affinity")]
         assert said[0].count("skipped as done in ") == 1
         # The last command finds nothing to do: no model is loaded, no start line printed.
-        assert [text.count("foldcp 0.1.0: ") for text in said] == [3, 2]
+        assert [text.count(f"foldcp {__version__}: ") for text in said] == [3, 2]
         assert said[0].count("nothing to do, all 2 predictions are there") == 1
         assert "nothing to do, all " in said[1]
 

@@ -1,4 +1,4 @@
-"""From Python: README's program as it is typed, alone and on two ranks, against `boltz predict`."""
+"""From Python: the documented program as it is typed, alone and on two ranks."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from forked import Case, Ended, run_cases
 ROOT = Path(__file__).parents[2]
 INPUT = "{version: 1, sequences: [{protein: {id: A, sequence: MQIFVKT, msa: empty}}, %s]}"
 LIGAND = "{ligand: {id: L, smiles: 'CC(N)C(=O)OC'}}"
-FEW = {"sampling_steps": 5, "recycling_steps": 0}  # README's program has Boltz's own numbers
-# What follows README's program in the same process.
+FEW = {"sampling_steps": 5, "recycling_steps": 0}  # the documented program has Boltz's own numbers
+# Runs after the documented program, in the same process.
 MORE = """
 import logging, os, random, signal, sys, threading, time
 import numpy, torch, yaml
@@ -52,8 +52,8 @@ assert threading.active_count() <= threads, threading.enumerate()
 
 
 def program() -> str:
-    """README's, with few steps."""
-    text = (ROOT / "README.md").read_text().partition("## Use it from Python")[2]
+    """Read the program of docs/python-api.md, and give it few steps."""
+    text = (ROOT / "docs/python-api.md").read_text().partition("## Use it from Python")[2]
     (found,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)[:1]
     return f"import foldcp\nfoldcp.Model.predict.__kwdefaults__.update({FEW})\n{found}"
 

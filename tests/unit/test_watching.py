@@ -16,6 +16,7 @@ import pytest
 import torch
 
 import foldcp_boot
+from foldcp import __version__
 from foldcp.fabric.mesh import Mesh
 from foldcp.runtime import report
 from foldcp.runtime.screen import progress, summary
@@ -206,7 +207,7 @@ def test_the_summary_says_what_there_is(tmp_path: Path) -> None:
 def test_the_start_line_fits() -> None:
     alone = Mesh.create(1, 1, torch.device("cpu"))
     assert report.start_line(alone, "fp32", sizes=[76]) == (
-        "foldcp 0.1.0: 1x1 mesh, 1 CPU rank, fp32, 76 tokens"
+        f"foldcp {__version__}: 1x1 mesh, 1 CPU rank, fp32, 76 tokens"
     )
     gpus = SimpleNamespace(
         rows=16, cols=16, size=256, device=torch.device("cuda"), transport="copy-engine"
