@@ -1,6 +1,6 @@
 """The kernels by themselves, forward and backward, in your own model: no mesh and no Boltz.
 
-    python examples/kernels_alone.py                    # on a GPU Triton in bf16, else torch in fp32
+    python examples/kernels_alone.py                    # Triton in bf16 on a GPU, or torch in fp32
     python examples/kernels_alone.py --tokens 512
 
 Look at: both errors are against the same op's definition in float64, relative to its largest value;

@@ -82,7 +82,7 @@ def _name(call: ast.Call) -> str:
 
 
 def ladder() -> str:
-    """Draw the folders as tests/test_imports.py orders them, the highest first."""
+    """Draw the folders as tests/unit/test_imports.py orders them, the highest first."""
     (path,) = (ROOT / "tests").rglob("test_imports.py")
     (rows,) = (
         ast.literal_eval(node.value)

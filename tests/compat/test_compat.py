@@ -33,7 +33,7 @@ TOLERANCE = 1e-12  # relative, float64
 CHANNELS = 6
 SERIAL = {Outgoing: TriangleMultiplicationOutgoing, Incoming: TriangleMultiplicationIncoming}
 
-# The calls of the Fold-CP post (see foldcp/compat/__init__.py) stand between two marks of an example.
+# The calls of the Fold-CP post (see foldcp/compat/__init__.py) stand between two marks.
 MARK = "# --- published ---"
 EXAMPLE = Path(__file__).parents[2] / "examples" / "fold_cp_snippet.py"
 BEFORE = """

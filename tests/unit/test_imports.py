@@ -52,7 +52,8 @@ def imports(path: Path, modules: dict[str, Path]) -> set[str]:
 def room(module: str) -> str:
     """Folder of a module, "" for the package itself (version and public names)."""
     top, _, rest = module.partition(".")
-    return top if top != "foldcp" else rest.partition(".")[0]
+    found = top if top != "foldcp" else rest.partition(".")[0]
+    return "" if found == "_version" else found
 
 
 def upward(graph: dict[str, set[str]]) -> list[str]:
