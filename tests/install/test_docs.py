@@ -73,6 +73,13 @@ def test_named_files_and_tests_exist(name: str) -> None:
             assert any(f"def {test}(" in f.read_text() for f in files), f"{name} names {test}"
 
 
+def test_named_cases_exist() -> None:
+    (file,) = (ROOT / "tests").rglob("test_predict.py")
+    cases = set(re.findall(r'^ +"(\w+)": Wanted\(', file.read_text(), re.M))
+    named = set(re.findall(r"`\[(\w+)\]`", TEXTS["docs/features.md"]))
+    assert named and named <= cases
+
+
 def test_named_variables_exist() -> None:
     for name, text in TEXTS.items():
         for variable in re.findall(r"\bFOLDCP_[A-Z]\w*", text):
