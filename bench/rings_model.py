@@ -198,7 +198,7 @@ def markdown() -> str:
                 gb = f"{p.received_bytes / 1e9:.2f}"
                 lines.append(
                     f"| {side**2} | {case.layout.n:,} | {op.replace('_', ' ')} | `{name}` | "
-                    f"{1e3 * p.compute_s:.1f} | {1e3 * p.total_s:.1f} | {p.efficiency:.0%} | {gb} |"
+                    f"{1e3 * p.compute_s:.1f} | {1e3 * p.total_s:.1f} | {p.efficiency:.1%} | {gb} |"
                 )
     return "\n".join(lines)
 
