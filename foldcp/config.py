@@ -37,7 +37,7 @@ class Config:
         wire: FOLDCP_WIRE, panels travel as they are ("raw") or as FP8 ("fp8").
         multiplication: FOLDCP_MULTIPLICATION, strategy of triangle multiplication; "auto" is the
             cheapest by the cost model.
-        attention: FOLDCP_ATTENTION, strategy of triangle attention, likewise.
+        attention: FOLDCP_ATTENTION, strategy of triangle attention; "auto" is the cheapest, too.
         route: FOLDCP_ROUTE, the panel strategy that "auto" considers: fetch panels from their owner
             ("direct") or from the last user ("ring").
         nccl_library: FOLDCP_NCCL_LIB, path of the NCCL library; "" is torch's, else the system's.
@@ -146,7 +146,12 @@ def shares_gpus(environ: Mapping[str, str]) -> bool:
 
 
 def local_rank(environ: Mapping[str, str], rank: int) -> int:
-    """Return this rank's position on its machine, as torchrun or srun says it, else its rank."""
+    """Return this rank's position on its machine, as torchrun or srun says it, else its rank.
+
+    Args:
+        environ: usually `os.environ`.
+        rank: this rank.
+    """
     return int(environ.get("LOCAL_RANK") or environ.get("SLURM_LOCALID") or rank)
 
 

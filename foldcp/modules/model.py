@@ -48,14 +48,24 @@ class KeptTrunk(Protocol):
         """Load `s` and `z` if they were kept; may replace `ref_pos` in the features."""
 
     def save(self, s: Tensor, z: Tensor) -> None:
-        """Keep them."""
+        """Keep them.
+
+        Args:
+            s: single shard [1, n, C_s].
+            z: pair tile [1, T_r, T_c, C].
+        """
 
 
 class Keeper(Protocol):
     """Makes, per input, what keeps its trunk."""
 
     def begin(self, feats: Features, settings: Settings) -> KeptTrunk:
-        """Begin an input; returns the keeper of its trunk."""
+        """Begin an input; returns the keeper of its trunk.
+
+        Args:
+            feats: compact features.
+            settings: of the prediction.
+        """
 
 
 class NotFinite(InputLost):
@@ -94,7 +104,12 @@ class FoldOnMesh:
         return self.model.diffusion_conditioning
 
     def rate(self, *trunk: Any, **options: Any) -> Outputs:
-        """Rate the samples, see `ConfidenceModule.forward`."""
+        """Rate the samples, see `ConfidenceModule.forward`.
+
+        Args:
+            trunk: the positional arguments of `ConfidenceModule.forward`.
+            options: its other arguments.
+        """
         return self.model.confidence_module(*trunk, **options)
 
     def layouts(self, feats: Features) -> tuple[PairLayout, AtomLayout]:
@@ -166,7 +181,15 @@ class FoldOnMesh:
         recycling_steps: int,
         report: StageProgress,
     ) -> tuple[Tensor, Tensor]:
-        """Recycle the pair stack: (single shard [1, n, C_s], pair tile [1, T_r, T_c, C])."""
+        """Recycle the pair stack: (single shard [1, n, C_s], pair tile [1, T_r, T_c, C]).
+
+        Args:
+            feats: collated compact features.
+            s_inputs: shard of the input embedding [1, n, C_s].
+            layout: the tiling.
+            recycling_steps: passes after the first.
+            report: called with (stage, done, in all).
+        """
         model = self.model
         s_init = model.s_init(s_inputs)
         z1, z2 = model.z_init_1(s_inputs), model.z_init_2(s_inputs)

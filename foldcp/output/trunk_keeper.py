@@ -118,7 +118,12 @@ class KeptTrunk:
         return found
 
     def save(self, s: Tensor, z: Tensor) -> None:
-        """Keep a trunk; a full disk costs only the possibility to resume."""
+        """Keep a trunk; a full disk costs only the possibility to resume.
+
+        Args:
+            s: single shard [1, n, C_s].
+            z: pair tile [1, T_r, T_c, C].
+        """
         if not self._usable:
             return
         tensors = {"s": s, "z": z, "ref_pos": self._feats["ref_pos"]}

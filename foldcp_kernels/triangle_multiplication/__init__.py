@@ -80,7 +80,15 @@ def plane_panels(
     channels: tuple[int, int],
     panels: int,
 ) -> tuple[Tensor, ...]:
-    """Project planes panel by panel of the positions: [B, 2d, T_r, T_c / panels] each."""
+    """Project planes panel by panel of the positions: [B, 2d, T_r, T_c / panels] each.
+
+    Args:
+        z: pair tile [B, T_r, T_c, C], any strides.
+        mask: [B, T_r, T_c], 1 = keep; None keeps all.
+        w: weights.
+        channels: hidden channels (start, stop).
+        panels: their number; it divides T_c.
+    """
     if panels == 1:
         return (project_planes(z, mask, w, channels),)
     if torch.is_grad_enabled():
@@ -121,7 +129,12 @@ def _planes(
 
 
 def accumulated(dtype: torch.dtype, panels: int) -> torch.dtype:
-    """Return the dtype in which the products of that many panels add up."""
+    """Return the dtype in which the products of that many panels add up.
+
+    Args:
+        dtype: of the planes.
+        panels: their number.
+    """
     return dtype if panels == 1 or dtype == torch.float64 else torch.float32
 
 
@@ -138,7 +151,7 @@ def contract(
     Args:
         acc: [B, d, T_r, T_c] so far, None at the first panel; changed in place without gradients.
         a: [B, d, T_r, K] (outgoing) or [B, d, K, T_r] (incoming).
-        b: likewise with T_c.
+        b: [B, d, T_c, K] (outgoing) or [B, d, K, T_c] (incoming).
         outgoing: which of the two updates.
         panels: in all; several add up in float32 or wider.
         out: where to write the first panel's, last stride 1; not under autograd.

@@ -118,7 +118,13 @@ def check_writable(option: str, folder: Path) -> None:
 
 
 def not_writable(option: str, folder: Path, why: str) -> UserError:
-    """Word the error about a folder that an option names and that cannot be written."""
+    """Word the error about a folder that an option names and that cannot be written.
+
+    Args:
+        option: name of the option.
+        folder: its value.
+        why: the reason, in the system's words.
+    """
     return UserError(
         f"{option} folder {folder} cannot be written ({why}): "
         f"pass {option} with a folder that you may write to"
@@ -127,6 +133,10 @@ def not_writable(option: str, folder: Path, why: str) -> UserError:
 
 def check_kept(config: Config, is_root: bool) -> None:
     """Try FOLDCP_RESUME on every rank and FOLDCP_REPORT on the root rank.
+
+    Args:
+        config: of this run.
+        is_root: this is the root rank.
 
     Raises:
         UserError: nothing can be written there.

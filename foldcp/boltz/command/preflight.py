@@ -35,6 +35,10 @@ _INPUTS = (".fa", ".fas", ".fasta", ".yml", ".yaml")
 def check_launch(config: Config, place: Place) -> None:
     """Compare the launcher's number of ranks with FOLDCP_NPROC.
 
+    Args:
+        config: of this run.
+        place: this process among the ranks.
+
     Raises:
         UserError: they differ.
     """

@@ -87,7 +87,13 @@ class Distances:
         return self.spread(coords, flat_bottom(value, self.lower, self.upper)[1], directions)
 
     def spread(self, coords: Tensor, slope: Tensor, directions: Tensor) -> Tensor:
-        """Sum slope [M, n] times directions [M, k, n, 3] over the atoms that they belong to."""
+        """Sum slope [M, n] times directions [M, k, n, 3] over the atoms that they belong to.
+
+        Args:
+            coords: gives shape and dtype, [M, A, 3].
+            slope: derivative by each value, [M, n].
+            directions: derivatives of the values by their k atoms, [M, k, n, 3].
+        """
         parts = (slope[:, None, :, None] * directions).flatten(1, 2)
         return torch.zeros_like(coords).index_add(1, self.index.flatten(), parts)
 

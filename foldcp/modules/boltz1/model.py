@@ -40,7 +40,12 @@ class FoldBoltz1OnMesh(FoldOnMesh):
         return self._conditioner
 
     def rate(self, *trunk: Any, **options: Any) -> Outputs:
-        """Rate the samples, see `ConfidenceModule.forward`."""
+        """Rate the samples, see `ConfidenceModule.forward`.
+
+        Args:
+            trunk: the positional arguments of `ConfidenceModule.forward`.
+            options: its other arguments.
+        """
         sampler = self.model.structure_module
         tokens, sampler.gathered = sampler.gathered, None
         return super().rate(*trunk, s_diffusion=tokens, **options)

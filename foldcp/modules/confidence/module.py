@@ -72,7 +72,12 @@ class ConfidenceModule(TiledModule):
         self.adopt(twin, mesh)
 
     def adopt(self, twin: nn.Module, mesh: Mesh) -> None:
-        """Take over the twin's choices and put tiled modules in the place of its own."""
+        """Take over the twin's choices and put tiled modules in the place of its own.
+
+        Args:
+            twin: Boltz's confidence module.
+            mesh: the mesh.
+        """
         self.no_update_s = twin.no_update_s
         self.add_s_to_z_prod = twin.add_s_to_z_prod
         self.add_s_input_to_s = twin.add_s_input_to_s
@@ -158,11 +163,24 @@ class ConfidenceModule(TiledModule):
     def refine(
         self, tokens: Tokens, tile: Tensor, sample: int, feats: Feats, layout: PairLayout
     ) -> tuple[Tensor, Tensor]:
-        """Run the stack on one sample: (single shard, pair tile), the tile in place."""
+        """Run the stack on one sample: (single shard, pair tile), the tile in place.
+
+        Args:
+            tokens: what all samples share.
+            tile: pair tile of the sample [1, T_r, T_c, C], changed in place.
+            sample: its index.
+            feats: collated compact features.
+            layout: the tiling.
+        """
         return self.pairformer_stack(tokens.s, tile, layout)
 
     def singles(self, s_inputs: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the shards (input embedding, single) that the module works with."""
+        """Return the shards (input embedding, single) that the module works with.
+
+        Args:
+            s_inputs: shard of the input embedding [1, n, C_s].
+            s: single shard [1, n, C_s].
+        """
         s_inputs = self.s_inputs_norm(s_inputs)
         if not self.no_update_s:
             s = self.s_norm(s)

@@ -208,7 +208,12 @@ class SamplingStep:
         return noisy + scale.move * ((noisy - denoised) / scale.sigma)
 
     def finished(self, step: int, taken: Tensor | None) -> None:
-        """Note the end of a step; `taken` [M] are the samples that it redrew, None for all."""
+        """Note the end of a step; `taken` [M] are the samples that it redrew, None for all.
+
+        Args:
+            step: index of the step.
+            taken: samples that it redrew [M], None for all in their order.
+        """
 
     def _score(self, r_noisy: Tensor, time: Tensor) -> Tensor:
         """The score model's update of all samples."""

@@ -34,7 +34,12 @@ def augmentation_shapes(count: int) -> tuple[tuple[int, int], tuple[int, int, in
 
 
 def random_augmentation(count: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Make a rotation [M, 3, 3], for row vectors, and a shift, see `augmentation_shapes`."""
+    """Make a rotation [M, 3, 3], for row vectors, and a shift, see `augmentation_shapes`.
+
+    Args:
+        count: M.
+        like: gives dtype and device.
+    """
     quaternion, shift = (
         torch.randn(shape, dtype=like.dtype, device=like.device)
         for shape in augmentation_shapes(count)

@@ -28,7 +28,12 @@ MASKED = 1e6  # what Boltz takes from the logit of a masked token in the single 
 
 
 def padding_mask(layout: PairLayout, device: torch.device) -> Tensor:
-    """Return the mask of a tile [1, T_r, T_c]: 1 where both tokens are real, 0 on padding."""
+    """Return the mask of a tile [1, T_r, T_c]: 1 where both tokens are real, 0 on padding.
+
+    Args:
+        layout: the tiling.
+        device: of the mask.
+    """
     rows = torch.arange(*layout.row_span(), device=device) < layout.n
     cols = torch.arange(*layout.col_span(), device=device) < layout.n
     return (rows[:, None] & cols[None, :])[None].float()
