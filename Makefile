@@ -1,6 +1,6 @@
 # make demo   what foldcp does, on a CPU: stock Boltz's structure, in less memory (under 4 minutes)
 # make test   all tests (about 25 minutes on 2 cores, two at a time)
-# make lint   ruff
+# make lint   ruff, and clang-format for C++
 # make bench  what the README's figures come from (about 30 minutes); writes bench/results
 # make setup  only the environment, .venv; the other targets call it
 #
@@ -33,11 +33,12 @@ $(PY):
 		echo "python venv failed; on Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
 
 # torch first: builds of other packages look for it.
-.venv/.ready: $(PY) constraints.txt pyproject.toml setup.py toolchain.py $(wildcard csrc/*)
+.venv/.ready: $(PY) constraints.txt pyproject.toml setup.py toolchain.py $(shell find csrc -type f)
 	@echo "installing torch, Boltz and foldcp into .venv, and compiling its extension"
 	@$(PIP) $(TORCH) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 	@$(PIP) -c constraints.txt setuptools wheel
-	@$(PIP) -c constraints.txt boltz==2.2.1 pytest pytest-xdist ruff triton matplotlib
+	@$(PIP) -c constraints.txt boltz==2.2.1 pytest pytest-xdist ruff clang-format triton \
+		matplotlib
 	@$(PIP) -c constraints.txt -e . --no-build-isolation
 	@touch $@
 
@@ -50,6 +51,7 @@ test: setup
 
 lint: setup
 	@$(PY) -m ruff check .
+	@.venv/bin/clang-format --dry-run --Werror $$(find csrc tests/native -type f)
 
 bench: setup
 	@set -e; for name in roofline aot native bytes_moved live_memory mesh_memory tile_memory \

@@ -37,11 +37,18 @@ def begin(environ: Mapping[str, str]) -> None:
     if environ.get("FOLDCP", "0") not in ("", "0"):
         install()
         return
-    asked = sorted(n for n in environ if n.startswith("FOLDCP_") and n != "FOLDCP_SECRET")
+    asked = sorted(n for n, value in environ.items() if value and _looks_ours(n))
     rank = environ.get("RANK") or environ.get("SLURM_PROCID") or "0"
     reminded = any(isinstance(finder, _Reminder) for finder in sys.meta_path)
     if asked and not environ.get("FOLDCP") and rank == "0" and not reminded:
         sys.meta_path.insert(0, _Reminder(asked[0]))
+
+
+def _looks_ours(name: str) -> bool:
+    """True for what may be meant for a run, such as FOLDCP_NPROC, and foldcp for FOLDCP."""
+    plain = name.upper().replace("_", "")
+    apart = "FOLDCP", "FOLDCP_SECRET", "FOLDCP_BUILD_CUDA"  # the last two are kept for all runs
+    return plain.startswith("FOLDCP") and name not in apart
 
 
 def install() -> None:
@@ -68,11 +75,14 @@ def _leave_working_folder() -> None:
         del sys.path[0]
 
 
-def _open_streams() -> None:
-    """Give a process that was started without output or errors (`>&-`) ones that go nowhere."""
+def open_streams() -> None:
+    """Make output and errors take any text, also where closed (`>&-`) or not in UTF-8."""
     for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:
+        stream = getattr(sys, name)
+        if stream is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        elif getattr(stream, "errors", None) == "strict" and hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
 
 
 class _Reminder(importlib.abc.MetaPathFinder):
@@ -135,7 +145,7 @@ class _Loader(importlib.abc.Loader):
 
         launch.check_version(ends_process=runs_boltz())
         if runs_boltz() and launch.predicts(sys.argv[1:]):
-            _open_streams()
+            open_streams()
             from foldcp.boltz.command import early
 
             early.refuse(sys.argv[1:], Path(str(module.__file__)), os.environ)
@@ -145,7 +155,12 @@ class _Loader(importlib.abc.Loader):
         from foldcp.boltz.command import caches
 
         caches.choose_numba_folder(os.environ, Path(str(module.__file__)).parent)
-        self.inner.exec_module(module)
+        try:
+            self.inner.exec_module(module)
+        except KeyboardInterrupt:
+            if runs_boltz():  # several seconds, in which one changes one's mind
+                launch.report_interrupt(os.environ)
+            raise
         from foldcp.boltz import switch
 
         switch.patch(module)

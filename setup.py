@@ -34,10 +34,6 @@ import toolchain  # noqa: E402
 
 VERSION = "0.1.0"
 NAME = "foldcp_kernels._C"
-STABLE = "0x{:02x}{:02x}000000000000".format(*toolchain.OLDEST_TORCH)  # torch's interface
-HOST = ("module.c", "ops.cpp", "view.cpp", "shared_memory.cpp", "nccl.cpp", "nccl_abi.cpp")
-HOST += ("replay.cpp", "nccl_aborts.cpp")
-CUDA = ("cuda_backend.cpp", "cuda_carriers.cpp", "pack.cu")
 PARTS = ("sources", "include_dirs", "library_dirs", "libraries", "extra_compile_args")
 INFO = Path("foldcp_kernels", "_build_info.py")
 built: list[dict[str, Any]] = []  # what is built
@@ -197,26 +193,15 @@ def look(torch: Any, torch_fault: str, toolkit: Toolkit | None) -> toolchain.Fac
 
 def extension(plan: toolchain.Plan, torch: Any, toolkit: Toolkit | None) -> Any:
     """The extension that a plan names."""
-    common = ["-O3", "-std=c++20", f"-DTORCH_TARGET_VERSION={STABLE}"]
-    common += [f'-DFOLDCP_VERSION="{VERSION}"']
-    sources, includes, folders, libraries = [*HOST], [], [], ["stdc++", "pthread", "dl"]
-    if plan.parts == "cuda" and toolkit is not None:
-        common += ["-DFOLDCP_WITH_CUDA", "-DUSE_CUDA", f'-DFOLDCP_ARCHS="{plan.chips}"']
-        sources += CUDA
-        includes, folders = toolkit.includes, toolkit.libraries
-        libraries = ["cudart_static", "rt", *libraries]
-    hidden = ["-fvisibility=hidden"]
-    device = ["--threads", "2", "-Xcompiler", *hidden, *toolchain.gencode(plan.chips)]
+    cuda = toolkit if plan.parts == "cuda" else None
     return torch.utils.cpp_extension.CppExtension(  # CUDAExtension links libtorch_cuda
         NAME,
-        [f"csrc/{name}" for name in sources],
-        include_dirs=includes,
-        library_dirs=folders,
-        libraries=libraries,
+        include_dirs=[str(ROOT / "csrc"), *(cuda.includes if cuda else [])],
+        library_dirs=cuda.libraries if cuda else [],
         py_limited_api=True,
-        extra_compile_args={"cxx": [*common, *hidden], "nvcc": [*common, *device]},
         extra_link_args=["-Wl,--exclude-libs,ALL", "-Wl,--as-needed", "-s"],
-        depends=[str(p) for p in sorted((ROOT / "csrc").glob("*.h"))],
+        depends=[str(p) for p in sorted((ROOT / "csrc").rglob("*.h"))],
+        **toolchain.recipe(plan, VERSION),
     )
 
 

@@ -1,4 +1,4 @@
-"""Decide what setup.py builds: facts of this machine's toolchain in, parts and one sentence out.
+"""What setup.py builds: facts of this machine's toolchain in, parts, options, one sentence out.
 
 All functions here are pure; setup.py asks the machine. The extension calls torch through its stable
 interface, has a CUDA runtime of its own (cudart_static) and shares driver handles (streams, the
@@ -15,6 +15,10 @@ from typing import Any
 
 CHIPS = "8.0+PTX;9.0a;10.0a;12.0+PTX"  # the PTX of sm_80 runs on what is not listed
 OLDEST_TORCH = (2, 11)
+STABLE = "0x{:02x}{:02x}000000000000".format(*OLDEST_TORCH)  # torch's interface
+HOST = ("module.c", "ops.cpp", "replay.cpp", "wire/view.cpp", "transports/shared_memory.cpp")
+HOST += tuple(f"transports/nccl/{name}.cpp" for name in ("nccl", "nccl_abi", "nccl_aborts"))
+CUDA = ("wire/pack.cu", "transports/cuda_backend.cpp", "transports/cuda_carriers.cpp")
 AGAIN = "run `pip install --force-reinstall --no-deps .` in the clone"
 OLDEST_NVCC = (12, 0)  # the first that compiles C++20
 # Release of nvcc that a chip came with, and the one that dropped it.
@@ -244,3 +248,25 @@ def gencode(chips: str) -> list[str]:
         if ptx:  # of the plain chip: PTX of a variant runs on no other
             options.append(f"-gencode=arch=compute_{number},code=compute_{number}")
     return options
+
+
+def recipe(plan: Plan, version: str) -> dict[str, Any]:
+    """Sources, libraries and options of a plan's extension, as setuptools names them.
+
+    Args:
+        plan: with a part to compile. version: of foldcp.
+    """
+    sources, libraries = [*HOST], ["stdc++", "pthread", "dl"]
+    common = ["-O3", "-std=c++20", f"-DTORCH_TARGET_VERSION={STABLE}"]
+    common += [f'-DFOLDCP_VERSION="{version}"']
+    if plan.parts == "cuda":
+        common += ["-DFOLDCP_WITH_CUDA", "-DUSE_CUDA", f'-DFOLDCP_ARCHS="{plan.chips}"']
+        sources += CUDA
+        libraries = ["cudart_static", "rt", *libraries]
+    hidden = ["-fvisibility=hidden"]
+    device = ["--threads", "2", "-Xcompiler", *hidden, *gencode(plan.chips)]
+    return {
+        "sources": [f"csrc/{name}" for name in sources],
+        "libraries": libraries,
+        "extra_compile_args": {"cxx": [*common, *hidden], "nvcc": [*common, *device]},
+    }

@@ -26,7 +26,7 @@ import torch
 from bench.fake_mesh import fake_mesh
 from bench.machine import ROOT, write_csv
 from foldcp.fabric.exchange.autograd import Exchange
-from foldcp.fabric.mesh import STRATEGIES
+from foldcp.fabric.policy import STRATEGIES
 from foldcp.fabric.transport.wire import part_bytes
 from foldcp.layout.schedule import Piece, intersect, volume
 from foldcp.layout.tiles import PairLayout
@@ -160,11 +160,11 @@ def one_rank(
         else:
             triangle_attention(z, None, attention_weights(), op.endswith("starting"), layout, mesh)
     tile = z.numel() * z.element_size()
-    received = sum(mesh.received.values())
+    received = sum(mesh.traffic.received.values())
     return {
         "op": op, "mesh": f"{rows}x{cols}", "strategy": strategy, "wire": wire,
         "tokens": n, "rank": rank,
-        "sent": sum(mesh.sent.values()), "received": received,
+        "sent": sum(mesh.traffic.sent.values()), "received": received,
         "planned_sent": plan.sent, "planned_received": plan.received,
         "exchanges": plan.exchanges,
         "received_tiles": round(received / tile, 4),

@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from foldcp.fabric.mesh import Mesh
+from foldcp.fabric.policy import Policy
+from foldcp.fabric.ranks import Ranks
+from foldcp.fabric.transport.base import Transport
 from foldcp.fabric.transport.wire import Message
 
 
@@ -52,26 +54,46 @@ class Nobody:
         """Nothing."""
 
 
-class FakeMesh(Mesh):
-    """A rank whose peers do not exist."""
+class FakeRanks(Ranks):
+    """Ranks of which only one exists."""
 
     def global_rank(self, rank: int) -> int:
-        """Ranks of a fake mesh are their own."""
+        """Return the rank itself."""
         return rank
 
     def broadcast_object(self, obj: Any, src: int = 0) -> Any:
-        """Every rank is taken to have sent the same object."""
+        """Return the object, as if every rank had sent the same."""
         return obj
 
     def all_gather_object(self, obj: Any) -> list[Any]:
-        """Every rank is taken to have the same object."""
+        """Return the object once per rank, as if every rank had sent the same."""
         return [obj] * self.size
 
 
 def fake_mesh(
-    rows: int, cols: int, rank: int = 0, device: str = "cpu", route: str = "direct", **policy: str
-) -> FakeMesh:
-    """Rank `rank` of a `rows` x `cols` mesh on a device; `policy` as of `Mesh.create`."""
+    rows: int,
+    cols: int,
+    rank: int = 0,
+    device: str = "cpu",
+    route: str = "direct",
+    link: Transport | None = None,
+    multiple: int = 0,
+    **policy: str,
+) -> Mesh:
+    """Make one rank of a mesh whose other ranks do not exist.
+
+    Args:
+        rows: R.
+        cols: Q.
+        rank: the one that exists.
+        device: where its tensors live.
+        route: see `Policy`.
+        link: what carries tiles; None takes them nowhere.
+        multiple: see `Mesh`.
+        policy: see `Policy`.
+    """
     many = rows * cols > 1
-    group, link = (object(), Nobody()) if many else (None, None)
-    return FakeMesh(rows, cols, rank, torch.device(device), group, route, link=link, **policy)
+    ranks = FakeRanks(rank, rows * cols, device, object() if many else None)
+    return Mesh(
+        rows, cols, ranks, Policy(route, **policy), multiple, link or (Nobody() if many else None)
+    )

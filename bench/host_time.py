@@ -13,7 +13,7 @@ Not in the times: what CUDA, the driver and NCCL need for a launch, an event or 
 allocator on a GPU, `torch.cuda.device`, and launches that pack.
 
     python -m bench.host_time                        # bench/results/host/host_time.csv
-    python -m bench.host_time --against 5ef7b97      # and the same for another revision
+    python -m bench.host_time --against 53f6967      # and another revision, by its own bench
 """
 
 from __future__ import annotations
@@ -40,9 +40,10 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from bench.fake_mesh import FakeMesh, fake_mesh
+from bench.fake_mesh import fake_mesh
 from bench.machine import ROOT, write_csv
 from bench.no_gpu import Counted, Launches, as_on_a_gpu, launched, short_shapes
+from foldcp.fabric.mesh import Mesh
 from foldcp.layout.schedule import Plan
 from foldcp.layout.tiles import PairLayout
 
@@ -52,29 +53,19 @@ SINGLE, PAIR, HEADS = 384, 128, 16
 _ROUNDS = 5
 
 
-def mesh_of(rows: int, cols: int, communicators: int) -> FakeMesh:
+def mesh_of(rows: int, cols: int, communicators: int) -> Mesh:
     """Rank 0 of a mesh on no device, with the compiled engine and links that do nothing."""
-    from foldcp.fabric.transport.engine_transport import NativeTransport
+    from foldcp.fabric.transport.engine_transport import EngineTransport
     from foldcp_kernels.core.extension import load
 
-    device = torch.device("meta")
     if rows * cols == 1:
-        return FakeMesh(rows, cols, 0, device, **_as_cuda())
+        return fake_mesh(1, 1, 0, "meta", multiple=16)
     engine = load().ops.nothing_open(0, cols)
-    link = Counted(NativeTransport("host", None, engine), communicators, cols)  # type: ignore[arg-type]
-    return FakeMesh(rows, cols, 0, device, object(), link=link, **_as_cuda())
+    link = Counted(EngineTransport("host", None, engine), communicators, cols)  # type: ignore[arg-type]
+    return fake_mesh(rows, cols, 0, "meta", link=link, multiple=16)  # type: ignore[arg-type]
 
 
-def _as_cuda() -> dict[str, Any]:
-    """Pad tiles as on a GPU, where the revision knows how."""
-    return {"multiple": 16} if hasattr(FakeMesh, "multiple") else {}
-
-
-def _layout(n: int, mesh: FakeMesh) -> PairLayout:
-    return mesh.layout(n) if hasattr(mesh, "layout") else PairLayout(n, mesh.rows, mesh.cols, 0)
-
-
-def block(n: int, mesh: FakeMesh) -> Callable[[], Any]:
+def block(n: int, mesh: Mesh) -> Callable[[], Any]:
     """One pairformer block."""
     from boltz.model.layers.pairformer import PairformerLayer as Stock
 
@@ -82,7 +73,7 @@ def block(n: int, mesh: FakeMesh) -> Callable[[], Any]:
 
     with torch.device("meta"):
         stock = Stock(SINGLE, PAIR, num_heads=HEADS, v2=True).eval().requires_grad_(False)
-    layer, layout = pairformer.PairformerLayer(stock, mesh), _layout(n, mesh)
+    layer, layout = pairformer.PairformerLayer(stock, mesh), mesh.layout(n)
     z = torch.empty(1, layout.tile_rows, layout.tile_cols, PAIR, device="meta")
     s = torch.empty(1, layout.shard, SINGLE, device="meta")
     if hasattr(pairformer, "stack_masks"):  # made once for all blocks of a stack
@@ -101,7 +92,7 @@ def _prepared(value: Any, mesh: Any) -> Any:
     """A copy of what a step is prepared with, of shapes alone and for another mesh."""
     if isinstance(value, Tensor):
         return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
-    if isinstance(value, FakeMesh):
+    if isinstance(value, Mesh):
         return mesh
     if isinstance(value, tuple) and not hasattr(value, "_fields"):
         return tuple(_prepared(x, mesh) for x in value)
@@ -111,7 +102,7 @@ def _prepared(value: Any, mesh: Any) -> Any:
     return value
 
 
-def diffusion_step(n: int, mesh: FakeMesh) -> Callable[[], Any]:
+def diffusion_step(n: int, mesh: Mesh) -> Callable[[], Any]:
     """One call of the score model for five samples, prepared on a fake CUDA device."""
     from boltz.model.modules.diffusion_conditioning import DiffusionConditioning as StockMade
     from boltz.model.modules.diffusionv2 import DiffusionModule as Stock
@@ -131,7 +122,7 @@ def diffusion_step(n: int, mesh: FakeMesh) -> Callable[[], Any]:
     with torch.device("meta"):
         made = StockMade(**sizes, **windows, **depth).eval().requires_grad_(False)
         stock = Stock(SINGLE, 128, **windows, **depth).eval().requires_grad_(False)
-    layout = _layout(n, mesh)
+    layout = mesh.layout(n)
     rows, cols, shard = layout.tile_rows, layout.tile_cols, layout.shard
     feats = features(n)
     atoms = feats["atom_pad_mask"].shape[1]
@@ -166,7 +157,7 @@ def diffusion_step(n: int, mesh: FakeMesh) -> Callable[[], Any]:
     return step
 
 
-PARTS: dict[str, Callable[[int, FakeMesh], Callable[[], Any]]] = {
+PARTS: dict[str, Callable[[int, Mesh], Callable[[], Any]]] = {
     "pairformer_block": block,
     "diffusion_step": diffusion_step,
 }
@@ -217,7 +208,8 @@ def measure(
 
 def communicators_of(root: Path) -> int:
     """How many communicators the engine of a tree has."""
-    return 3 if "kLanes = 3" in (root / "csrc" / "engine.h").read_text() else 1
+    (engine,) = (root / "csrc").rglob("engine.h")
+    return 3 if "kLanes = 3" in engine.read_text() else 1
 
 
 class Worker:
@@ -258,14 +250,12 @@ def _work() -> int:
 
 @contextmanager
 def other_tree(revision: str) -> Iterator[Path]:
-    """A tree of another revision, with this bench and this compiled extension."""
+    """Check out another revision, which measures itself with this compiled extension."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "tree"
         git = ["git", "-C", str(ROOT), "worktree"]
         subprocess.run([*git, "add", "-q", "--detach", str(root), revision], check=True)
         try:
-            for name in ("host_time.py", "no_gpu.py"):
-                shutil.copy(ROOT / "bench" / name, root / "bench" / name)
             for library in (ROOT / "foldcp_kernels").glob("_C*.so"):
                 shutil.copy(library, root / "foldcp_kernels")
             yield root

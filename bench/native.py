@@ -1,4 +1,4 @@
-"""What the CUDA kernels of csrc/pack.cu compile to on every chip; needs nvcc, no GPU.
+"""What the CUDA kernels of csrc/wire/pack.cu compile to on every chip; needs nvcc, no GPU.
 
     python -m bench.native [--chips 80,90a] [--out CSV]
 
@@ -24,7 +24,8 @@ from bench.machine import ROOT, write_csv
 CHIPS = ("80", "90a", "100a", "120")
 MOST_REGISTERS = 40  # 65536 / (6 * 256), in steps of 8
 RESULT = ROOT / "bench/results/native.csv"
-_SOURCE = ROOT / "csrc/pack.cu"
+_CSRC = ROOT / "csrc"
+_SOURCE = _CSRC / "wire/pack.cu"
 _KERNEL = re.compile(
     r"Compiling entry function '(?P<kernel>\w+)'.*?"
     r"(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, "
@@ -55,7 +56,7 @@ def compile_for(chip: str, source: Path = _SOURCE) -> list[dict[str, Any]]:
     """
     with tempfile.TemporaryDirectory() as folder:
         command = [find_nvcc() or "nvcc", "-std=c++20", "-O3", "-cubin", f"-arch=sm_{chip}"]
-        command += ["-Xptxas", "-v", "-o", f"{folder}/kernels.cubin", str(source)]
+        command += [f"-I{_CSRC}", "-Xptxas", "-v", "-o", f"{folder}/kernels.cubin", str(source)]
         done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}")

@@ -32,7 +32,8 @@ import torch.multiprocessing as mp
 from bench.machine import own_folder, write_csv
 from foldcp.fabric.exchange import timeline
 from foldcp.fabric.exchange.timeline import Interval, hidden
-from foldcp.fabric.mesh import STRATEGIES, Mesh, local_gpu
+from foldcp.fabric.mesh import Mesh, local_gpu
+from foldcp.fabric.policy import STRATEGIES
 from foldcp.layout.mesh_shape import choose
 from foldcp.rings.triangle_attention import triangle_attention
 from foldcp.rings.triangle_multiplication import triangle_multiplication
@@ -81,14 +82,14 @@ def one_rank(mesh: Mesh, options: argparse.Namespace) -> dict[str, Any]:
 
         for _ in range(options.warm):
             go(mesh, z)
-        mesh.barrier()
+        mesh.ranks.barrier()
         with timeline.record(mesh) as line:
             start = time.perf_counter()
             go(mesh, z)
             _settle(mesh)
             seconds = time.perf_counter() - start
         out[op] = {"intervals": line.intervals, "seconds": seconds}
-        if mesh.wire == "fp8":
+        if mesh.policy.wire == "fp8":
             out[op]["wire"] = _against_raw(mesh, go, torch.randn_like(z))
     return out
 
@@ -97,9 +98,9 @@ def _against_raw(mesh: Mesh, go: Any, z: torch.Tensor) -> dict[str, float]:
     """What FP8 on the wire saves and costs: bytes received, and the update against that of raw."""
     updates, received = {}, {}
     for wire in ("raw", "fp8"):
-        mesh.received.clear()
+        mesh.traffic.received.clear()
         updates[wire] = go(replace(mesh, wire=wire), z.clone()) - z
-        received[wire] = sum(mesh.received.values())
+        received[wire] = sum(mesh.traffic.received.values())
     off, size = updates["fp8"] - updates["raw"], updates["raw"]
     return {**received, "off": off.square().sum().item(), "size": size.square().sum().item()}
 
@@ -260,7 +261,7 @@ def main(argv: list[str] | None = None) -> int:
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     mesh = _mesh(options)
     options.mesh = f"{mesh.rows}x{mesh.cols}"
-    everyone = mesh.all_gather_object(one_rank(mesh, options))
+    everyone = mesh.ranks.all_gather_object(one_rank(mesh, options))
     if mesh.is_root:
         report(mesh.transport, everyone, options)
     mesh.close()

@@ -20,7 +20,7 @@ from typing import Any
 
 from bench.bytes_moved import CHANNELS, bound_tiles
 from bench.machine import own_folder, write_csv
-from foldcp.fabric.mesh import STRATEGIES
+from foldcp.fabric.policy import STRATEGIES
 from foldcp.layout.tiles import PairLayout
 from foldcp.planner.choice import cheapest, predict, received
 from foldcp.planner.cost import ATTENTION, MULTIPLICATION, Prediction, Sizes

@@ -95,7 +95,7 @@ def rank_peak(mesh: Mesh, n: int, explain: bool) -> tuple[int, int, int, list]:
         large.all.restart()
         large.pair.note = birth if explain else None
         model.foldcp(feats, settings)
-    received = sum(mesh.received.values())
+    received = sum(mesh.traffic.received.values())
     return large.pair.peak, large.all.peak - start, received, large.pair.at_peak
 
 

@@ -23,8 +23,9 @@ import torch.multiprocessing as mp
 
 from bench.machine import results_folder, write_csv
 from foldcp.fabric.mesh import Mesh
-from foldcp.fabric.transport.base import TorchTransport, Transport
+from foldcp.fabric.transport.base import Transport
 from foldcp.fabric.transport.engine_transport import tag
+from foldcp.fabric.transport.torch_transport import TorchTransport
 from foldcp.fabric.transport.wire import Message
 
 STEPS = 3
@@ -48,7 +49,7 @@ def ring(mesh: Mesh, link: Transport, size: int, times: int) -> float:
     ]
     nothing = torch.empty(0, dtype=torch.uint8)
     flight = link.flight()
-    mesh.barrier()
+    mesh.ranks.barrier()
     start = time.perf_counter()
     for _ in range(times):
         for step in range(STEPS):
@@ -61,7 +62,7 @@ def ring(mesh: Mesh, link: Transport, size: int, times: int) -> float:
 
 def compare(mesh: Mesh, trials: int = 5) -> dict[int, dict[str, float]]:
     """Median seconds of this rank, per size and transport: the mesh's own, and gloo."""
-    links = (mesh.link, TorchTransport(mesh))
+    links = (mesh.link, TorchTransport(mesh.ranks))
     out: dict[int, dict[str, float]] = {}
     for size in SIZES:
         times = max(2, min(60, (4 << 20) // size))

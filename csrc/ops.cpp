@@ -1,4 +1,7 @@
 // The operators of torch.ops.foldcp: engines, flights, packing. Strings that are bytes are in hex.
+//
+// Includes go one way (tests/test_includes.py): wire (pieces of tensors as bytes) <- engine (which
+// stream waits for what) <- transports (how bytes travel) <- the operators, which alone know torch.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -6,15 +9,15 @@
 
 #include <sstream>
 
-#include "endpoint.h"
-#include "host_backend.h"
-#include "nccl.h"
+#include "engine/endpoint.h"
 #include "registry.h"
-#include "shared_memory.h"
+#include "transports/host_backend.h"
+#include "transports/nccl/nccl.h"
+#include "transports/shared_memory.h"
 #ifdef FOLDCP_WITH_CUDA
-#include "cuda_backend.h"
-#include "cuda_carriers.h"
-#include "pack.h"
+#include "transports/cuda_backend.h"
+#include "transports/cuda_carriers.h"
+#include "wire/pack.h"
 #endif
 
 namespace foldcp {
@@ -78,10 +81,7 @@ std::vector<Message> messages(const std::vector<Tensor>& views, const std::vecto
     m.parts.push_back(part_of(views[i], fp8[i] != 0, aligned(m.bytes())));
   }
   for (auto& m : out) {
-    if (m.direct()) continue;
-    m.staging = staging;
-    staging += aligned(m.bytes(), 256);
-    if (staging > end) throw std::runtime_error("the staging buffer of an exchange is too small");
+    if (!m.direct()) stage(m, staging, end);
   }
   return out;
 }
@@ -149,7 +149,8 @@ using Windows = Registry<std::unique_ptr<CopyWindows>>;
 int64_t copy_window(int64_t device, int64_t rank, int64_t size, int64_t slot_bytes) {
 #ifdef FOLDCP_WITH_CUDA
   auto windows = std::make_unique<CopyWindows>(device, rank, size, slot_bytes);
-  return Windows::instance().add(std::make_shared<std::unique_ptr<CopyWindows>>(std::move(windows)));
+  return Windows::instance().add(
+      std::make_shared<std::unique_ptr<CopyWindows>>(std::move(windows)));
 #else
   throw std::runtime_error("foldcp was built without CUDA");
 #endif
@@ -170,10 +171,8 @@ int64_t copy_open(int64_t window, std::string handles, double deadline) {
   for (auto& h : split(handles)) raw.push_back(from_hex(h));
   windows->open(raw);
   int device = windows->device();
-  auto backend =
-      std::make_unique<CudaBackend>(device, copy_carrier(std::move(windows)), deadline);
-  return Engines::instance().add(
-      std::make_shared<EngineEndpoint<CudaBackend>>(std::move(backend)));
+  auto backend = std::make_unique<CudaBackend>(device, copy_carrier(std::move(windows)), deadline);
+  return Engines::instance().add(std::make_shared<EngineEndpoint<CudaBackend>>(std::move(backend)));
 #else
   throw std::runtime_error("foldcp was built without CUDA");
 #endif
@@ -183,11 +182,17 @@ void engine_close(int64_t engine) {
   auto closing = Engines::instance().remove(engine);
   if (closing) closing->close();
 }
-void engine_abort(int64_t engine, std::string message) { Engines::instance().get(engine)->abort(message); }
+void engine_abort(int64_t engine, std::string message) {
+  Engines::instance().get(engine)->abort(message);
+}
 std::string engine_error(int64_t engine) { return Engines::instance().get(engine)->error(); }
-void engine_deadline(int64_t engine, double seconds) { Engines::instance().get(engine)->set_deadline(seconds); }
+void engine_deadline(int64_t engine, double seconds) {
+  Engines::instance().get(engine)->set_deadline(seconds);
+}
 void engine_trace(int64_t engine, bool on) { Engines::instance().get(engine)->trace(on); }
-std::vector<int64_t> engine_take_trace(int64_t engine) { return Engines::instance().get(engine)->take_trace(); }
+std::vector<int64_t> engine_take_trace(int64_t engine) {
+  return Engines::instance().get(engine)->take_trace();
+}
 int64_t flight_open(int64_t engine) { return Engines::instance().get(engine)->open(); }
 
 void flight_post(int64_t engine, int64_t flight, int64_t slot, std::vector<Tensor> sends,
@@ -198,8 +203,7 @@ void flight_post(int64_t engine, int64_t flight, int64_t slot, std::vector<Tenso
   const char* end = at + staging.numel();
   auto out = messages(sends, send_peers, send_fp8, at, end);
   auto in = messages(recvs, recv_peers, recv_fp8, at, end);
-  Engines::instance().get(engine)->post(flight, slot, std::move(out), std::move(in), tag,
-                                         forwards);
+  Engines::instance().get(engine)->post(flight, slot, std::move(out), std::move(in), tag, forwards);
 }
 
 bool flight_reached(int64_t engine, int64_t flight, int64_t slot, double seconds) {
@@ -228,7 +232,9 @@ void convert_piece(const Tensor& view, bool fp8, const Tensor& message, bool the
 }
 
 void pack_piece(Tensor view, bool fp8, Tensor message) { convert_piece(view, fp8, message, true); }
-void unpack_piece(Tensor message, bool fp8, Tensor view) { convert_piece(view, fp8, message, false); }
+void unpack_piece(Tensor message, bool fp8, Tensor view) {
+  convert_piece(view, fp8, message, false);
+}
 
 }  // namespace foldcp
 

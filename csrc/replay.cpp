@@ -2,8 +2,8 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
-#include "endpoint.h"
-#include "program.h"
+#include "engine/endpoint.h"
+#include "engine/program.h"
 #include "registry.h"
 
 namespace foldcp {
@@ -53,8 +53,8 @@ void flight_replay(int64_t engine, int64_t flight, int64_t slot, int64_t program
                    std::vector<int64_t> bases, int64_t staging, int64_t room, int64_t tag,
                    bool fresh) {
   auto e = Engines::instance().get(engine);
-  auto posted = Programs::instance().get(program)->at(
-      step, bases, reinterpret_cast<char*>(staging), room);
+  auto posted =
+      Programs::instance().get(program)->at(step, bases, reinterpret_cast<char*>(staging), room);
   if (fresh) e->begin(flight);
   e->post(flight, slot, std::move(posted.sends), std::move(posted.recvs), tag, posted.forwards);
 }

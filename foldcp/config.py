@@ -186,12 +186,13 @@ class _Reader:
 
     def only(self, known: tuple[str, ...]) -> None:
         """Refuse variables that do not exist: what a misspelt one asks for would not be done."""
+        plain = {_plain(k): k for k in known[1:]}
         for name in sorted(self.environ):
-            if name.startswith("FOLDCP_") and name not in known:
-                rest = [k.removeprefix("FOLDCP_") for k in known]
-                near = difflib.get_close_matches(name.removeprefix("FOLDCP_"), rest, 1, 0.7)
-                hint = f"did you mean FOLDCP_{near[0]}? Otherwise unset it" if near else "unset it"
-                raise ValueError(f"there is no variable {name}: {hint} (README lists all of them)")
+            if name in known or not (name.startswith("FOLDCP_") or _plain(name) in plain):
+                continue
+            near = difflib.get_close_matches(_plain(name), plain, 1, 0.86)
+            hint = f"did you mean {plain[near[0]]}? Otherwise unset it" if near else "unset it"
+            raise ValueError(f"there is no variable {name}: {hint} (README lists all of them)")
 
     def choice(self, name: str, allowed: tuple[str, ...], default: str) -> str:
         value = self.environ.get(name) or default
@@ -210,3 +211,8 @@ class _Reader:
         if value != "auto" and not re.fullmatch(r"[1-9]\d*x[1-9]\d*", value):
             raise ValueError(f"{name} must be auto or ROWSxCOLUMNS, for example 2x4, got {value!r}")
         return value
+
+
+def _plain(name: str) -> str:
+    """A variable's name without what is easily mistyped: case and underscores."""
+    return name.upper().replace("_", "")

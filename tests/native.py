@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 ROOT = Path(__file__).parent.parent
+CSRC = ROOT / "csrc"
 SOURCES = Path(__file__).parent / "native"
 SEGMENT = 128  # elements that share a scale
 FP8 = torch.float8_e4m3fn

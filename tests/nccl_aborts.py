@@ -11,7 +11,7 @@ from nccl_engine import SIZE, SLACK, SOON, Engine, Waiting, ends, until
 from torch.distributed import HashStore
 
 from foldcp.errors import TransportError
-from foldcp.fabric.transport.engine_transport import NativeTransport
+from foldcp.fabric.transport.engine_transport import EngineTransport
 from foldcp.runtime.session import Session
 
 
@@ -56,7 +56,7 @@ def case_abort_hangs(place: Place) -> None:
     """An abort that never ends: the rank goes on telling that it lives, and its closing says so."""
     engine = Engine(place, "endless", deadline=1.0, abort="hang")
     session, store = Session.__new__(Session), HashStore()
-    link = NativeTransport.__new__(NativeTransport)
+    link = EngineTransport.__new__(EngineTransport)
     link.name, link.engine, link.ops, link._watch = "nccl", engine.handle, engine.ops, None
     session.place, session.peers = SimpleNamespace(rank=place.rank, world=SIZE), _Beats()
     session.mesh, session.patience, session._heard = SimpleNamespace(link=link), 100.0, ""

@@ -1,9 +1,9 @@
-"""Programs for csrc/simulator.cpp: what exchanges tell the streams of every rank.
+"""Programs for native/simulator: what exchanges tell the streams of every rank of a mesh.
 
 The real `stream`, `Exchange`, `ahead` and `behind` run once per rank with a link that only writes
 down what it is asked for, under a dispatch mode that writes down the copies and sums between;
 nothing travels here. Every element of every source is its number in the global tensor, so that each
-rank knows what it must find. The format is that of csrc/simulator/program.h.
+rank knows what it must find. The format is that of its program.h.
 """
 
 from __future__ import annotations

@@ -82,7 +82,7 @@ def _rank(rank: int, port: int, folder: Path, secret: str) -> None:
         time.sleep(0.0 if rank else 0.7)
         assert run.from_root("told" if rank == 0 else None) == "told"
         mesh = run.form(1, 2, torch.device("cpu"), Config(transport="gloo", timeout=20))
-        assert mesh.all_gather_object(rank) == [0, 1]
+        assert mesh.ranks.all_gather_object(rank) == [0, 1]
         run.close()
     except BaseException as error:
         session.end(str(error))

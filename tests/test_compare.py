@@ -65,6 +65,13 @@ def test_the_verdict_is_the_exit_code(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "one: 40 atoms" in capsys.readouterr().out
     broken = compare.Prediction(compare.read(pdb).atoms, COORDS * np.nan)
     assert not compare.compare(broken, compare.read(pdb)).same
+    holed = write(tmp_path / "nan.cif", COORDS * np.where(np.arange(3) == 1, np.nan, 1))
+    for pair in ([holed, pdb], [pdb, holed], [holed, holed]):
+        assert compare.main([str(path) for path in pair]) == 1
+        assert "no structures: coordinates are" in capsys.readouterr().out
+    far = [write(tmp_path / f"far{i}.cif", RNG.normal(size=COORDS.shape) * 900) for i in range(2)]
+    assert compare.main([str(path) for path in far]) == 1
+    assert "different structures" in capsys.readouterr().out
 
 
 def test_many_inputs_are_matched_by_name(
@@ -82,12 +89,22 @@ def test_many_inputs_are_matched_by_name(
 def test_what_cannot_be_compared_is_named(tmp_path: Path) -> None:
     a, shorter = write(tmp_path / "a.cif", COORDS), write(tmp_path / "b.cif", COORDS[:36])
     (tmp_path / "text.cif").write_text("not a structure")
+    (tmp_path / "nothing.cif").touch()
+    (tmp_path / "no_atoms.cif").write_text("data_x\n")
     (tmp_path / "empty").mkdir()
+    for name in ("one", "other"):
+        results(tmp_path / "two", COORDS, name).rename(tmp_path / "two" / f"boltz_results_{name}")
     for other, said in (
-        (shorter, "40 and 36, 4 in one of them only"),
+        (shorter, "40 and 36, 4 in one of them only, such as B 10 C"),
+        (
+            tmp_path / "two",
+            r"holds several folders \(boltz_results_one, boltz_results_other",
+        ),
+        (tmp_path / "nothing.cif", "nothing.cif is empty: name a structure that has atoms"),
+        (tmp_path / "no_atoms.cif", "no_atoms.cif is empty"),
         (tmp_path / "text.cif", "text.cif is no structure"),
         (tmp_path / "empty", "holds no prediction: name a folder boltz_results_"),
-        (tmp_path / "nowhere", "holds no prediction"),
+        (tmp_path / "nowhere", "does not exist: name a folder boltz_results_"),
     ):
         with pytest.raises(UserError, match=said):
             compare.main([str(a), str(other)])

@@ -9,9 +9,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from native import ROOT, SOURCES
+from native import CSRC, SOURCES
 
-CSRC = ROOT / "csrc"
 TIME = 20  # seconds; what waits for a rank that is gone, and is not let go, waits for ever
 FLUSH = 1 << 30  # CU_STREAM_WAIT_VALUE_FLUSH
 
@@ -35,13 +34,14 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if cuda is None or not (cuda / "include" / "cuda.h").exists() or shutil.which("g++") is None:
         pytest.skip("needs g++ and the headers of CUDA")
     folder = tmp_path_factory.mktemp("copy_engine")
-    common = ["g++", "-std=c++20", "-O1", "-pthread", f"-I{cuda / 'include'}"]
+    common = ["g++", "-std=c++20", "-O1", "-pthread", f"-I{CSRC}", f"-I{cuda / 'include'}"]
     # By this name the backend looks for torch's streams.
     stub = folder / "libtorch_cuda.so"
     shared = ["-shared", "-fPIC", f"-Wl,-soname,{stub.name}", "-o", stub]
     subprocess.run([*common, *shared, SOURCES / "stub_cuda.cpp"], check=True)
-    names = ("cuda_backend", "cuda_carriers", "view", "nccl", "nccl_abi", "nccl_aborts")
-    sources = [SOURCES / "copy_engine.cpp", *(CSRC / f"{name}.cpp" for name in names)]
+    names = ("cuda_backend", "cuda_carriers", "nccl/nccl", "nccl/nccl_abi", "nccl/nccl_aborts")
+    sources = [SOURCES / "copy_engine.cpp", CSRC / "wire" / "view.cpp"]
+    sources += [CSRC / "transports" / f"{name}.cpp" for name in names]
     out = folder / "copy_engine"
     links = [f"-L{folder}", "-ltorch_cuda", "-ldl", f"-Wl,-rpath,{folder}"]
     subprocess.run([*common, "-o", out, *sources, *links], check=True)

@@ -11,7 +11,7 @@ import torch
 
 from bench import roofline
 from bench.fake_mesh import fake_mesh
-from foldcp.fabric.mesh import STRATEGIES
+from foldcp.fabric.policy import STRATEGIES
 from foldcp.layout import triangle_plans as plans
 from foldcp.layout.plans import chunks
 from foldcp.layout.schedule import Plan, volume

@@ -19,7 +19,7 @@ from foldcp.errors import TransportError
 from foldcp.fabric.exchange import timeline
 from foldcp.fabric.exchange.autograd import Exchange, fetch, scatter_add, stream
 from foldcp.fabric.mesh import Mesh
-from foldcp.fabric.transport.base import TorchTransport
+from foldcp.fabric.transport.torch_transport import TorchTransport
 from foldcp.fabric.transport.wire import decode, encode
 from foldcp.layout.plans import partials_plan, token_plan, transpose_plan
 from foldcp.layout.schedule import Plan, Schedule, Want, plan
@@ -67,7 +67,7 @@ def _regions(mesh: Mesh, made: Plan, sources: list[Tensor], dims: Any, wires: An
 def alike(mesh: Mesh) -> str:
     """What arrives, forward and backward, raw and as FP8, is the same to the bit."""
     assert mesh.transport == "host"
-    gloo = replace(mesh, link=TorchTransport(mesh))
+    gloo = replace(mesh, link=TorchTransport(mesh.ranks))
     for n in (1, 19, 30):
         layout = PairLayout(n, mesh.rows, mesh.cols, mesh.rank)
         g = torch.Generator().manual_seed(mesh.rank)
@@ -147,9 +147,9 @@ def counted(mesh: Mesh) -> tuple[int, int]:
     dims = [(1, 2)] * half + [(2, 3)] * half
     out = []
     for wire in ("raw", "fp8"):
-        mesh.sent.clear()
+        mesh.traffic.sent.clear()
         _regions(mesh, made, [*kv, *bias], dims, [wire] * half + ["raw"] * half)
-        out.append(sum(mesh.all_gather_object(sum(mesh.sent.values()))))
+        out.append(sum(mesh.ranks.all_gather_object(sum(mesh.traffic.sent.values()))))
     return out[0], out[1]
 
 
@@ -220,7 +220,7 @@ def disagreeing(mesh: Mesh) -> dict[str, str]:
         name = "channel" if other and case == "strategy" else "panel-ring"
         set_chunk_bytes(4096 if other and case == "chunks" else None)
         try:
-            agree(layout, atoms, replace(mesh, multiplication=name))
+            agree(layout, atoms, mesh.with_policy(multiplication=name))
             said[case] = "nothing"
         except TransportError as error:
             said[case] = str(error)

@@ -52,7 +52,7 @@ def _victim(
     made = ring(size, rank, numel)
     for _ in stream(mesh, made, (x,), ((0, 1),), "ring"):
         pass
-    mesh.barrier()
+    mesh.ranks.barrier()
     start = time.monotonic()
     if rank == 1:
         Path(folder, "struck").write_text(str(start))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 from compact import bare, error, randomise, shard, stock_in_double, tile
@@ -161,7 +159,7 @@ def _no_batch_and_no_sequences(mesh: Mesh, twins: dict[str, nn.Module], layout: 
         return torch.zeros(shape, dtype=torch.float64, requires_grad=True)
 
     for multiplication, attention in (("panel-direct", "panel-direct"), ("channel", "rows")):
-        mesh = replace(mesh, multiplication=multiplication, attention=attention)
+        mesh = mesh.with_policy(multiplication=multiplication, attention=attention)
         layer = PairformerModule(twins["pairformer"], mesh).requires_grad_().layers[0]
         z = zeros(0, *tile_of, C_Z)
         for op in (layer.tri_mul_out, layer.tri_mul_in):

@@ -17,7 +17,7 @@ from boltz.data import types
 
 from foldcp.boltz.lightning import data
 from foldcp.config import Config
-from foldcp.fabric import broadcast, message
+from foldcp.fabric import message, ranks
 from foldcp.fabric.connect import Options
 
 
@@ -81,23 +81,23 @@ class _Line:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.sent: list[torch.Tensor] = []
-        monkeypatch.setattr(broadcast, "_transfer", self._transfer)
-        self.sender, self.receiver = (SimpleNamespace(rank=r, told=Counter()) for r in (0, 1))
+        monkeypatch.setattr(ranks, "_transfer", self._transfer)
+        self.sender, self.receiver = (SimpleNamespace(rank=r, sent_by=Counter()) for r in (0, 1))
         self.sending = True
 
-    def _transfer(self, part: torch.Tensor, mesh: Any, src: int) -> None:
-        if mesh is self.sender:
+    def _transfer(self, part: torch.Tensor, joined: Any, src: int) -> None:
+        if joined is self.sender:
             self.sent.append(part.clone())
         elif part.numel():
             came = self.sent.pop(0) if self.sent else torch.zeros_like(part)
             part.zero_()[: came.numel()] = came[: part.numel()]
 
     def send(self, value: Any) -> None:
-        broadcast.broadcast(value, self.sender, 0)
+        ranks.broadcast(value, self.sender, 0)
         self.sent = [part for part in self.sent if part.numel()]
 
     def get(self) -> Any:
-        return broadcast.broadcast(None, self.receiver, 0)
+        return ranks.broadcast(None, self.receiver, 0)
 
 
 def test_what_travels_comes_as_it_was_and_nothing_else_travels(
@@ -153,9 +153,9 @@ def test_forged_transfers_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path:
     for text in texts:
         context = "object 1 of rank 0"
         seals = message.seal(context, text), message.seal(f"arrays of {context}")
-        head = broadcast._HEAD.pack(len(text), *seals)
+        head = ranks._HEAD.pack(len(text), *seals)
         line.sent[:] = [torch.tensor(list(part), dtype=torch.uint8) for part in (head, text)]
-        line.receiver.told.clear()
+        line.receiver.sent_by.clear()
         if text == b"1e999999":
             assert line.get() == float("inf")
             continue

@@ -19,7 +19,7 @@ from foldcp.errors import TransportError
 from foldcp.fabric.connect import Options
 from foldcp.fabric.exchange.autograd import stream
 from foldcp.fabric.mesh import Mesh
-from foldcp.fabric.transport.base import TorchTransport
+from foldcp.fabric.transport.torch_transport import TorchTransport
 from foldcp.layout.tiles import PairLayout
 from foldcp.layout.triangle_plans import triangle_multiplication_plan
 
@@ -40,7 +40,7 @@ def on_the_stand_in(mesh: Mesh, library: str) -> dict[str, Any]:
     os.environ["MOCK_NCCL_POLLS"] = "3"
     options = Options(deadline=60.0, nccl_library=library)
     nccl = mesh.connected("nccl", options)
-    want = _regions(replace(mesh, link=TorchTransport(mesh)))
+    want = _regions(replace(mesh, link=TorchTransport(mesh.ranks)))
     same = all(torch.equal(a, b) for a, b in zip(_regions(nccl), want, strict=True))
     name = nccl.transport
     nccl.close()
@@ -60,7 +60,7 @@ def on_the_stand_in(mesh: Mesh, library: str) -> dict[str, Any]:
         again = "nothing"
     except TransportError as error:
         again = str(error)
-    mesh.barrier()  # the control messages still work
+    mesh.ranks.barrier()  # the control messages still work
     return {"same": same, "name": name, "said": said, "again": again, "seconds": seconds}
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import pytest
 import torch
@@ -120,14 +119,14 @@ def _tile_op(name, layout, z, mask, weights, meshes, ours, theirs, tolerance=TOL
 
 def _gathered(mesh: Mesh, tensors: Sequence[Tensor]) -> list[Sequence[Tensor]]:
     """The tensors of all ranks, in one message each."""
-    flat = mesh.all_gather_object(torch.cat([x.flatten() for x in tensors]))
+    flat = mesh.ranks.all_gather_object(torch.cat([x.flatten() for x in tensors]))
     sizes = [x.numel() for x in tensors]
     return [[p.view_as(x) for p, x in zip(f.split(sizes), tensors, strict=True)] for f in flat]
 
 
 def _by_strategy(mesh: Mesh, op: str, names: tuple[str, ...]) -> dict[str, Mesh]:
     names += (RING,) if (mesh.rows, mesh.cols) in RING_MESHES else ()
-    return {name: replace(mesh, **{op: name}) for name in names}
+    return {name: mesh.with_policy(**{op: name}) for name in names}
 
 
 def triangles(mesh: Mesh, n: int) -> None:
@@ -238,7 +237,7 @@ def tokens(mesh: Mesh, n: int) -> None:
         pairs = [(_valid(got, layout, t), _whole(want, layout, t))]
         pairs.append((_valid(mine[0], layout, t), _whole(grads[0], layout, t)))
         pairs += [(mine[i][:, :, :keep], grads[i][:, :, real]) for i in (1, 2)]
-        pairs += [(sum(mesh.all_gather_object(mine[i])), grads[i]) for i in (3, 4)]
+        pairs += [(sum(mesh.ranks.all_gather_object(mine[i])), grads[i]) for i in (3, 4)]
         _check(f"outer product mean S={seqs}", mesh, n, pairs)
 
 

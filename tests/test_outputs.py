@@ -172,7 +172,7 @@ def test_killed_run_leaves_no_final_name_and_is_redone(
     code = (
         "import os, signal, sys, threading, torch\n"
         "from pathlib import Path\n"
-        "from foldcp import spool\n"
+        "from foldcp.output import spool\n"
         "from foldcp.output.folders import Matrices, Outputs\n"
         "stock = spool._copy\n"
         "def copy(*args):\n"

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from foldcp.boltz.features.dense import dense_view
 from foldcp.fabric.mesh import Mesh
+from foldcp.fabric.ranks import Ranks
 from foldcp.layout.tiles import PairLayout
 from foldcp.modules.trunk.pair_embedding import PairEmbedding
 from foldcp_kernels.core import chunking
@@ -53,7 +54,7 @@ def test_rows_equal_stock(
     start = torch.randn_like(total)
     for rank in range(mesh_shape[0] * mesh_shape[1]):
         layout = PairLayout(n, *mesh_shape, rank)
-        mesh = Mesh(*mesh_shape, rank, torch.device("cpu"))
+        mesh = Mesh(*mesh_shape, Ranks(rank, mesh_shape[0] * mesh_shape[1]))
         embedding = PairEmbedding(**stock, mesh=mesh)
         (r0, _), (c0, c1) = layout.tile_box()
         cols = slice(c0, min(c1, n))
@@ -79,7 +80,7 @@ def test_rows_equal_stock(
 def test_cyclic_offsets_wrap() -> None:
     """Turning the period off must matter, or the test above would not see it."""
     stock = _stock(True, True, True)
-    layout, mesh = PairLayout(37, 1, 1, 0), Mesh(1, 1, 0, torch.device("cpu"))
+    layout, mesh = PairLayout(37, 1, 1, 0), Mesh(1, 1)
     wrapped, straight = (complex_feats(cyclic=c) for c in (True, False))
     layout = PairLayout(wrapped["asym_id"].shape[1], 1, 1, 0)
     embedding = PairEmbedding(**stock, mesh=mesh)
@@ -93,7 +94,7 @@ def test_cyclic_offsets_wrap() -> None:
 def test_small_chunks_change_nothing() -> None:
     stock, feats = _stock(True, True, True), complex_feats()
     n = feats["asym_id"].shape[1]
-    layout, mesh = PairLayout(n, 1, 1, 0), Mesh(1, 1, 0, torch.device("cpu"))
+    layout, mesh = PairLayout(n, 1, 1, 0), Mesh(1, 1)
     embedding = PairEmbedding(**stock, mesh=mesh)
     whole, pieces = (torch.zeros(1, n, n, C, dtype=torch.float64) for _ in range(2))
     embedding.add_rows_(whole, feats, layout, 0, n)
@@ -108,7 +109,7 @@ def test_small_chunks_change_nothing() -> None:
 def test_wrong_rows_and_bond_features_are_refused() -> None:
     stock, feats = _stock(True, True, True), complex_feats()
     n = feats["asym_id"].shape[1]
-    layout, mesh = PairLayout(n, 1, 1, 0), Mesh(1, 1, 0, torch.device("cpu"))
+    layout, mesh = PairLayout(n, 1, 1, 0), Mesh(1, 1)
     embedding = PairEmbedding(**stock, mesh=mesh)
     with pytest.raises(ValueError, match=r"`out` is .* pass z\[:, 0:4\]"):
         embedding.add_rows_(torch.zeros(1, 5, n, C), feats, layout, 0, 4)

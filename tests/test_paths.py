@@ -15,6 +15,7 @@ from alone import prediction
 from boltz.data.msa import mmseqs2
 from path_scan import scan
 
+from foldcp.boltz.command import early
 from foldcp.boltz.inputs import answers, processing
 from foldcp.errors import UserError
 from foldcp.output.folders import move_into
@@ -28,12 +29,12 @@ def test_inputs_and_folders_are_refused_at_the_start(tmp_path: Path) -> None:
     for path in (bad, long, tmp_path / "a\nb.yaml"):
         path.write_text("version: 1")
         with pytest.raises(UserError, match=r"the input's name .* is not used: it .*: rename"):
-            processing.check_names([path])
+            early.check_names([path])
     pipe = tmp_path / "pipe.yaml"
     os.mkfifo(pipe)
     with pytest.raises(UserError, match="pipe.yaml is not used: it is a pipe"):
-        processing.check_names([pipe])
-    processing.check_names([tmp_path / f"{220 * 'x'}.yaml"])
+        early.check_names([pipe])
+    early.check_names([tmp_path / f"{220 * 'x'}.yaml"])
     elsewhere, results = tmp_path / "elsewhere", tmp_path / "results"
     elsewhere.mkdir()
     processing.check_folders(results)

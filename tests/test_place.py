@@ -217,7 +217,7 @@ def test_a_rank_that_is_alone_says_for_whom_it_waits(tmp_path: Path) -> None:
     code = (
         "import os, sys\n"
         "sys.argv = ['boltz', 'predict']\n"
-        "from foldcp.boltz import meetings, session\n"
+        "from foldcp.runtime import session; from foldcp.runtime.store import meetings\n"
         "from foldcp.runtime.place import Place\n"
         "meetings._PATIENT = 0.5\n"
         "session.start(Place.find(os.environ), 4.0).gather(None)\n"

@@ -39,6 +39,7 @@ except TypeError as error:
 again = model.predict(whole, seed=1, diffusion_samples=2, out_dir="kept", name="again")
 after = random.getstate(), sys.stdout, torch.is_grad_enabled(), logging.root.manager.disable
 assert before == after, "the program's own state"
+assert "PL_GLOBAL_SEED" not in os.environ, "the seed is left to Lightning"
 assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 assert signal.set_wakeup_fd(-1) == -1
 if result is not None:

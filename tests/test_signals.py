@@ -116,3 +116,25 @@ def test_everything_ends(case: str, tmp_path: Path, tiny_cache: Path) -> None:
     assert case == "killed launcher" or len(lines) == 1
     assert set(os.listdir("/dev/shm")) <= shared
     assert not list((tmp_path / "boltz_results_one" / "predictions").iterdir())
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_ctrl_c_while_boltz_is_imported_is_one_line(ranks: int, tmp_path: Path) -> None:
+    (tmp_path / "one.yaml").write_text(PROTEIN)
+    slow = tmp_path / "pytorch_lightning"  # which Boltz imports
+    slow.mkdir()
+    begun = tmp_path / "begun"
+    code = f"import pathlib, time; pathlib.Path({str(begun)!r}).touch(); time.sleep(60)"
+    (slow / "__init__.py").write_text(code)
+    launcher = subprocess.Popen(
+        [str(Path(sys.executable).with_name("boltz")), "predict", "one.yaml", *ENDLESS.split()],
+        env={**os.environ, "FOLDCP": "1", "FOLDCP_NPROC": str(ranks), "PYTHONPATH": str(tmp_path)},
+        stderr=subprocess.PIPE, cwd=tmp_path, start_new_session=True, preexec_fn=_hear, text=True,
+    )  # fmt: skip
+    until = time.monotonic() + 60
+    while not begun.exists() and time.monotonic() < until:
+        time.sleep(0.1)
+    time.sleep(1.0)
+    os.killpg(launcher.pid, signal.SIGINT)
+    said = launcher.communicate(timeout=60)[1]
+    assert launcher.returncode == 130 and said == f"foldcp: interrupted; {KEPT}\n", said

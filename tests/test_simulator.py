@@ -1,6 +1,6 @@
 """The engine's waits are enough, and each is needed: ranks simulated on CPU threads, no GPU.
 
-csrc/simulator.cpp runs the engine of csrc/engine.h, unchanged, on what exchanges ask of it.
+native/simulator runs the engine of csrc/engine, unchanged, on what exchanges ask of it.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from native import CSRC, SOURCES
 from simulator_input import write_programs
 
-CSRC = Path(__file__).parent.parent / "csrc"
 MESHES = [(1, 2), (2, 2), (2, 3), (3, 3), (2, 4)]
 CARRIERS = ("mailbox", "copy")
 KINDS = ("sources", "buffers", "arrived", "landed")  # in the order of the simulator's counts
@@ -51,8 +51,9 @@ def binaries(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The simulator, plain and under the thread sanitizer."""
     folder = tmp_path_factory.mktemp("simulator")
     options = {"plain": ["-O2"], "tsan": ["-O1", "-g", "-fsanitize=thread"]}
-    sources = [CSRC / "simulator.cpp", CSRC / "view.cpp"]
-    command = ["g++", "-std=c++20", "-Wall", "-Wextra", "-Werror", "-pthread", *sources]
+    sources = [SOURCES / "simulator" / "simulator.cpp", CSRC / "wire" / "view.cpp"]
+    command = ["g++", "-std=c++20", "-Wall", "-Wextra", "-Werror", "-pthread", f"-I{CSRC}"]
+    command += sources
     under_way = {
         name: subprocess.Popen(
             [*command, *flags, "-o", folder / name], stderr=subprocess.PIPE, text=True

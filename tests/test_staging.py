@@ -18,9 +18,10 @@ import torch
 from boltz.model.layers.pairformer import PairformerLayer as Stock
 
 from bench.fake_device import fake_cuda
-from bench.fake_mesh import FakeMesh, fake_mesh
-from foldcp.fabric.mesh import STRATEGIES
-from foldcp.layout.schedule import ROUTES
+from bench.fake_mesh import fake_mesh
+from foldcp.config import ROUTES
+from foldcp.fabric.mesh import Mesh
+from foldcp.fabric.policy import STRATEGIES
 from foldcp.modules.trunk.pairformer import PairformerLayer
 from foldcp.rings import triangle_attention
 from foldcp_kernels.core.dispatch import default_impl, set_impl
@@ -47,7 +48,7 @@ def fused() -> Iterator[None]:
     set_impl(before)
 
 
-def staged(mesh: FakeMesh) -> Counter[str]:
+def staged(mesh: Mesh) -> Counter[str]:
     """Bytes that one block packs on a rank, by op; each op exchanges something."""
     with torch.device("meta"):
         twin = Stock(SINGLE, PAIR, num_heads=HEADS, v2=True).eval().requires_grad_(False)
@@ -57,8 +58,8 @@ def staged(mesh: FakeMesh) -> Counter[str]:
         z = torch.empty(1, layout.tile_rows, layout.tile_cols, PAIR, device="cuda")
         s = torch.empty(1, layout.shard, SINGLE, device="cuda")
         PairformerLayer(twin, mesh)(s, z, layout)
-    assert {op for op, count in mesh.received.items() if count} == OPS
-    return +mesh.staged
+    assert {op for op, count in mesh.traffic.received.items() if count} == OPS
+    return +mesh.traffic.staged
 
 
 @pytest.mark.parametrize("cols", [2, 4])

@@ -168,7 +168,10 @@ def test_hook_is_loaded_only_when_asked(value: str | None, loaded: bool) -> None
         ({"FOLDCP_NPROC": "2", "FOLDCP": ""}, 1),
         ({"FOLDCP_NPROC": "2", "FOLDCP": "0"}, 0),
         ({"FOLDCP_NPROC": "2", "RANK": "1"}, 0),
-        ({"FOLDCP_SECRET": "x" * 16}, 0),
+        ({"FOLDCP_NPROC": ""}, 0),
+        ({"FOLDCP_SECRET": "x" * 16, "FOLDCP_BUILD_CUDA": "0"}, 0),
+        ({"foldcp_nproc": "2"}, 1),
+        ({"Foldcp": "1"}, 1),
     ],
 )
 def test_variables_without_foldcp_are_noticed(variables: dict[str, str], said: int) -> None:
@@ -178,11 +181,11 @@ def test_variables_without_foldcp_are_noticed(variables: dict[str, str], said: i
     )
     ended = start([sys.executable, "-c", code, "boltz"], variables)
     assert ended.returncode == 0, ended.stderr
-    assert ended.stderr.count("FOLDCP_NPROC is set, but FOLDCP is not") == said, ended.stderr
+    assert ended.stderr.count(" is set, but FOLDCP is not") == said, ended.stderr
     if said:  # the remedy works, and a program that only imports Boltz hears nothing
         assert "FOLDCP=0" in ended.stderr
         ended = start([sys.executable, "-c", code, "program"], variables)
-        assert "FOLDCP_NPROC" not in ended.stderr
+        assert "is set" not in ended.stderr
 
 
 def test_boltz_is_untouched_without_foldcp_and_patched_once_with_it() -> None:
@@ -302,11 +305,17 @@ def test_config_names_what_is_wrong(variable: str, value: str, allowed: str) -> 
 
 
 def test_a_variable_that_does_not_exist_is_refused() -> None:
-    for wrong, near in (("FOLDCP_NPRC", "FOLDCP_NPROC"), ("FOLDCP_MESHES", "FOLDCP_MESH")):
+    for wrong, near in (
+        ("FOLDCP_NPRC", "FOLDCP_NPROC"), ("FOLDCP_MESHES", "FOLDCP_MESH"),
+        ("FOLDCP_nproc", "FOLDCP_NPROC"), ("foldcp_dp", "FOLDCP_DP"),
+        ("FOLD_CP_WIRE", "FOLDCP_WIRE"), ("FOLDCPNCCL_CTAS", "FOLDCP_NCCL_CTAS"),
+    ):  # fmt: skip
         with pytest.raises(ValueError, match=f"no variable {wrong}: did you mean {near}"):
             Config.from_env({wrong: "2", "FOLDCP": "1"})
     with pytest.raises(ValueError, match="no variable FOLDCP_XYZZY: unset it"):
         Config.from_env({"FOLDCP_XYZZY": ""})
+    of_others = {"foldcp": "/src/foldcp", "foldcp_src": "x", "MESH": "y", "NPROC": "4"}
+    assert Config.from_env(of_others) == Config()
     # Those that exist are those that the README lists, and the one of the installation.
     listed = set(re.findall(r"^\| `(FOLDCP\w*)` \|", (ROOT / "README.md").read_text(), re.M))
     assert listed | {"FOLDCP_BUILD_CUDA"} == set(VARIABLES)
@@ -401,5 +410,13 @@ def test_help_is_quick_and_wrong_commands_are_named() -> None:
     assert "--help`" in said("boltz", "--help") + said("bench", "-h")
     assert "versions, GPUs" in said("doctor", "--help")
     assert "no command 'fold': use predict" in said("fold", "x.yaml")
-    assert "--mesh needs a value" in said("predict", "x.yaml", "--mesh")
+    assert "no command 'predcit': did you mean predict?" in said("predcit", "x.yaml")
+    asked = said("predict", "--help")
+    for other in (("help", "predict"), ("--nproc", "2", "--help"), ("--mesh=2x1", "predict", "-h")):
+        assert said(*other) == asked, other
+    for valueless in (["--mesh"], ["--mesh="], ["--mesh", "--nproc", "2"]):
+        assert "--mesh needs a value, for example" in said("predict", "x.yaml", *valueless)
+    assert "--nproc must be auto or a whole" in said("predict", "x.yaml", "--nproc", "two")
+    assert "--mesh must be auto or ROWSxCOLUMNS" in said("--mesh", "2", "predict", "x.yaml")
+    assert "foldcp doctor takes no arguments, got x" in said("doctor", "x")
     assert "expects `predict`" in said("--nproc", "2", "x.yaml")

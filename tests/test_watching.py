@@ -156,8 +156,28 @@ def test_a_prediction_goes_on_where_nobody_reads(monkeypatch: pytest.MonkeyPatch
             put(stream, text)
     for name in ("stdout", "stderr"):  # as after `>&-`
         monkeypatch.setattr(sys, name, None)
-    foldcp_boot._open_streams()
+    foldcp_boot.open_streams()
     assert sys.stdout.write("a") == sys.stderr.write("b") == 1
+    for told in (put, lambda stream, text: foldcp_boot.open_streams() or stream.write(text)):
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), "latin-1"))
+        told(sys.stdout, "\u540d of an input")
+        sys.stdout.flush()
+        assert sys.stdout.buffer.getvalue() == b"\\u540d of an input"
+
+
+@pytest.mark.parametrize("columns", [20, 40, 79, 200])
+def test_a_long_name_leaves_room_for_the_rest(
+    columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    for name in ("x" * 200, "\u540d" * 60, "input 2 of 3, " + "e\u0301" * 100):
+        screen = Terminal()
+        Console(screen, Log(None)).show(f"{name}: sampling 4/5", 0.94, "0:07 left", fresh=True)
+        shown = screen.getvalue().removeprefix("\r\x1b[K")
+        cells = len(shown) + shown.count("\u540d") - shown.count("\u0301")
+        assert cells <= columns - 1 and shown.startswith("foldcp: ")
+        if columns > 39:
+            assert ": sampling 4/5" in shown and shown.endswith("94 %, 0:07 left"), shown
 
 
 def test_the_summary_says_what_there_is(tmp_path: Path) -> None:
@@ -192,7 +212,9 @@ def test_the_start_line_fits() -> None:
         rows=16, cols=16, size=256, device=torch.device("cuda"), transport="copy-engine"
     )
     said = report.start_line(gpus, "bf16", "mpirun (Open MPI)", 4, [76] * 9999 + [12000])
-    assert len(said) <= 140 and "4 groups of 16x16 mesh, 1024 GPU ranks (mpirun (Open MPI))" in said
+    assert "4 groups of 16x16 mesh, 1024 GPU ranks (mpirun (Open MPI)), bf16" in said
+    assert said.endswith("\nfoldcp: copy-engine transport, 10,000 inputs of 76 to 12,000 tokens")
+    assert all(len(line) <= 100 for line in said.splitlines())
     four = SimpleNamespace(rows=2, cols=2, size=4, device=torch.device("cpu"), transport="host")
     said = report.start_line(four, "fp32", "torchrun", 1, [76])
     assert said.endswith("2x2 mesh, 4 CPU ranks (torchrun), fp32, host transport, 76 tokens")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +10,8 @@ from ranks import run
 from test_ops import _pad_tile, _rand, _valid, _whole
 from torch import Tensor
 
-from foldcp.fabric.mesh import STRATEGIES, Mesh
+from foldcp.fabric.mesh import Mesh
+from foldcp.fabric.policy import STRATEGIES
 from foldcp.layout.tiles import PairLayout
 from foldcp.rings.triangle_attention import triangle_attention
 from foldcp.rings.triangle_multiplication import triangle_multiplication
@@ -66,7 +66,7 @@ def distances(mesh: Mesh, n: int) -> dict[str, tuple[float, float]]:
             want, grad = (_whole(x, layout, (1, 2)) for x in (want.detach() - z, grad - dout))
             for name in names[1:]:
                 field = op.removeprefix("triangle_")
-                chosen = replace(mesh, wire="fp8", **{field: name})
+                chosen = mesh.with_policy(wire="fp8", **{field: name})
                 tile = _pad_tile(z, layout, (1, 2), 0.0)
                 with torch.no_grad():
                     got = call(tile.clone(), chosen) - tile

@@ -31,7 +31,8 @@ from torch import Tensor
 from bench.machine import ROOT, results_folder, write_csv
 from bench.rings import weights
 from foldcp.fabric.connect import Options
-from foldcp.fabric.mesh import STRATEGIES, Mesh
+from foldcp.fabric.mesh import Mesh
+from foldcp.fabric.policy import STRATEGIES
 from foldcp.layout.tiles import PairLayout
 from foldcp.rings.triangle_attention import triangle_attention
 from foldcp.rings.triangle_multiplication import triangle_multiplication
@@ -116,7 +117,7 @@ def captured(mesh: Mesh, n: int) -> list[dict[str, Any]]:
 
         go(static)
         graph = torch.cuda.CUDAGraph()
-        mesh.barrier()
+        mesh.ranks.barrier()
         with torch.cuda.graph(graph):
             go(static)
         worst = 0.0

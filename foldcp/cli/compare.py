@@ -135,9 +135,12 @@ def find(path: str | Path) -> dict[str, Path]:
             return found
     if _models(path):
         return {path.name: path}
+    why = "holds no prediction" if path.exists() else "does not exist"
+    if len(inside) > 2:
+        why = f"holds several folders ({', '.join(x.parent.name for x in inside[1:])})"
     raise UserError(
-        f"{path} holds no prediction: name a folder boltz_results_..., the folder of one "
-        f"prediction in it, or a structure ({', '.join(STRUCTURES)})"
+        f"{path} {why}: name a folder boltz_results_..., the folder of one prediction in it, or a "
+        f"structure ({', '.join(STRUCTURES)})"
     )
 
 
@@ -189,7 +192,9 @@ def _structure(path: Path) -> tuple[list[tuple[str, str, str]], Array]:
             for residue in chain
             for atom in residue
         ]
-    except (RuntimeError, ValueError, IndexError) as error:
+    except IndexError:
+        raise UserError(f"{path} is empty: name a structure that has atoms") from None
+    except (RuntimeError, ValueError) as error:
         raise UserError(f"{path} is no structure that can be read ({error})") from error
     return [key for key, _ in atoms], np.array([at for _, at in atoms]).reshape(-1, 3)
 
@@ -205,10 +210,11 @@ def compare(ours: Prediction, stock: Prediction) -> Comparison:
         UserError: they do not have the same atoms, or an output has another shape.
     """
     if ours.atoms != stock.atoms:
-        count = len(set(ours.atoms) ^ set(stock.atoms))
+        apart = sorted(set(ours.atoms) ^ set(stock.atoms))
+        first = "".join(", such as {} {} {}".format(*key) for key in apart[:1])
         raise UserError(
             f"the structures have different atoms ({len(ours.atoms)} and {len(stock.atoms)}, "
-            f"{count} in one of them only): compare predictions of the same input"
+            f"{len(apart)} in one of them only{first}): compare predictions of the same input"
         )
     if not ours.atoms:
         raise UserError("the structures have no atoms: nothing can be compared")
@@ -280,7 +286,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         both = {name: (ours[name], stock[name]) for name in ours if name in stock}
         alone = set(ours) ^ set(stock)
     if not both:
-        raise UserError(f"{options.a} and {options.b} have no input in common")
+        raise UserError(
+            f"{options.a} and {options.b} have no input in common: name one prediction in each "
+            "(boltz_results_.../predictions/NAME)"
+        )
     apart = []
     for name, (a, b) in both.items():
         found = compare(read(a, options.model), read(b, options.model))
@@ -297,6 +306,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _verdict(found: Comparison) -> str:
     if found.same:
         return "same structure"
-    if found.lddt > 0.95:
+    if not np.isfinite(found.rmsd):
+        return "no structures: coordinates are missing or are no numbers"
+    if found.lddt > 0.95 and found.rmsd < 15:  # lDDT says nothing of atoms farther apart
         return "similar structures, but beyond what rounding in float32 explains"
     return "different structures"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import platform
 import sys
@@ -28,7 +29,7 @@ USAGE = """usage: foldcp predict INPUT [--nproc N|auto] [--mesh RxQ] [options of
        foldcp --version
        foldcp COMMAND --help
 """
-_OWN = ("--nproc", "--mesh")  # options of foldcp itself
+_OWN = {"--nproc": ("FOLDCP_NPROC", "4"), "--mesh": ("FOLDCP_MESH", "2x2")}  # with an example
 BENCHES = ("kernels", "block", "predict", "rings", "tune")
 _HELP = {
     "predict": """usage: foldcp predict INPUT [--nproc N|auto] [--mesh RxQ] [OPTIONS]
@@ -74,27 +75,31 @@ def main(argv: Sequence[str] | None = None) -> None:
     Args:
         argv: arguments; those of the process when None.
     """
+    foldcp_boot.open_streams()
     arguments = list(sys.argv[1:] if argv is None else argv)
     commands = {
         "predict": _run, "run": _run, "boltz": _boltz, "doctor": _doctor,
         "compare": _compare, "bench": _bench,
     }  # fmt: skip
-    command, rest = arguments[:1], arguments[1:]
+    if arguments[:1] == ["help"]:
+        arguments = [*arguments[1:2], "--help"]
+    elif arguments and arguments[0].partition("=")[0] in _OWN:
+        arguments = ["run", *arguments]
+    command, rest = "".join(arguments[:1]) or "--help", arguments[1:]
     try:
-        if command == ["--version"]:
+        if command == "--version":
             print(f"foldcp {__version__}")
-        elif command in ([], ["-h"], ["--help"], ["help"]):
+        elif command in ("-h", "--help"):
             print(USAGE, end="")
-        elif command[0].partition("=")[0] in _OWN:
-            sys.exit(_run(arguments))
-        elif command[0] not in commands:
-            raise UserError(
-                f"no command {command[0]!r}: use predict, boltz, doctor, compare or bench\n{USAGE}"
-            )
-        elif _asks_for_help(command[0], rest):
-            print(_help(command[0]), end="")
+        elif command not in commands:
+            near = difflib.get_close_matches(command, commands, 1)
+            meant = f"did you mean {near[0]}? Else " if near else ""
+            offered = f"{meant}use predict, boltz, doctor, compare or bench (see `foldcp --help`)"
+            raise UserError(f"no command {command!r}: {offered}")
+        elif _asks_for_help(command, rest):
+            print(_help(command), end="")
         else:
-            sys.exit(commands[command[0]](arguments if command == ["predict"] else rest))
+            sys.exit(commands[command](arguments if command == "predict" else rest))
     except (UserError, ValueError) as error:
         sys.exit(f"foldcp: {error}")
 
@@ -124,19 +129,27 @@ def _run(arguments: list[str]) -> int:
         name, equals, value = word.partition("=")
         if name not in _OWN:
             others.append(word)
-        elif not equals and not arguments:
-            raise UserError(f"{name} needs a value\n{USAGE}")
-        else:
-            own[name] = value if equals else arguments.pop(0)
+            continue
+        variable, example = _OWN[name]
+        value = value if equals else "".join(arguments[:1])
+        if not value or value.startswith("--"):
+            raise UserError(f"{name} needs a value, for example {name} {example}")
+        own[variable] = name
+        os.environ[variable] = value
+        del arguments[: not equals]
     arguments = others
     if arguments[:1] != ["predict"]:
         got = arguments[0] if arguments else "nothing"
-        raise UserError(f"foldcp run expects `predict` after its own options, got {got!r}\n{USAGE}")
-    for option, variable in (("--nproc", "FOLDCP_NPROC"), ("--mesh", "FOLDCP_MESH")):
-        if option in own:
-            os.environ[variable] = own[option]
+        raise UserError(
+            f"foldcp run expects `predict` after its own options, got {got!r}: type "
+            "`foldcp predict INPUT ...` (see `foldcp predict --help`)"
+        )
     os.environ["FOLDCP"] = "1"
-    config = Config.from_env(os.environ)
+    try:
+        config = Config.from_env(os.environ)
+    except ValueError as error:
+        variable, _, rest = str(error).partition(" ")
+        raise UserError(f"{own.get(variable, variable)} {rest}") from error
     if Place.find(os.environ).world > 1:
         raise UserError(
             "foldcp starts the ranks itself and cannot run under torchrun or srun: start "
@@ -191,7 +204,7 @@ def _bench(arguments: list[str]) -> int:
         )
     name, *rest = arguments or ["nothing"]
     if name not in BENCHES:
-        raise UserError(f"foldcp bench expects {', '.join(BENCHES)}, got {name!r}")
+        raise UserError(f"foldcp bench expects one of {', '.join(BENCHES)}, got {name!r}")
     if str(root) not in sys.path:
         sys.path.insert(0, str(root))
     return import_module(f"bench.{name}").main(rest)
@@ -199,6 +212,8 @@ def _bench(arguments: list[str]) -> int:
 
 def _doctor(arguments: list[str]) -> int:
     """`foldcp doctor`: print what this machine can do; non-zero when Boltz cannot be run."""
+    if arguments:
+        raise UserError(f"foldcp doctor takes no arguments, got {' '.join(arguments)}: drop them")
     from importlib import metadata
 
     import torch

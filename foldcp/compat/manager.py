@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from foldcp.fabric.mesh import Mesh, local_gpu
+from foldcp.fabric.ranks import Ranks
 
 _BACKENDS = {"cuda": "nccl", "cpu": "gloo"}
 _GRID = '{"dp": 1, "cp": (R, Q)}'
@@ -233,4 +234,4 @@ class Ring2DComm:
         """Return the same ranks as a `foldcp.fabric.mesh.Mesh`."""
         rows, cols = self.layout.shape
         group = self.group_2d if rows * cols > 1 else None
-        return Mesh(rows, cols, dist.get_rank(self.group_2d), device, group)
+        return Mesh(rows, cols, Ranks(dist.get_rank(self.group_2d), rows * cols, device, group))

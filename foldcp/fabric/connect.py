@@ -1,4 +1,4 @@
-"""Which transport joins the ranks of a mesh, and setting it up.
+"""Choose the transport that joins ranks, set it up and try it out.
 
 Whatever can go wrong is agreed on by all ranks: every rank raises the same error, or every rank
 goes on.
@@ -13,7 +13,7 @@ import stat
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -21,13 +21,12 @@ from foldcp.config import TRANSPORTS, Config, order_nccl, shares_gpus
 from foldcp.errors import TransportError
 from foldcp.fabric.machine import machine
 from foldcp.fabric.message import known
-from foldcp.fabric.transport.base import TorchTransport, Transport
-from foldcp.fabric.transport.engine_transport import NativeTransport, tag
+from foldcp.fabric.ranks import Ranks
+from foldcp.fabric.transport.base import Transport
+from foldcp.fabric.transport.engine_transport import EngineTransport, tag
+from foldcp.fabric.transport.torch_transport import TorchTransport
 from foldcp.fabric.transport.wire import Message, staging_bytes
 from foldcp_kernels.core.extension import load
-
-if TYPE_CHECKING:
-    from foldcp.fabric.mesh import Mesh
 
 _HOST_BYTES = 64 << 20  # of shared memory for the slots of all pairs of ranks
 _WINDOW_BYTES = 128 << 20  # of device memory for the slots of one rank's peers
@@ -63,14 +62,14 @@ class Options:
     max_ctas: int = Config.nccl_ctas
 
 
-def connect(mesh: Mesh, name: str, options: Options) -> Transport:
+def connect(ranks: Ranks, name: str, options: Options) -> Transport:
     """Set up a transport between the ranks of a mesh.
 
     Args:
-        mesh: of more than one rank.
-        name: one of `transport.TRANSPORTS`; "auto" is host on the CPUs of one machine, nccl on
-            GPUs, and torch.distributed where these cannot run (rank 0 says why).
-        options: see there.
+        ranks: more than one.
+        name: one of `foldcp.config.TRANSPORTS`; "auto" is host on the CPUs of one machine, nccl on
+            GPUs, and torch.distributed where these cannot run (rank 0 prints why).
+        options: how to set it up.
 
     Returns:
         The transport, after a trial exchange.
@@ -81,30 +80,30 @@ def connect(mesh: Mesh, name: str, options: Options) -> Transport:
     """
     if name not in TRANSPORTS:
         raise ValueError(f"transport must be one of {TRANSPORTS}, got {name!r}")
-    for rank, asked in enumerate(mesh.all_gather_object((name, options))):
+    for rank, asked in enumerate(ranks.all_gather_object((name, options))):
         if asked != (name, options):
             raise TransportError(
-                f"rank {mesh.rank} asks for transport {name} ({options}) and rank {rank} for "
+                f"rank {ranks.rank} asks for transport {name} ({options}) and rank {rank} for "
                 f"{asked[0]} ({asked[1]}): start all ranks alike"
             )
-    cuda = mesh.device.type == "cuda"
+    cuda = ranks.device.type == "cuda"
     if cuda or name == "nccl":
         order_nccl(os.environ)
     if name in ("gloo", "torch-nccl") or (name != "auto" and _misplaced(name, cuda, options)):
         if _misplaced(name, cuda, options):
             kind = "GPUs" if name in _CUDA else "CPUs"
             raise TransportError(
-                f"transport {name} is for {kind}, but this mesh is on {mesh.device.type}: use auto"
+                f"transport {name} is for {kind}, but this mesh is on {ranks.device.type}: use auto"
             )
-        return _torch(mesh)
+        return _torch(ranks)
     wanted = name if name != "auto" else "nccl" if cuda else "host"
     try:
-        return _native(mesh, wanted, options)
+        return _native(ranks, wanted, options)
     except TransportError as error:
         if name != "auto":
             raise
-        plain = _torch(mesh)
-        if mesh.is_root:
+        plain = _torch(ranks)
+        if ranks.is_root:
             print(f"foldcp: transport {plain.name} in place of {wanted}: {error}", file=sys.stderr)
         return plain
 
@@ -115,26 +114,26 @@ def _misplaced(name: str, cuda: bool, options: Options) -> bool:
     return (name in _CUDA) != cuda and not stand_in
 
 
-def _torch(mesh: Mesh) -> TorchTransport:
-    if mesh.device.type == "cuda":
+def _torch(ranks: Ranks) -> TorchTransport:
+    if ranks.device.type == "cuda":
         # NCCL wants every rank in the first call of a group; point-to-point calls come later.
-        torch.distributed.all_reduce(torch.zeros(1, device=mesh.device), group=mesh.group)
-    return TorchTransport(mesh)
+        torch.distributed.all_reduce(torch.zeros(1, device=ranks.device), group=ranks.group)
+    return TorchTransport(ranks)
 
 
-def _native(mesh: Mesh, name: str, options: Options) -> NativeTransport:
+def _native(ranks: Ranks, name: str, options: Options) -> EngineTransport:
     extension = load()
-    missing = extension.missing(mesh.device)
-    _agree(mesh, name, missing and f"the compiled extension cannot be used ({missing})")
+    missing = extension.missing(ranks.device)
+    _agree(ranks, name, missing and f"the compiled extension cannot be used ({missing})")
     opening = {"host": _open_host, "nccl": _open_nccl, "copy-engine": _open_copies}[name]
     soon = replace(options, deadline=min(options.deadline, _MEETING))
-    transport = NativeTransport(name, mesh, opening(mesh, extension.ops, soon))
+    transport = EngineTransport(name, ranks, opening(ranks, extension.ops, soon))
     try:
-        problem = _try_out(mesh, transport)
+        problem = _try_out(ranks, transport)
     except TransportError as error:
         problem = str(error)
     try:
-        _agree(mesh, name, problem)
+        _agree(ranks, name, problem)
     except TransportError:
         transport.abort("the trial exchange failed")
         transport.close()
@@ -143,8 +142,8 @@ def _native(mesh: Mesh, name: str, options: Options) -> NativeTransport:
     return transport
 
 
-def _agree(mesh: Mesh, name: str, problem: str | None) -> None:
-    for rank, theirs in enumerate(mesh.all_gather_object(problem)):
+def _agree(ranks: Ranks, name: str, problem: str | None) -> None:
+    for rank, theirs in enumerate(ranks.all_gather_object(problem)):
         if theirs:
             raise TransportError(
                 f"transport {name} cannot run here, rank {rank}: {theirs}; "
@@ -152,36 +151,36 @@ def _agree(mesh: Mesh, name: str, problem: str | None) -> None:
             )
 
 
-def _attempt(mesh: Mesh, name: str, make: Callable[[], Any]) -> Any:
+def _attempt(ranks: Ranks, name: str, make: Callable[[], Any]) -> Any:
     made, problem = None, None
     try:
         made = make()
     except RuntimeError as error:
         problem = str(error).splitlines()[0]
-    _agree(mesh, name, problem)
+    _agree(ranks, name, problem)
     return made
 
 
-def _open_host(mesh: Mesh, ops: Any, options: Options) -> int:
+def _open_host(ranks: Ranks, ops: Any, options: Options) -> int:
     if not sys.platform.startswith("linux"):
-        _agree(mesh, "host", "it needs Linux")
-    machines = mesh.all_gather_object(machine())
+        _agree(ranks, "host", "it needs Linux")
+    machines = ranks.all_gather_object(machine())
     if any(m != machines[0] for m in machines):
-        _agree(mesh, "host", "the ranks are not on one machine (or not in one container)")
-    slot = max(4 << 10, min(256 << 10, _HOST_BYTES // (4 * mesh.size**2)))
-    place = mesh.rank, mesh.size, slot
+        _agree(ranks, "host", "the ranks are not on one machine (or not in one container)")
+    slot = max(4 << 10, min(256 << 10, _HOST_BYTES // (4 * ranks.size**2)))
+    place = ranks.rank, ranks.size, slot
 
     def create(path: str) -> int:
         return ops.host_open(*place, path, options.deadline)
 
     # Rank 0 makes the segment and marks it, the others open it where its process shows its files.
-    engine = _attempt(mesh, "host", lambda: create("") if mesh.is_root else -1)
+    engine = _attempt(ranks, "host", lambda: create("") if ranks.is_root else -1)
     path, mark = "", secrets.token_bytes(_MARK)
-    if mesh.is_root:
+    if ranks.is_root:
         number = ops.host_descriptor(engine)
         os.pwrite(number, mark, _MARK_AT)
         path = f"/proc/{os.getpid()}/fd/{number}"
-    path, mark = mesh.broadcast_object((path, mark))
+    path, mark = ranks.broadcast_object((path, mark))
 
     def join() -> int:
         if _is_foreign(path, mark):
@@ -189,12 +188,12 @@ def _open_host(mesh: Mesh, ops: Any, options: Options) -> int:
         return create(path)
 
     try:
-        joined = _attempt(mesh, "host", lambda: -1 if mesh.is_root else join())
+        joined = _attempt(ranks, "host", lambda: -1 if ranks.is_root else join())
     except TransportError:
-        if mesh.is_root:
+        if ranks.is_root:
             ops.engine_close(engine)
         raise
-    return engine if mesh.is_root else joined
+    return engine if ranks.is_root else joined
 
 
 def _is_foreign(path: str, mark: bytes) -> bool:
@@ -214,23 +213,23 @@ def _is_foreign(path: str, mark: bytes) -> bool:
         return False  # opening it says why
 
 
-def _open_nccl(mesh: Mesh, ops: Any, options: Options) -> int:
-    library, cpu = options.nccl_library, mesh.device.type == "cpu"
+def _open_nccl(ranks: Ranks, ops: Any, options: Options) -> int:
+    library, cpu = options.nccl_library, ranks.device.type == "cpu"
     # Every rank loads the library: one that cannot is not waited for below. An identifier comes
     # with a thread that listens, so rank 0 alone makes one.
-    version = _attempt(mesh, "nccl", lambda: ops.nccl_version(library))
-    _agree(mesh, "nccl", None if cpu else _same_gpu(mesh, version))
-    made = _attempt(mesh, "nccl", lambda: ops.nccl_unique_id(library) if mesh.is_root else "")
-    identifier = mesh.broadcast_object(made)
-    place = -1 if cpu else mesh.device.index or 0, mesh.rank, mesh.size
+    version = _attempt(ranks, "nccl", lambda: ops.nccl_version(library))
+    _agree(ranks, "nccl", None if cpu else _same_gpu(ranks, version))
+    made = _attempt(ranks, "nccl", lambda: ops.nccl_unique_id(library) if ranks.is_root else "")
+    identifier = ranks.broadcast_object(made)
+    place = -1 if cpu else ranks.device.index or 0, ranks.rank, ranks.size
     more = identifier, options.max_ctas, options.deadline
-    return _attempt(mesh, "nccl", lambda: ops.nccl_open(library, *place, *more))
+    return _attempt(ranks, "nccl", lambda: ops.nccl_open(library, *place, *more))
 
 
-def _same_gpu(mesh: Mesh, version: int) -> str | None:
+def _same_gpu(ranks: Ranks, version: int) -> str | None:
     """Says which ranks share a GPU where NCCL refuses that."""
-    uuid = str(torch.cuda.get_device_properties(mesh.device).uuid)
-    gpus = mesh.all_gather_object((machine()[0], uuid))
+    uuid = str(torch.cuda.get_device_properties(ranks.device).uuid)
+    gpus = ranks.all_gather_object((machine()[0], uuid))
     for rank, gpu in enumerate(gpus):
         first = gpus.index(gpu)
         if first == rank or (version >= _SHARED_GPU and shares_gpus(os.environ)):
@@ -249,28 +248,28 @@ def described_version(version: int) -> str:
     return f"{version // 10000}.{version // 100 % 100}.{version % 100}"
 
 
-def _open_copies(mesh: Mesh, ops: Any, options: Options) -> int:
-    machines = mesh.all_gather_object(machine())
+def _open_copies(ranks: Ranks, ops: Any, options: Options) -> int:
+    machines = ranks.all_gather_object(machine())
     if any(m[0] != machines[0][0] for m in machines):
-        _agree(mesh, "copy-engine", "the ranks are not on one machine: use nccl")
-    slot = max(1 << 20, min(32 << 20, _WINDOW_BYTES // (2 * mesh.size)))
-    place = mesh.device.index or 0, mesh.rank, mesh.size, slot
-    window = _attempt(mesh, "copy-engine", lambda: ops.copy_window(*place))
-    handle = _attempt(mesh, "copy-engine", lambda: ops.copy_handle(window))
-    handles = ",".join(mesh.all_gather_object(handle))
+        _agree(ranks, "copy-engine", "the ranks are not on one machine: use nccl")
+    slot = max(1 << 20, min(32 << 20, _WINDOW_BYTES // (2 * ranks.size)))
+    place = ranks.device.index or 0, ranks.rank, ranks.size, slot
+    window = _attempt(ranks, "copy-engine", lambda: ops.copy_window(*place))
+    handle = _attempt(ranks, "copy-engine", lambda: ops.copy_handle(window))
+    handles = ",".join(ranks.all_gather_object(handle))
     deadline = options.deadline
-    return _attempt(mesh, "copy-engine", lambda: ops.copy_open(window, handles, deadline))
+    return _attempt(ranks, "copy-engine", lambda: ops.copy_open(window, handles, deadline))
 
 
-def _try_out(mesh: Mesh, transport: NativeTransport) -> str | None:
+def _try_out(ranks: Ranks, transport: EngineTransport) -> str | None:
     """Exchange known numbers with every rank, both ways; says what came out wrong.
 
     Peer-to-peer copies between GPUs are known to go wrong without an error, from a size on, where
     the machine's IOMMU or ACS is set up for virtual machines.
     """
     count = _TRIAL[transport.name] // 4
-    peers = [p for p in range(mesh.size) if p != mesh.rank]
-    numbers = torch.arange(count, dtype=torch.int32, device=mesh.device)
+    peers = [p for p in range(ranks.size) if p != ranks.rank]
+    numbers = torch.arange(count, dtype=torch.int32, device=ranks.device)
     flight, problem = transport.flight(), None
     for step, packed in enumerate((True, False, True)):
 
@@ -278,15 +277,15 @@ def _try_out(mesh: Mesh, transport: NativeTransport) -> str | None:
             # Odd factors: each 4 bytes differ from those around, of other ranks, and other steps.
             return numbers * (2 * (3 * rank + step) + 1) + rank
 
-        mine = made(mesh.rank)
+        mine = made(ranks.rank)
         shape = (len(peers), count // 4, 5) if packed else (len(peers), count)
-        room = torch.full(shape, -1, dtype=torch.int32, device=mesh.device)
+        room = torch.full(shape, -1, dtype=torch.int32, device=ranks.device)
         seen = [x[:, :4] if packed else x for x in room]
         view = mine.view(4, count // 4).t() if packed else mine
         sends = [Message(p, (view,), (False,)) for p in peers]
         recvs = [Message(p, (x,), (False,)) for p, x in zip(peers, seen, strict=True)]
         size = staging_bytes([*sends, *recvs])
-        staging = torch.empty(size, dtype=torch.uint8, device=mesh.device)
+        staging = torch.empty(size, dtype=torch.uint8, device=ranks.device)
         flight.post(step % 2, sends, recvs, tag("trial", step), staging)
         flight.arrive(step % 2)
         for peer, x in zip(peers, seen, strict=True):

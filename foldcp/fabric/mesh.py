@@ -1,38 +1,34 @@
-"""The R x Q mesh of ranks and the small control messages between them."""
+"""Lay ranks out as an R x Q mesh that exchanges tiles by one policy over one link."""
 
 from __future__ import annotations
 
 import os
 from collections import Counter
-from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from datetime import timedelta
-from typing import Any, NoReturn
+from dataclasses import dataclass, replace
+from typing import NoReturn
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from foldcp.config import ATTENTION, MULTIPLICATION, WIRES, local_rank
-from foldcp.fabric.broadcast import broadcast
+from foldcp.config import local_rank
 from foldcp.fabric.connect import Options, connect
-from foldcp.fabric.transport.base import TorchTransport, Transport
+from foldcp.fabric.policy import Policy
+from foldcp.fabric.ranks import Ranks
+from foldcp.fabric.transport.base import Transport
 from foldcp.fabric.transport.pool import Pool
+from foldcp.fabric.transport.torch_transport import TorchTransport
 from foldcp.layout.mesh_shape import choose
 from foldcp.layout.tiles import PairLayout, Shaped
 from foldcp_kernels.core import arguments
 
-# Of each triangle op, "auto" first.
-STRATEGIES = {"triangle_multiplication": MULTIPLICATION, "triangle_attention": ATTENTION}
 # Tokens that a side of a tile or panel is a multiple of: 32 bytes of bfloat16, what tensor cores
 # take at once and loads of 16 bytes need.
 _MULTIPLE = {"cuda": 16}
-_NEVER = 0x5EED  # a tag that no message carries
-_POLICY = {"wire": WIRES, "multiplication": MULTIPLICATION, "attention": ATTENTION}
 
 
 def local_gpu(local_rank: int) -> torch.device:
-    """The GPU of a rank, given its position among the ranks of its machine.
+    """Return the GPU of a rank, given its position among the ranks of its machine.
 
     Where fewer GPUs are visible they are shared out again from the first, which is the only one
     where each rank is shown its own.
@@ -40,51 +36,55 @@ def local_gpu(local_rank: int) -> torch.device:
     return torch.device("cuda", local_rank % max(1, torch.cuda.device_count()))
 
 
-@dataclass(frozen=True)
+class Traffic:
+    """Count the bytes of exchanges, by their labels.
+
+    Attributes:
+        sent: bytes on the wire from this rank.
+        received: bytes on the wire to this rank.
+        staged: bytes that were packed or unpacked on the way.
+    """
+
+    def __init__(self) -> None:
+        self.sent: Counter[str] = Counter()
+        self.received: Counter[str] = Counter()
+        self.staged: Counter[str] = Counter()
+
+
+@dataclass(eq=False)
 class Mesh:
     """A mesh of ranks; rank `r * cols + c` sits at row r, column c.
 
     Args:
         rows: R.
         cols: Q.
-        rank: this rank.
-        device: where its tensors live.
-        group: torch.distributed group, None for a single process.
-        route: "direct" or "ring", where tiles are fetched from.
-        wire: "raw" or "fp8", how panels travel.
-        multiplication: strategy of triangle multiplication, "auto" or a name of `STRATEGIES`.
-        attention: strategy of triangle attention, "auto" or a name of `STRATEGIES`.
-        multiple: of tokens, see `PairLayout`; 0 is what the device needs.
-        link: what carries tiles; None is torch.distributed.
-        told: number of objects that each rank has sent to the others.
-        alike: a seed gives the same random numbers on all ranks, see `foldcp.planner.agreement`.
+        ranks: the R * Q ranks; None is a single process on the CPU.
+        policy: how tiles travel, and the strategies of the triangle ops.
+        multiple: number that tokens are padded to a multiple of, see `PairLayout`; 0 is what the
+            device needs.
+        link: what carries tiles; None is torch.distributed. `leave` takes it away and `rejoin`
+            brings another; nothing else of a mesh changes.
+
+    Attributes:
+        pool: buffers that exchanges use one after the other.
+        traffic: bytes that exchanges moved.
+        alike: True when a seed gives the same random numbers on all ranks, see
+            `foldcp.planner.agreement`.
     """
 
     rows: int
     cols: int
-    rank: int
-    device: torch.device
-    group: Any = None
-    route: str = "direct"
-    wire: str = "raw"
-    multiplication: str = "auto"
-    attention: str = "auto"
+    ranks: Ranks | None = None  # type: ignore[assignment]
+    policy: Policy = Policy()
     multiple: int = 0
-    link: Transport | None = field(default=None, compare=False)
-    alike: bool = field(default=True, compare=False)
-    pool: Pool = field(default=None, compare=False)  # type: ignore[assignment]
-    sent: Counter = field(default_factory=Counter, compare=False)
-    received: Counter = field(default_factory=Counter, compare=False)
-    staged: Counter = field(default_factory=Counter, compare=False)
-    told: Counter = field(default_factory=Counter, compare=False)
+    link: Transport | None = None
 
     def __post_init__(self) -> None:
-        if self.pool is None:
-            object.__setattr__(self, "pool", Pool(self.device))
-        if not self.multiple:
-            object.__setattr__(self, "multiple", _MULTIPLE.get(self.device.type, 1))
-        if self.link is None and self.group is not None:
-            object.__setattr__(self, "link", TorchTransport(self))
+        self.ranks: Ranks = self.ranks or Ranks(0, 1)
+        self.pool, self.traffic, self.alike = Pool(self.device), Traffic(), True
+        self.multiple = self.multiple or _MULTIPLE.get(self.device.type, 1)
+        if self.link is None and self.ranks.group is not None:
+            self.link = TorchTransport(self.ranks)
 
     @classmethod
     def create(
@@ -100,14 +100,14 @@ class Mesh:
         """Build the mesh over the default process group (none is needed for 1x1).
 
         Args:
-            rows: see the class.
-            cols: see the class.
-            route: see the class.
+            rows: R.
+            cols: Q.
             device: of this rank; "cuda" is the GPU of its local rank (LOCAL_RANK, as launchers set
                 it, else the rank), which becomes the current one.
+            route: "direct" or "ring", see `Policy`.
             transport: one of `foldcp.config.TRANSPORTS`; None leaves it to `connected`.
             options: of the transport.
-            policy: `wire`, `multiplication` and `attention`, see the class.
+            policy: `wire`, `multiplication` and `attention`, see `Policy`.
 
         Raises:
             ValueError: rows * cols differs from the number of ranks, or an unknown name.
@@ -116,9 +116,7 @@ class Mesh:
         world = dist.get_world_size() if dist.is_initialized() else 1
         if rows * cols != world:
             choose(world, f"{rows}x{cols}")
-        for name, value in policy.items():
-            if value not in _POLICY[name]:
-                raise ValueError(f"{name} must be one of {_POLICY[name]}, got {value!r}")
+        chosen = Policy(route, **policy)
         device = torch.device(device)
         if device.type == "cuda" and device.index is None:
             if world == 1:
@@ -127,65 +125,69 @@ class Mesh:
                 device = local_gpu(local_rank(os.environ, dist.get_rank()))
                 torch.cuda.set_device(device)
         if world == 1:
-            return cls(rows, cols, 0, device, None, route, **policy)
-        bare = cls(rows, cols, dist.get_rank(), device, dist.group.WORLD, route, **policy)
+            return cls(rows, cols, Ranks(0, 1, device), chosen)
+        bare = cls(rows, cols, Ranks(dist.get_rank(), world, device, dist.group.WORLD), chosen)
         return bare if transport is None else bare.connected(transport, options)
 
     def connected(self, transport: str, options: Options | None = None) -> Mesh:
-        """This mesh with a transport, see `create`; every rank must call it."""
-        if self.group is None:
+        """Return a mesh of the same ranks with another transport; every rank must call it.
+
+        Args:
+            transport: one of `foldcp.config.TRANSPORTS`.
+            options: how to set it up.
+
+        Raises:
+            TransportError: the transport cannot run here; every rank raises it.
+        """
+        if self.ranks.group is None:
             return self
-        return replace(self, link=connect(self, transport, options or Options()))
+        link = connect(self.ranks, transport, options or Options())
+        return Mesh(self.rows, self.cols, self.ranks, self.policy, self.multiple, link)
+
+    def with_policy(self, **changes: str) -> Mesh:
+        """Return a mesh of the same ranks and link under another policy.
+
+        Args:
+            changes: fields of `Policy`.
+
+        Raises:
+            ValueError: an unknown name.
+        """
+        return replace(self, policy=replace(self.policy, **changes))
 
     def close(self) -> None:
         """End the transport; every rank must call it, with no exchange under way."""
         if self.link is not None:
-            self.barrier()
+            self.ranks.barrier()
             self.link.close()
 
-    def cut(self, why: str) -> Transport | None:
+    def leave(self, why: str = "") -> Transport | None:
         """Leave the ranks, which need not know: their exchanges with this one fail.
 
         Until `rejoin` the mesh can exchange nothing.
 
         Args:
-            why: what the other ranks are told where the transport can tell them.
+            why: reason for the other ranks, where the transport can pass it on.
 
         Returns:
-            What carried tiles. It must be closed once all ranks have cut.
+            What carried tiles. It must be closed once all ranks have left.
         """
         link = self.link
         if link is not None:
             link.abort(why)
-        self._close_connections()
+        self.ranks.close_connections()
         self.forget()
         self.pool.clear()
         return link
 
     def forget(self) -> None:
         """Let go of what joined the ranks, which is closed."""
-        # Frozen for its users; what joins the ranks is the one thing that can be renewed.
-        object.__setattr__(self, "link", None)
-        object.__setattr__(self, "group", None)
-
-    def _close_connections(self) -> None:
-        """Make the other ranks fail that wait for this one in a collective of gloo.
-
-        Gloo has no abort, and closes its connections only when nothing refers to the group any
-        more. A receive that times out closes the connection at once.
-        """
-        for peer in range(self.size) if self.group is not None else ():
-            if peer != self.rank:
-                with suppress(RuntimeError):  # what it is for
-                    ask = dist.irecv(torch.empty(1), self.global_rank(peer), self.group, tag=_NEVER)
-                    ask.wait(timedelta(milliseconds=1))
+        self.link = None
+        self.ranks.leave()
 
     def rejoin(self, other: Mesh) -> None:
         """Take over what joins the ranks from a new mesh of the same shape."""
-        plain = isinstance(other.link, TorchTransport)
-        object.__setattr__(self, "group", other.group)
-        object.__setattr__(self, "told", other.told)
-        object.__setattr__(self, "link", TorchTransport(self) if plain else other.link)
+        self.ranks, self.link = other.ranks, other.link
 
     def refuse(self, problem: str) -> NoReturn:
         """Raise ValueError; the exchanges of the other ranks fail where they can be told."""
@@ -220,6 +222,11 @@ class Mesh:
         return self.rows * self.cols
 
     @property
+    def rank(self) -> int:
+        """Number of this rank."""
+        return self.ranks.rank
+
+    @property
     def row(self) -> int:
         """This rank's row."""
         return self.rank // self.cols
@@ -230,30 +237,16 @@ class Mesh:
         return self.rank % self.cols
 
     @property
+    def device(self) -> torch.device:
+        """Where this rank's tensors live."""
+        return self.ranks.device
+
+    @property
     def is_root(self) -> bool:
         """True on the rank that reads inputs and writes outputs."""
-        return self.rank == 0
+        return self.ranks.is_root
 
     @property
     def transport(self) -> str:
         """Name of what carries tiles; "none" on one rank."""
         return "none" if self.link is None else self.link.name
-
-    def global_rank(self, rank: int) -> int:
-        """Rank in the default process group."""
-        return dist.get_global_rank(self.group, rank)
-
-    def barrier(self) -> None:
-        """Wait for all ranks."""
-        if self.group is not None:
-            dist.all_reduce(torch.zeros(1), group=self.group)
-
-    def broadcast_object(self, obj: Any, src: int = 0) -> Any:
-        """Every rank gets the object of rank `src`, which must be what `message` lets travel."""
-        return obj if self.group is None else broadcast(obj, self, src)
-
-    def all_gather_object(self, obj: Any) -> list[Any]:
-        """Every rank gets the list of all ranks' objects, in rank order."""
-        if self.group is None:
-            return [obj]
-        return [self.broadcast_object(obj, src) for src in range(self.size)]

@@ -13,9 +13,8 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+from foldcp.config import ROUTES
 from foldcp.layout.tiles import Box
-
-ROUTES = ("direct", "ring")
 
 
 def intersect(a: Box, b: Box) -> Box | None:

@@ -82,7 +82,7 @@ class KeptTrunk:
         except (trunk_file.Damaged, OSError) as error:
             found = None
             _say(f"{error}: it is not used, and the trunk is computed again")
-        if not all(self._mesh.all_gather_object(found is not None)):
+        if not all(self._mesh.ranks.all_gather_object(found is not None)):
             return None
         assert found is not None
         self._feats["ref_pos"] = found["ref_pos"]

@@ -9,7 +9,8 @@ from dataclasses import replace
 import torch
 
 from foldcp.errors import TransportError
-from foldcp.fabric.mesh import STRATEGIES, Mesh
+from foldcp.fabric.mesh import Mesh
+from foldcp.fabric.policy import STRATEGIES
 from foldcp.layout.plans import token_plan
 from foldcp.layout.tiles import AtomLayout, PairLayout
 from foldcp.layout.triangle_plans import triangle_attention_plan, triangle_multiplication_plan
@@ -49,8 +50,10 @@ def planned(layout: PairLayout, atoms: AtomLayout, mesh: Mesh, itemsize: int) ->
         Names and values, alike on all ranks of a sound run.
     """
     seen = replace(layout, rank=layout.size - 1)
-    parts = [triangle_multiplication_plan(seen, 128, out, 1, mesh.route) for out in (True, False)]
-    parts += [triangle_attention_plan(seen, True, (0, seen.tile_rows), mesh.route)]
+    parts = [
+        triangle_multiplication_plan(seen, 128, out, 1, mesh.policy.route) for out in (True, False)
+    ]
+    parts += [triangle_attention_plan(seen, True, (0, seen.tile_rows), mesh.policy.route)]
     parts += [token_plan(seen, ("rows", "cols", "all"))]
     steps = repr([(p.owned, p.steps, p.adjoint) for p in parts])
     return {
@@ -58,7 +61,7 @@ def planned(layout: PairLayout, atoms: AtomLayout, mesh: Mesh, itemsize: int) ->
         "padded tokens": str(layout.padded),
         "number of atoms": str(atoms.atoms),
         "mesh": f"{mesh.rows}x{mesh.cols}",
-        "transport": f"{mesh.transport} ({mesh.route}, {mesh.wire})",
+        "transport": f"{mesh.transport} ({mesh.policy.route}, {mesh.policy.wire})",
         **{f"strategy of {op}": strategy(op, layout, mesh, 4, itemsize) for op in STRATEGIES},
         "largest chunk": f"{chunk_bytes(mesh.device)} bytes",
         "kernels": described(mesh.device),
@@ -82,7 +85,7 @@ def agree(layout: PairLayout, atoms: AtomLayout, mesh: Mesh) -> None:
         return
     auto = torch.is_autocast_enabled(mesh.device.type)
     mine = planned(layout, atoms, mesh, 2 if auto else 4), kind(mesh.device)
-    everyone = mesh.all_gather_object(mine)
+    everyone = mesh.ranks.all_gather_object(mine)
     first, drawn_by = everyone[0]
     for rank, (other, _) in enumerate(everyone):
         for name, value in first.items():
@@ -93,7 +96,7 @@ def agree(layout: PairLayout, atoms: AtomLayout, mesh: Mesh) -> None:
                     "GPU and Python environment"
                 )
     odd = [rank for rank, (_, other) in enumerate(everyone) if other != drawn_by]
-    object.__setattr__(mesh, "alike", not odd)  # frozen for its users
+    mesh.alike = not odd
     if odd and mesh.is_root:
         _say(f"rank {odd[0]} is on {everyone[odd[0]][1]}, rank 0 on {drawn_by}")
 

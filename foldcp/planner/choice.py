@@ -169,12 +169,12 @@ def strategy(
     """
     if op not in (MULTIPLICATION, ATTENTION):
         raise ValueError(f"`op` must be {MULTIPLICATION!r} or {ATTENTION!r}, got {op!r}")
-    asked = mesh.multiplication if op == MULTIPLICATION else mesh.attention
+    asked = mesh.policy.multiplication if op == MULTIPLICATION else mesh.policy.attention
     if layout.size == 1 or asked != "auto":
         return "panel-direct" if layout.size == 1 else asked
-    sizes = Sizes(z_itemsize, itemsize, channels, heads, mesh.wire)
+    sizes = Sizes(z_itemsize, itemsize, channels, heads, mesh.policy.wire)
     shape, on_cpu = (layout.mesh_rows, layout.mesh_cols), mesh.device.type == "cpu"
-    return cheapest(op, layout.padded, shape, mesh.route, sizes, on_cpu)
+    return cheapest(op, layout.padded, shape, mesh.policy.route, sizes, on_cpu)
 
 
 @lru_cache

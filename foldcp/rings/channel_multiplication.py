@@ -56,7 +56,7 @@ def channel_chunks(z: Tensor, channels: int, layout: PairLayout, mesh: Mesh) -> 
         layout: the tiling.
         mesh: the mesh.
     """
-    sizes = Sizes(z.element_size(), compute_dtype(z).itemsize, channels, wire=mesh.wire)
+    sizes = Sizes(z.element_size(), compute_dtype(z).itemsize, channels, wire=mesh.policy.wire)
     count = chunks_taken(MULTIPLICATION, "channel", layout, mesh, sizes, chunk_bytes(z.device))
     widths = channel_widths(layout, channels, count)
     ends = list(accumulate(widths))
@@ -105,7 +105,7 @@ def channel_products(
             del ab
 
     def products() -> Iterator[Move]:
-        there = ahead(mesh, planes(), (dims, dims), LABEL, (mesh.wire,) * 2)
+        there = ahead(mesh, planes(), (dims, dims), LABEL, (mesh.policy.wire,) * 2)
         for lo, hi in (span for group in groups for span in group):
             regions = next(there)
             with timeline.math(LABEL, 0):  # exchanges of one step each
@@ -115,7 +115,7 @@ def channel_products(
             del tiles
 
     size = layout.size
-    for (out,) in behind(mesh, products(), ((1, 2, 3),) * size, LABEL, (mesh.wire,) * size):
+    for (out,) in behind(mesh, products(), ((1, 2, 3),) * size, LABEL, (mesh.policy.wire,) * size):
         yield out
 
 

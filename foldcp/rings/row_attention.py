@@ -87,7 +87,9 @@ def row_attention(
 
     # The bias lies as the lines read it: [B, H, T_r, panel], or for the ending node its transpose.
     bias = bias_panels(along(z), w, layout.panels_of(starting))
-    sizes = Sizes(z.element_size(), compute_dtype(z).itemsize, w.q.shape[0], w.heads, mesh.wire)
+    sizes = Sizes(
+        z.element_size(), compute_dtype(z).itemsize, w.q.shape[0], w.heads, mesh.policy.wire
+    )
     count = chunks_taken(ATTENTION, "rows", layout, mesh, sizes, chunk_bytes(z.device))
     chunks = line_chunks(layout, starting, max(count, least_chunks(z, dim, w)))
 
@@ -102,7 +104,7 @@ def row_attention(
     def results() -> Iterator[Move]:
         count = 1 if keep is None else 2
         # The backward of LayerNorm takes most of the gradient of lines away, and no rounding.
-        wire = FP8_THERE if mesh.wire == "fp8" else mesh.wire
+        wire = FP8_THERE if mesh.policy.wire == "fp8" else mesh.policy.wire
         whole = ahead(mesh, lines(), (_DIMS,) * count, LABEL, (wire, "raw")[:count])
         # Boxes are (rows, columns) of the tile: for the ending node, rows are keys. The first panel
         # of the next chunk is asked for before the lines of the one after it.
@@ -117,7 +119,7 @@ def row_attention(
             del o
         assert next(panels, None) is None  # the last exchange ends
 
-    back = behind(mesh, results(), (_DIMS,), LABEL, (mesh.wire,))
+    back = behind(mesh, results(), (_DIMS,), LABEL, (mesh.policy.wire,))
     updated = []  # in place without gradients
     for lo, hi in chunks:
         (o,) = next(back)

@@ -90,7 +90,7 @@ def triangle_attention(
     if layout.size == 1:
         length = lines_per_chunk(z, dim, w)
     else:
-        made = Sizes(*sizes, w.q.shape[0], w.heads, mesh.wire)
+        made = Sizes(*sizes, w.q.shape[0], w.heads, mesh.policy.wire)
         count = chunks_taken(ATTENTION, name, layout, mesh, made, chunk_bytes(z.device))
         length = -(-z.shape[dim] // max(count, least_chunks(z, dim, w)))
     projected: deque[Lines] = deque()
@@ -110,7 +110,7 @@ def triangle_attention(
 
     # Boxes are (rows, columns) of the tile: for the ending node, rows are positions.
     keys, pairs = ((1, 2), (2, 3)) if starting else ((2, 1), (3, 2))
-    kinds = ((keys, mesh.wire), (pairs, "raw"), (keys, "raw"))[: 2 if keep is None else 3]
+    kinds = ((keys, mesh.policy.wire), (pairs, "raw"), (keys, "raw"))[: 2 if keep is None else 3]
     dims: list[Dims] = [d for d, _ in kinds for _ in range(own_panels)]
     wires = [wire for _, wire in kinds for _ in range(own_panels)]
     panels = chained(mesh, moves(), dims, "triangle_attention", wires)

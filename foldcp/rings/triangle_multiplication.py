@@ -171,7 +171,7 @@ def _panel_products(
             del planes
 
     sources = 2 * blocks * own_panels
-    panels = chained(mesh, moves(), (dims,) * sources, LABEL, (mesh.wire,) * sources)
+    panels = chained(mesh, moves(), (dims,) * sources, LABEL, (mesh.policy.wire,) * sources)
     acc: Tensor | None = None
     for step, regions in enumerate(panels):
         acc = _added(acc, regions, layout)

@@ -2,7 +2,8 @@
 
 The sizes of a prediction's tensors change from stage to stage and from input to input; segments of
 fixed sizes are then cut in pieces that fit nothing. CUDA graphs keep to pools of their own either
-way, and what ranks share through CUDA IPC is not torch's (csrc/cuda_carriers.cpp allocates it).
+way, and what ranks share through CUDA IPC is not torch's (csrc/transports/cuda_carriers.cpp
+allocates it).
 """
 
 from __future__ import annotations

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import NoReturn
 
 from foldcp.config import Config
-from foldcp.errors import UserError
+from foldcp.errors import UserError, kept
 from foldcp.runtime.place import ROLE, Place, starts
 
+_ELASTIC = "torch.distributed.elastic"  # loggers of torch's launcher
 SUPPORTED = "2.2."  # versions of boltz
 STARTER = Path(__file__).parents[1] / "cli" / "starter" / "rank.py"  # begins `foldcp` in each rank
 
@@ -33,12 +34,14 @@ def resolve_processes(wanted: int | str, arguments: Sequence[str]) -> int:
     """
     if wanted != "auto":
         return int(wanted)
-    import torch
-
     on_cpu = "--accelerator=cpu" in arguments or (
         "--accelerator" in arguments[:-1] and "cpu" in arguments
     )
-    count = 0 if on_cpu else torch.cuda.device_count()
+    count = 0
+    if not on_cpu:
+        import torch
+
+        count = torch.cuda.device_count()
     if count == 0:
         reason = "--accelerator cpu was given" if on_cpu else "no GPU is visible"
         print(
@@ -84,6 +87,20 @@ def announce(environ: Mapping[str, str]) -> None:
             print(f"foldcp: starting, {place.world} ranks ({place.launcher})", flush=True)
 
 
+def report_interrupt(environ: Mapping[str, str]) -> NoReturn:
+    """End this process after Ctrl-C while Boltz is imported; rank 0 says so.
+
+    Args:
+        environ: usually `os.environ`.
+    """
+    rank = 0
+    with suppress(UserError):
+        rank = Place.find(environ).rank
+    if rank == 0:
+        print(f"foldcp: interrupted; {kept()}", file=sys.stderr, flush=True)
+    os._exit(130)  # threads of what is half imported would end with words of their own
+
+
 def predicts(arguments: Sequence[str]) -> bool:
     """Tell whether these arguments of `boltz` make a prediction."""
     return arguments[:1] == ["predict"] and not {"--help"} & set(arguments)
@@ -111,7 +128,8 @@ def run_ranks(nproc: int, arguments: Sequence[str]) -> int:
 
         from foldcp.runtime.store.loopback import stay_on_this_machine
     # The rank that failed has already said why; the agent's account of it would bury that.
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    for name in [n for n in logging.root.manager.loggerDict if n.startswith(_ELASTIC)]:
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # torch gives each a level of its own
     logging.getLogger("torch.distributed.run").setLevel(logging.ERROR)  # advice on its options
     worker = [str(STARTER), "boltz", *arguments]
     own = ["--nnodes", "1", "--nproc-per-node", str(nproc), "--max-restarts", "0"]

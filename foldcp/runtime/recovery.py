@@ -20,7 +20,7 @@ from foldcp.config import Config
 from foldcp.errors import InputLost, TransportError, is_out_of_memory
 from foldcp.fabric.exchange import under_way
 from foldcp.fabric.mesh import Mesh
-from foldcp.fabric.transport.engine_transport import NativeTransport
+from foldcp.fabric.transport.engine_transport import EngineTransport
 from foldcp.runtime.report import out_of_memory
 from foldcp.runtime.session import Session
 
@@ -63,7 +63,7 @@ def together(run: Run, name: str, tokens: int, work: Callable[[], Result]) -> Re
     try:
         result = work()
         if run.shared:
-            run.mesh.barrier()
+            run.mesh.ranks.barrier()
         return result
     except InputLost as error:  # alike on all ranks, which are still joined
         reason, joined = str(error), True
@@ -119,8 +119,8 @@ def _release() -> None:
 def _rejoin(run: Run, reason: str) -> None:
     """Leave what joined the ranks, wait until all have, and join them again."""
     session, mesh = run.session, run.mesh
-    link = mesh.cut(reason)
-    if not isinstance(link, NativeTransport):
+    link = mesh.leave(reason)
+    if not isinstance(link, EngineTransport):
         under_way.forget_broken()
     abort = getattr(dist.distributed_c10d, "_abort_process_group", None)
     if mesh.device.type == "cuda" and abort is not None:
@@ -128,7 +128,7 @@ def _rejoin(run: Run, reason: str) -> None:
     else:
         dist.destroy_process_group()
     session.meet(f"{session.fault_key}/left", mesh.size)
-    if isinstance(link, NativeTransport):
+    if isinstance(link, EngineTransport):
         link.close()
         under_way.forget_broken()  # the engine wrote into their memory until now
     _release()

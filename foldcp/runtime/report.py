@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from foldcp.fabric.mesh import Mesh
 
 
+_COLUMNS = 100  # of a line
 _LARGE = 512  # tokens from which on ranks on CPUs may pay
 
 # torch: "Tried to allocate 2.00 GiB" on a GPU, "you tried to allocate 123 bytes" on a CPU.
@@ -67,7 +68,7 @@ def start_line(
     groups: int = 1,
     sizes: Sequence[int] = (),
 ) -> str:
-    """Word the line that rank 0 prints when the model is ready; fits 100 columns up to 64 ranks.
+    """What rank 0 prints when the model is ready: a line, or two that both fit 100 columns.
 
     Args:
         mesh: the mesh of ranks.
@@ -85,14 +86,17 @@ def start_line(
         many if ranks == 1 else f"{many} ({launcher})",
         precision,
         *([f"{mesh.transport} transport"] if mesh.size > 1 else ()),
-        _sizes(sizes),
+        *([_sizes(sizes)] if sizes else ()),
     ]
-    return f"foldcp {__version__}: " + ", ".join(part for part in parts if part)
+    fits = len(parts)
+    while len(line := f"foldcp {__version__}: {', '.join(parts[:fits])}") > _COLUMNS and fits > 1:
+        fits -= 1
+    return line if fits == len(parts) else f"{line}\nfoldcp: {', '.join(parts[fits:])}"
 
 
 def _sizes(sizes: Sequence[int]) -> str:
-    if len(sizes) <= 1:
-        return f"{sizes[0]:,} tokens" if sizes else ""
+    if len(sizes) == 1:
+        return f"{sizes[0]:,} tokens"
     low, high = min(sizes), max(sizes)
     span = f"{high:,}" if low == high else f"{low:,} to {high:,}"
     return f"{len(sizes):,} inputs of {span} tokens"
@@ -127,9 +131,11 @@ def hint(mesh: Mesh, sizes: Sequence[int]) -> str:
 def _transport(mesh: Mesh) -> str:
     if mesh.size == 1:
         return f"transport {mesh.transport}"
-    chosen = {"multiplication": mesh.multiplication, "attention": mesh.attention}
+    chosen = {"multiplication": mesh.policy.multiplication, "attention": mesh.policy.attention}
     asked = [f"{op} {name}" for op, name in chosen.items() if name != "auto"]
-    return f"transport {mesh.transport} ({', '.join((mesh.route, mesh.wire, *asked))})"
+    return (
+        f"transport {mesh.transport} ({', '.join((mesh.policy.route, mesh.policy.wire, *asked))})"
+    )
 
 
 def costs(
@@ -152,10 +158,10 @@ def costs(
     mine = {
         "peak_rss_bytes": peak if sys.platform == "darwin" else peak * 1024,
         "peak_gpu_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_initialized() else 0,
-        "sent_bytes": sum(mesh.sent.values()),
-        "received_bytes": sum(mesh.received.values()),
+        "sent_bytes": sum(mesh.traffic.sent.values()),
+        "received_bytes": sum(mesh.traffic.received.values()),
     }
-    ranks = (gather or mesh.all_gather_object)(mine)
+    ranks = (gather or mesh.ranks.all_gather_object)(mine)
     return {
         "seconds": seconds,
         "mesh": f"{mesh.rows}x{mesh.cols}",

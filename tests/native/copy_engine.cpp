@@ -2,16 +2,16 @@
 //
 //   copy_engine exchange|gone|closed
 //
-// `exchange`: three ranks send each other messages of many slots, one GPU each, while another GPU is
-// current; prints the flags of all waits. `gone`: the other ranks never take part, and the watcher
-// finds out. `closed`: likewise, but the transport is closed before.
+// `exchange`: three ranks send each other messages of many slots, one GPU each, while another GPU
+// is current; prints the flags of all waits. `gone`: the other ranks never take part, and the
+// watcher finds out. `closed`: likewise, but the transport is closed before.
 #include <cstdio>
 #include <cstdlib>
 #include <string>
 #include <thread>
 
-#include "../../csrc/cuda_carriers.h"
-#include "../../csrc/endpoint.h"
+#include "engine/endpoint.h"
+#include "transports/cuda_carriers.h"
 
 extern "C" unsigned stub_wait_flags();
 
@@ -37,8 +37,8 @@ std::vector<std::unique_ptr<Rank>> ranks(double deadline) {
   std::vector<std::unique_ptr<Rank>> out;
   for (int r = 0; r < kRanks; ++r) {
     windows[r]->open(handles);
-    out.push_back(std::make_unique<Rank>(std::make_unique<CudaBackend>(
-        r, copy_carrier(std::move(windows[r])), deadline)));
+    out.push_back(std::make_unique<Rank>(
+        std::make_unique<CudaBackend>(r, copy_carrier(std::move(windows[r])), deadline)));
   }
   return out;
 }
@@ -52,7 +52,9 @@ Message message(int peer, std::vector<char>& data) {
   return {peer, {{v, false, 0}}, nullptr};
 }
 
-char number(int from, int step, size_t i) { return static_cast<char>(from * 100 + step * 31 + i * 7); }
+char number(int from, int step, size_t i) {
+  return static_cast<char>(from * 100 + step * 31 + i * 7);
+}
 
 struct Traffic {
   std::vector<std::vector<char>> out, in;

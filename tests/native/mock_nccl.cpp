@@ -12,8 +12,9 @@
 //   MOCK_NCCL_CORRUPT   changes what is received beyond this many bytes of a message
 // An abort waits for the GPU, on which exchanges of other communicators of this process may be
 // under way: those end when they are aborted too, before or in the same group.
-// Read at each call: MOCK_NCCL_ABORT ("hang": never returns), MOCK_NCCL_VERSION, and MOCK_NCCL_LOG, a file that gets a line per call. Lines
-// that begin with "misuse" say what a caller of NCCL may not do.
+// Read at each call: MOCK_NCCL_ABORT ("hang": never returns), MOCK_NCCL_VERSION, and MOCK_NCCL_LOG,
+// a file that gets a line per call. Lines that begin with "misuse" say what a caller of NCCL may
+// not do.
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -340,7 +341,7 @@ Result ncclCommAbort(Communicator* c) {
 }
 
 const char* ncclGetErrorString(Result result) {
-  return result == kRemoteError ? "remote process exited or there was a network error"
+  return result == kRemoteError   ? "remote process exited or there was a network error"
          : result == kSystemError ? "unhandled system error"
                                   : "invalid usage";
 }

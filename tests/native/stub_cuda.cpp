@@ -1,6 +1,7 @@
 // Stands for CUDA's runtime, the driver's stream memory operations and torch's current streams, on
 // host memory and threads: the copy-engine transport runs on it as it is. Streams and events belong
-// to the GPU that is current when they are made, and do not mix; nothing hurries a stream that waits.
+// to the GPU that is current when they are made, and do not mix; nothing hurries a waiting
+// stream.
 #include <cuda.h>
 #include <cuda_runtime_api.h>
 
@@ -11,7 +12,7 @@
 #include <mutex>
 #include <vector>
 
-#include "../../csrc/streams.h"
+#include "engine/streams.h"
 
 struct CUstream_st {
   int device;
@@ -130,7 +131,9 @@ cudaError_t cudaEventQuery(cudaEvent_t e) {
 cudaError_t cudaEventSynchronize(cudaEvent_t e) {
   return e->event.await(e->event.issued(), -1), cudaSuccess;
 }
-cudaError_t cudaEventElapsedTime(float* ms, cudaEvent_t, cudaEvent_t) { return *ms = 0, cudaSuccess; }
+cudaError_t cudaEventElapsedTime(float* ms, cudaEvent_t, cudaEvent_t) {
+  return *ms = 0, cudaSuccess;
+}
 
 cudaError_t cudaMalloc(void** out, size_t bytes) {
   return *out = std::aligned_alloc(64, (bytes + 63) / 64 * 64), cudaSuccess;
@@ -139,7 +142,9 @@ cudaError_t cudaFree(void* p) {
   cudaDeviceSynchronize();  // as a GPU does
   return std::free(p), cudaSuccess;
 }
-cudaError_t cudaMemset(void* p, int value, size_t n) { return std::memset(p, value, n), cudaSuccess; }
+cudaError_t cudaMemset(void* p, int value, size_t n) {
+  return std::memset(p, value, n), cudaSuccess;
+}
 cudaError_t cudaMemcpy(void* to, const void* from, size_t n, cudaMemcpyKind) {
   return std::memcpy(to, from, n), cudaSuccess;
 }

@@ -27,10 +27,11 @@ import foldcp_boot
 from foldcp.boltz.api import predictions
 from foldcp.boltz.api.predictions import Prediction
 from foldcp.boltz.command import guarded
+from foldcp.boltz.command.early import check_launch
 from foldcp.boltz.lightning.data import random_state, set_random_state
 from foldcp.boltz.run import set_current
 from foldcp.config import Config
-from foldcp.errors import UserError, with_ranks
+from foldcp.errors import UserError
 from foldcp.runtime import session
 from foldcp.runtime.files.names import LONGEST, check
 from foldcp.runtime.launch import check_version
@@ -73,12 +74,7 @@ def load(
         config = Config.from_env(os.environ)
     except ValueError as error:
         raise UserError(str(error)) from error
-    if config.nproc not in (None, 1) and Place.find(os.environ).world == 1:
-        number = "gpu" if config.nproc == "auto" else config.nproc
-        raise UserError(
-            f"FOLDCP_NPROC={config.nproc} starts ranks of `boltz predict`, not of a program: unset "
-            f"it, and start this with {with_ranks(number)}"
-        )
+    check_launch(config, Place.find(os.environ))
     options: dict[str, Any] = {"model": model}
     options["accelerator"] = accelerator or ("gpu" if torch.cuda.is_available() else "cpu")
     for name, path in {"checkpoint": checkpoint, "cache": cache}.items():
@@ -265,6 +261,7 @@ def _as_before(seeded: bool) -> Iterator[None]:
     output, disabled, gradients = sys.stdout, logging.root.manager.disable, torch.is_grad_enabled()
     precision, kernels = torch.get_float32_matmul_precision(), default_impl()
     state = random_state() if seeded else None
+    seeds = {name: os.environ.get(name) for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS")}
     with warnings.catch_warnings():
         try:
             yield
@@ -274,5 +271,8 @@ def _as_before(seeded: bool) -> Iterator[None]:
             torch.set_grad_enabled(gradients)
             torch.set_float32_matmul_precision(precision)
             set_impl(kernels)
+            for name, value in seeds.items():  # of Lightning, for whom a program trains with it
+                os.environ.pop(name, None)
+                os.environ |= {} if value is None else {name: value}
             if state is not None:
                 set_random_state(state)

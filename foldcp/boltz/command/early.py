@@ -5,22 +5,30 @@ The same is checked again when the run begins, for those who begin one in anothe
 
 from __future__ import annotations
 
+import ctypes
+import difflib
 import errno
 import os
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from foldcp.boltz.command.options import check_devices, check_numbers, results_folder
 from foldcp.config import Config
-from foldcp.errors import UserError
+from foldcp.errors import UserError, is_command, with_ranks
 from foldcp.layout import mesh_shape
+from foldcp.runtime.files import names
 from foldcp.runtime.files.names import Unsafe, regular
 from foldcp.runtime.place import Place
 
+if TYPE_CHECKING:
+    import click
+
+NO_GPU = "--accelerator gpu, but no GPU is visible here: pass --accelerator cpu"
 _INPUTS = (".fa", ".fas", ".fasta", ".yml", ".yaml")
+_OURS = {"--nproc": "FOLDCP_NPROC", "--mesh": "FOLDCP_MESH"}  # options of `foldcp predict`
 
 
 def refuse(arguments: Sequence[str], source: Path, environ: Mapping[str, str]) -> None:
@@ -47,6 +55,8 @@ def refuse(arguments: Sequence[str], source: Path, environ: Mapping[str, str]) -
             check(options, config, place)
     except click.exceptions.Exit:
         return  # asked for help
+    except click.exceptions.NoSuchOption as error:
+        _end(place, _no_option(error), error.exit_code)
     except click.ClickException as error:
         message = f"{error.format_message()} (see `boltz predict --help`)"
         _end(place, message, error.exit_code)
@@ -67,11 +77,16 @@ def check(options: dict[str, Any], config: Config, place: Place) -> None:
     """
     check_numbers(options)
     check_devices(options)
+    check_launch(config, place)
     ranks = place.world
     if ranks == 1 and isinstance(config.nproc, int):
         ranks = config.nproc
     if ranks > 1 or config.nproc != "auto":
-        mesh_shape.choose(mesh_shape.group_size(ranks, config.dp, config.mesh), config.mesh)
+        ranks = mesh_shape.group_size(ranks, config.dp, config.mesh)
+        mesh_shape.choose(ranks, config.mesh)
+    check_together(options, config, ranks)
+    if options["accelerator"] == "gpu" and no_gpu(os.environ):
+        raise UserError(NO_GPU)
     check_inputs(Path(options["data"]).expanduser())
     check_kept(config, place.rank == 0)
     if place.rank == 0:
@@ -81,6 +96,17 @@ def check(options: dict[str, Any], config: Config, place: Place) -> None:
             check_writable("--cache", cache)
 
 
+def _no_option(error: click.exceptions.NoSuchOption) -> str:
+    """What to do about an option that `boltz predict` does not have."""
+    name = error.option_name
+    for own in difflib.get_close_matches(name, _OURS, 1, 0.8):
+        return (
+            f"boltz predict has no option {name}: type `foldcp predict ... {own} VALUE`, or set "
+            f"{_OURS[own]}"
+        )
+    return f"{error.format_message()} (see `boltz predict --help`)"
+
+
 def check_inputs(data: Path) -> None:
     """Refuse a folder that holds anything but inputs, as Boltz does, or none.
 
@@ -88,8 +114,6 @@ def check_inputs(data: Path) -> None:
         UserError: names what is no input.
     """
     found = sorted(data.iterdir()) if data.is_dir() else [data]
-    if not found:
-        raise UserError("there is no input: give a .yaml or .fasta file, or a folder of them")
     for path in found:
         if path.is_dir():
             raise UserError(f"{path} is a folder among the inputs: move it elsewhere")
@@ -97,6 +121,89 @@ def check_inputs(data: Path) -> None:
             raise UserError(
                 f"{path} is no input: inputs are .yaml and .fasta files, move others elsewhere"
             )
+    check_names(found)
+
+
+def check_names(data: Sequence[Path]) -> None:
+    """Refuse inputs that are no files or cannot lend results their name, and a folder without any.
+
+    Raises:
+        UserError: names the files.
+    """
+    if not data:
+        raise UserError("there is no input: give a .yaml or .fasta file, or a folder of them")
+    seen: dict[str, Path] = {}
+    for path in data:
+        try:
+            names.check(path.stem, f"{path.name}: the input's name", names.LONGEST)
+            regular(path)
+        except Unsafe as error:
+            raise UserError(f"{error}: rename or remove it") from error
+        other = seen.setdefault(path.stem, path)
+        if other is not path:
+            raise UserError(
+                f"{other.name} and {path.name} would both be called {path.stem}: rename one of them"
+            )
+
+
+def check_launch(config: Config, place: Place) -> None:
+    """Compare the number of ranks with FOLDCP_NPROC.
+
+    Raises:
+        UserError: they differ.
+    """
+    if config.nproc not in (None, 1) and place.world == 1 and not is_command():
+        number = "gpu" if config.nproc == "auto" else config.nproc
+        raise UserError(
+            f"FOLDCP_NPROC={config.nproc} starts ranks of `boltz predict`, not of a program: unset "
+            f"it, and start this with {with_ranks(number)}"
+        )
+    if isinstance(config.nproc, int) and place.world > 1 and config.nproc != place.world:
+        raise UserError(
+            f"FOLDCP_NPROC is {config.nproc} but {place.launcher} started {place.world} ranks: "
+            f"unset FOLDCP_NPROC, or start {config.nproc} ranks"
+        )
+
+
+def check_together(options: dict[str, Any], config: Config, ranks: int) -> None:
+    """Refuse variables that cannot be combined with each other, with options or with the device.
+
+    Args:
+        options: the arguments of Boltz's `predict`. config: of this run. ranks: of a mesh.
+
+    Raises:
+        UserError: names both.
+    """
+    on_cpu, kernels = options.get("accelerator") == "cpu", config.kernels
+    fused = kernels in ("triton", "cuequivariance")
+    if fused and on_cpu:
+        raise UserError(f"FOLDCP_KERNELS={kernels} needs a GPU, but this run is on cpu: use auto")
+    if fused and options.get("no_kernels"):
+        raise UserError(f"--no_kernels contradicts FOLDCP_KERNELS={kernels}: drop one of them")
+    if config.graphs == "1" and (on_cpu or ranks > 1):
+        why = "this run is on cpu" if ranks == 1 else f"{ranks} ranks exchange tiles in it"
+        raise UserError(
+            f"FOLDCP_GRAPHS=1 records sampling steps as a CUDA graph, but {why}: use "
+            "FOLDCP_GRAPHS=auto"
+        )
+    if config.precision == "bf16" and options.get("model") == "boltz1":
+        raise UserError(
+            "FOLDCP_PRECISION=bf16 is set, but Boltz-1 runs in float32 everywhere: use auto or fp32"
+        )
+
+
+def no_gpu(environ: Mapping[str, str]) -> bool:
+    """True where certainly no GPU is visible, without torch; False where torch has to look."""
+    hidden = environ.get("CUDA_VISIBLE_DEVICES")
+    if hidden is not None and hidden.strip() in ("", "-1"):
+        return True
+    if Path("/dev/kfd").exists():  # of AMD
+        return False
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return True
+    return False
 
 
 def check_writable(option: str, folder: Path) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from foldcp import __version__
-from foldcp.boltz.command.early import not_writable
+from foldcp.boltz.command.early import NO_GPU, not_writable
 from foldcp.boltz.command.options import check_devices, results_folder
 from foldcp.config import Config
 from foldcp.errors import UserError
@@ -32,44 +32,16 @@ _SECRETS = {"msa_server_username", "msa_server_password", "api_key_value"}
 _INPUTS = (".fa", ".fas", ".fasta", ".yml", ".yaml")
 
 
-def check_launch(config: Config, place: Place) -> None:
-    """Compare the launcher's number of ranks with FOLDCP_NPROC.
-
-    Args:
-        config: of this run.
-        place: this process among the ranks.
-
-    Raises:
-        UserError: they differ.
-    """
-    if isinstance(config.nproc, int) and place.world > 1 and config.nproc != place.world:
-        raise UserError(
-            f"FOLDCP_NPROC is {config.nproc} but {place.launcher} started {place.world} ranks: "
-            f"unset FOLDCP_NPROC, or start {config.nproc} ranks"
-        )
-
-
-def choose_kernels(options: dict[str, Any], config: Config, device: torch.device) -> None:
+def choose_kernels(options: dict[str, Any], config: Config) -> None:
     """Set the implementation of the local ops from FOLDCP_KERNELS and `--no_kernels`.
 
     Args:
-        options: the arguments of Boltz's `predict`.
-        config: of this run.
-        device: of this rank.
+        options: the arguments of Boltz's `predict`. config: of this run.
 
     Raises:
-        UserError: the named implementation needs a GPU, contradicts `--no_kernels`, or is not
-            installed.
+        UserError: the named implementation is not installed.
     """
-    name = config.kernels
-    if name in ("triton", "cuequivariance") and device.type != "cuda":
-        raise UserError(
-            f"FOLDCP_KERNELS={name} needs a GPU, but this run is on {device.type}: use auto"
-        )
-    if options.get("no_kernels"):
-        if name in ("triton", "cuequivariance"):
-            raise UserError(f"--no_kernels contradicts FOLDCP_KERNELS={name}: drop one of them")
-        name = "torch"
+    name = "torch" if options.get("no_kernels") else config.kernels
     try:
         set_impl(name)
     except ValueError as error:
@@ -99,25 +71,6 @@ def agree_on_kernels(config: Config, device: torch.device, session: Session) -> 
             return
 
 
-def check_graphs(config: Config, device: torch.device, ranks: int) -> None:
-    """Refuse FOLDCP_GRAPHS=1 where no step can be recorded.
-
-    Args:
-        config: of this run.
-        device: of this rank.
-        ranks: of its mesh.
-
-    Raises:
-        UserError: this is no GPU, or several ranks exchange tiles in a step.
-    """
-    if config.graphs != "1" or (device.type == "cuda" and ranks == 1):
-        return
-    why = f"this run is on {device.type}" if ranks == 1 else f"{ranks} ranks exchange tiles in it"
-    raise UserError(
-        f"FOLDCP_GRAPHS=1 records sampling steps as a CUDA graph, but {why}: use FOLDCP_GRAPHS=auto"
-    )
-
-
 def choose_device(options: dict[str, Any], place: Place) -> torch.device:
     """Check `--devices` and `--accelerator` and pick this rank's device.
 
@@ -136,7 +89,7 @@ def choose_device(options: dict[str, Any], place: Place) -> torch.device:
         return torch.device("cpu")
     count = torch.cuda.device_count()
     if count == 0:
-        raise UserError("--accelerator gpu, but no GPU is visible here: pass --accelerator cpu")
+        raise UserError(NO_GPU)
     if place.launcher == "srun" and count == 1:
         return torch.device("cuda", 0)  # --gpus-per-task=1 shows each task its own GPU
     if place.local_rank >= count:

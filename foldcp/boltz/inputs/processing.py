@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial, wraps
 from pathlib import Path
 from types import ModuleType
@@ -13,13 +13,14 @@ from boltz.data import types
 from boltz.data.msa import mmseqs2
 from boltz.data.parse import schema as stock_schema
 
+from foldcp.boltz.command import early
 from foldcp.boltz.document import codes
 from foldcp.boltz.document.explain import readable
 from foldcp.boltz.inputs import answers, leftovers, msas, one_input, trust
 from foldcp.boltz.inputs.apart import read
 from foldcp.boltz.run import current
 from foldcp.errors import SEE_LOG, UserError
-from foldcp.runtime.files.names import LONGEST, Unsafe, check, inside, regular
+from foldcp.runtime.files.names import Unsafe, inside, regular
 from foldcp.runtime.screen.watching import Bar, Watching
 
 
@@ -70,7 +71,7 @@ def on_root(stock: Callable[..., None]) -> Callable[..., None]:
             stock(data=data, out_dir=out_dir, **options)
             return
         if run.session.is_root:
-            check_names(data)
+            early.check_names(data)
             check_folders(out_dir)
             check_cache(options)
             leftovers.drop_unfinished(out_dir)
@@ -90,28 +91,6 @@ def on_root(stock: Callable[..., None]) -> Callable[..., None]:
         run.session.wait_for_root()
 
     return process_inputs
-
-
-def check_names(data: Sequence[Path]) -> None:
-    """Refuse inputs that are no files or cannot lend results their name, and a folder without any.
-
-    Raises:
-        UserError: names the files.
-    """
-    if not data:
-        raise UserError("there is no input: give a .yaml or .fasta file, or a folder of them")
-    seen: dict[str, Path] = {}
-    for path in data:
-        try:
-            check(path.stem, f"{path.name}: the input's name", LONGEST)
-            regular(path)
-        except Unsafe as error:
-            raise UserError(f"{error}: rename or remove it") from error
-        other = seen.setdefault(path.stem, path)
-        if other is not path:
-            raise UserError(
-                f"{other.name} and {path.name} would both be called {path.stem}: rename one of them"
-            )
 
 
 def check_folders(out_dir: Path) -> None:

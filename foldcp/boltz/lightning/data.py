@@ -147,7 +147,7 @@ def share(run: Run, batch: Any, move: Callable[[dict[str, Any]], dict[str, Any]]
         got = batch
         if run.shared:
             sent = (batch, random_state()) if root else None
-            got, state = run.mesh.broadcast_object(sent)
+            got, state = run.mesh.ranks.broadcast_object(sent)
             if not root:
                 set_random_state(state)
         return got if FAILED in got else move(got)

@@ -148,13 +148,9 @@ def _announce(run: Run, precision: str, swapped: str) -> None:
 
 
 def _precision(model: Any, run: Run) -> str:
-    if type(model).__name__ != "Boltz1":
-        return run.config.precision_on(run.mesh.device.type)
-    if run.config.precision == "bf16":
-        raise UserError(
-            "FOLDCP_PRECISION=bf16 is set, but Boltz-1 runs in float32 everywhere: use auto or fp32"
-        )
-    return "fp32"
+    if type(model).__name__ == "Boltz1":
+        return "fp32"
+    return run.config.precision_on(run.mesh.device.type)
 
 
 def _swap(model: Any, run: Run, fingerprint: str) -> str:

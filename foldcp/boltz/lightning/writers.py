@@ -153,7 +153,7 @@ class RootWriter(_RootWriter, BoltzWriter):
                 self._expected = list(sizes)
             except OSError as error:
                 run.failed[record_id] = not_written(self.output_dir, error)
-        return run.mesh.broadcast_object(sink is not None), sink
+        return run.mesh.ranks.broadcast_object(sink is not None), sink
 
     def _write(
         self, run: Run, record_id: str, prediction: dict[str, Any], write: Callable[[], None]
@@ -179,7 +179,7 @@ class RootWriter(_RootWriter, BoltzWriter):
     def _wrote(self, run: Run, record_id: str, prediction: dict[str, Any]) -> None:
         if run.keeper is None or run.alone:
             return
-        (name, failed) = run.mesh.broadcast_object((record_id, prediction["exception"]))
+        (name, failed) = run.mesh.ranks.broadcast_object((record_id, prediction["exception"]))
         kept = run.keeper.take()
         if kept is not None and not failed:
             self._kept[name] = kept
@@ -189,7 +189,7 @@ class RootWriter(_RootWriter, BoltzWriter):
         """Drop the kept trunks of what is on disk; the ranks of the mesh call it together."""
         outputs = self._outputs
         done = outputs.finished() if run.writes and outputs is not None else None
-        for name in run.mesh.broadcast_object(done):
+        for name in run.mesh.ranks.broadcast_object(done):
             if name in self._kept:
                 self._kept.pop(name).drop()
 

@@ -163,10 +163,10 @@ class Exchange:
     def _replay(self, act: Act, step: int) -> None:
         mesh, staging = self.mesh, None
         flight = self._open()
-        mesh.sent[self.label] += act.sent
-        mesh.received[self.label] += act.received
+        mesh.traffic.sent[self.label] += act.sent
+        mesh.traffic.received[self.label] += act.received
         if act.staged:
-            mesh.staged[self.label] += act.staged
+            mesh.traffic.staged[self.label] += act.staged
             if mesh.link.staged:  # type: ignore[union-attr]
                 staging = self._buffer("staging", step % 2, self._program.staging_bytes)
         flight.replay(step % 2, self._program, step, self._bases, tag(self.label, step), staging)
@@ -175,10 +175,10 @@ class Exchange:
         if not sends and not recvs:
             return
         flight = self._open()
-        self.mesh.sent[self.label] += sum(m.bytes() for m in sends)
-        self.mesh.received[self.label] += sum(m.bytes() for m in recvs)
+        self.mesh.traffic.sent[self.label] += sum(m.bytes() for m in sends)
+        self.mesh.traffic.received[self.label] += sum(m.bytes() for m in recvs)
         need = staging_bytes([*sends, *recvs])
-        self.mesh.staged[self.label] += need
+        self.mesh.traffic.staged[self.label] += need
         need *= self.mesh.link.staged  # type: ignore[union-attr]
         flight.post(slot, sends, recvs, number, self._buffer("staging", slot, need))
 

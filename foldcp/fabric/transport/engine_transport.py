@@ -6,18 +6,16 @@ import threading
 import zlib
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
 from foldcp.errors import EXCHANGE, TransportError
 from foldcp.fabric import message
+from foldcp.fabric.ranks import Ranks
 from foldcp.fabric.transport.program import Program
 from foldcp.fabric.transport.wire import Message
 from foldcp_kernels.core.extension import load
-
-if TYPE_CHECKING:
-    from foldcp.fabric.mesh import Mesh
 
 _SLICE = 0.5  # seconds that a wait holds the interpreter: signals are handled in between
 _WATCH = 0.2  # seconds between two looks for errors, own and those of other ranks
@@ -33,26 +31,24 @@ def _number(label: str) -> int:
     return zlib.crc32(label.encode()) & 0x7FFFFFFF
 
 
-class NativeTransport:
+class EngineTransport:
     """One engine of the extension.
 
     Args:
-        name: of the transport.
-        mesh: of ranks.
-        engine: its number.
+        name: of the transport. ranks: that it joins. engine: its number.
     """
 
     staged = True
 
-    def __init__(self, name: str, mesh: Mesh, engine: int) -> None:
+    def __init__(self, name: str, ranks: Ranks, engine: int) -> None:
         self.name, self.engine = name, engine
         self.ops = load().ops
         self.landed: list[int] = []  # flights of the engine that may be used again
-        self._watch = _Watch(self, mesh) if name != "host" else None
+        self._watch = _Watch(self, ranks) if name != "host" else None
 
-    def flight(self) -> NativeFlight:
+    def flight(self) -> EngineFlight:
         """Begin an exchange."""
-        return NativeFlight(self)
+        return EngineFlight(self)
 
     def call(self, op: Callable[..., Any], *args: Any) -> Any:
         """Call an operator of the engine; its errors become `TransportError`."""
@@ -94,10 +90,10 @@ class NativeTransport:
             raise TransportError(f"{EXCHANGE} ({self.name}): {said}") from None
 
 
-class NativeFlight:
+class EngineFlight:
     """One exchange by the engine."""
 
-    def __init__(self, transport: NativeTransport) -> None:
+    def __init__(self, transport: EngineTransport) -> None:
         self._t = transport
         self._ops = ops = transport.ops
         landed = transport.landed
@@ -168,14 +164,14 @@ def _flat(messages: Sequence[Message]) -> tuple[list[Tensor], list[int], list[in
 class _Watch:
     """Tells the other ranks of an error through the store, and hears of theirs."""
 
-    def __init__(self, transport: NativeTransport, mesh: Mesh) -> None:
+    def __init__(self, transport: EngineTransport, ranks: Ranks) -> None:
         from torch.distributed.distributed_c10d import _get_default_store
 
         store = _get_default_store()
         # A connection of its own: a call that waits would hold up those of other threads.
         self._store = store.clone() if hasattr(store, "clone") else store
-        self._key = f"foldcp/exchange/{mesh.all_gather_object(transport.engine)}/error"
-        self._transport, self._rank = transport, mesh.rank
+        self._key = f"foldcp/exchange/{ranks.all_gather_object(transport.engine)}/error"
+        self._transport, self._rank = transport, ranks.rank
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()

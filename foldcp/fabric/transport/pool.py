@@ -15,7 +15,7 @@ class Pool:
     """Byte buffers of one device, taken and given back.
 
     A buffer that was given back may still be in use by what the device was told before: the next
-    user must be told to the same stream. Exchanges are, see csrc/engine.h.
+    user must be told to the same stream. Exchanges are, see csrc/engine/engine.h.
 
     Args:
         device: of the buffers.

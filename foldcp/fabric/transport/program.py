@@ -147,7 +147,7 @@ class Program:
         return handle
 
     def flat(self) -> list[int]:
-        """All messages as numbers, as csrc/program.h reads them."""
+        """All messages as numbers, as csrc/engine/program.h reads them."""
         out = [len(self.acts)]
         for act in self.acts:
             out += [act.forwards, len(act.sends) + len(act.recvs)]
@@ -161,7 +161,7 @@ class Program:
         return [int(x) for x in out]
 
 
-# As in csrc/view.h.
+# As in csrc/wire/view.h.
 _TYPES = {torch.float64: 1, torch.float32: 2, torch.float16: 3, torch.bfloat16: 4}
 
 

@@ -6,7 +6,7 @@ power of two that brings the segment's largest magnitude to at most 448. Decodin
 in float32 and bf16, a second trip loses nothing more (a ring forwards panels), and an element x is
 off by at most max(|x| / 16, scale / 1024). A NaN or an infinity makes its whole segment NaN.
 
-The functions here are the torch twins of csrc/view.cpp and csrc/pack.cu, bit for bit.
+The functions here are the torch twins of csrc/wire/view.cpp and csrc/wire/pack.cu, bit for bit.
 """
 
 from __future__ import annotations

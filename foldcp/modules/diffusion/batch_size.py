@@ -26,7 +26,7 @@ def samples_at_once(count: int, at_most: int | None, bytes_each: int, mesh: Mesh
         return 1
     free = free_bytes(mesh)
     fitting = most if free is None else int(free * _SHARE) // max(1, bytes_each)
-    return max(1, min(most, *mesh.all_gather_object(fitting)))
+    return max(1, min(most, *mesh.ranks.all_gather_object(fitting)))
 
 
 def sample_bytes(prepared: Prepared, atoms: int) -> int:

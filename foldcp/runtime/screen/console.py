@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import time
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -97,11 +98,12 @@ class Console:
         if not self.is_terminal:
             self.say(f"foldcp: {plain}")
             return
-        width = shutil.get_terminal_size().columns - 1
-        bar = "" if fraction is None else _bar(fraction, width - len(f"foldcp: {plain}") - 3)
-        if bar:
-            plain = f"{what} {bar} {', '.join(part for part in (percent, left) if part)}"
-        self._drawn = f"foldcp: {plain}"[:width]
+        width = shutil.get_terminal_size().columns - 1 - len("foldcp: ")
+        rest = ", ".join(part for part in (percent, left) if part)
+        what = _fitted(what, width - len(rest and f", {rest}"))
+        bar = "" if fraction is None else _bar(fraction, width - _cells(what) - len(rest) - 2)
+        plain = f"{what} {bar} {rest}" if bar else ", ".join(part for part in (what, rest) if part)
+        self._drawn = f"foldcp: {_cut(plain, width)}"
         put(self._stream, _CLEAR + self._drawn)
 
     def clear(self) -> None:
@@ -120,6 +122,28 @@ def _bar(fraction: float, room: int) -> str:
     length = min(_BAR, room)
     full = round(length * min(1.0, max(0.0, fraction)))
     return f"[{'#' * full}{'.' * (length - full)}]" if length >= _LEAST else ""
+
+
+def _cells(text: str) -> int:
+    """Columns that a text takes on a terminal."""
+    wide = sum(unicodedata.east_asian_width(c) in "WF" for c in text)
+    return len(text) + wide - sum(unicodedata.combining(c) > 0 for c in text)
+
+
+def _cut(text: str, room: int) -> str:
+    """The beginning of a text, as far as it fits."""
+    while _cells(text) > max(0, room):
+        text = text[:-1]
+    return text
+
+
+def _fitted(what: str, room: int) -> str:
+    """What is done, with less or nothing of the input's name before it, where that is too long."""
+    name, _, stage = what.rpartition(": ")
+    if not name or _cells(what) <= room:
+        return what
+    left = room - _cells(f"...: {stage}")
+    return f"{_cut(name, left)}...: {stage}" if left > 0 else stage
 
 
 class Screened:
@@ -168,7 +192,10 @@ def put(stream: Any, text: str) -> None:
         text: for it.
     """
     try:
-        stream.write(text)
+        try:
+            stream.write(text)
+        except UnicodeEncodeError:  # of a program that has made its output so
+            stream.write(text.encode("ascii", "backslashreplace").decode())
         stream.flush()
     except BrokenPipeError:
         nowhere = os.open(os.devnull, os.O_WRONLY)

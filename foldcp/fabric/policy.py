@@ -1,0 +1,37 @@
+"""Choose how tiles travel, and the strategies of the triangle ops."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from foldcp.config import ATTENTION, MULTIPLICATION, ROUTES, WIRES
+
+# Of each triangle op, "auto" first.
+STRATEGIES = {"triangle_multiplication": MULTIPLICATION, "triangle_attention": ATTENTION}
+_NAMES = {"route": ROUTES, "wire": WIRES, "multiplication": MULTIPLICATION, "attention": ATTENTION}
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How a mesh exchanges tiles, alike on all ranks.
+
+    Args:
+        route: "direct" or "ring", where tiles are fetched from.
+        wire: "raw" or "fp8", how panels travel.
+        multiplication: strategy of triangle multiplication, "auto" or a name of `STRATEGIES`.
+        attention: strategy of triangle attention, likewise.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+
+    route: str = "direct"
+    wire: str = "raw"
+    multiplication: str = "auto"
+    attention: str = "auto"
+
+    def __post_init__(self) -> None:
+        for name in (field.name for field in fields(self)):
+            value = getattr(self, name)
+            if value not in _NAMES[name]:
+                raise ValueError(f"{name} must be one of {_NAMES[name]}, got {value!r}")
