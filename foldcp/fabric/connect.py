@@ -49,7 +49,7 @@ _SHARED_GPU = 23000  # the first NCCL that takes several ranks on one GPU
 @known
 @dataclass(frozen=True)
 class Options:
-    """How the transports are set up.
+    """Settings of the transports.
 
     Args:
         deadline: seconds that an exchange may take.
@@ -244,7 +244,7 @@ def _same_gpu(ranks: Ranks, version: int) -> str | None:
 
 
 def described_version(version: int) -> str:
-    """NCCL's version number as people write it."""
+    """Return NCCL's version number as people write it."""
     return f"{version // 10000}.{version // 100 % 100}.{version % 100}"
 
 

@@ -190,17 +190,24 @@ class Mesh:
         self.ranks, self.link = other.ranks, other.link
 
     def refuse(self, problem: str) -> NoReturn:
-        """Raise ValueError; the exchanges of the other ranks fail where they can be told."""
+        """Raise ValueError; the exchanges of the other ranks fail if the link can reach them."""
         if self.link is not None:
             self.link.abort(f"rank {self.rank}: {problem}")
         raise ValueError(problem)
 
     def layout(self, n: int) -> PairLayout:
-        """The tiling of N tokens, alike on all ranks."""
+        """Return the tiling of N tokens, alike on all ranks."""
         return PairLayout(n, self.rows, self.cols, self.rank, self.multiple)
 
     def check(self, z: Shaped, layout: PairLayout, name: str = "z", **options: bool) -> None:
-        """`layout.check`, and that it is on the mesh's kind of device; heard by all ranks."""
+        """Check a tile's shape and device; if one rank refuses, all raise.
+
+        Args:
+            z: the tile.
+            layout: the tiling.
+            name: of the argument, for messages.
+            options: as of `layout.check`.
+        """
         device = getattr(z, "device", self.device)
         if device.type != self.device.type:
             self.refuse(f"`{name}` is on {device}, but the mesh is on {self.device}: move it there")
@@ -210,7 +217,13 @@ class Mesh:
             self.refuse(str(error))
 
     def fits(self, op: str, *given: Tensor | None, **sizes: int) -> None:
-        """`foldcp_kernels.core.arguments.check`, heard by all ranks."""
+        """Check the arguments of an op, see `arguments.check`; if one rank refuses, all raise.
+
+        Args:
+            op: its name in `signatures.TABLE`.
+            given: its tensors in the order of the table.
+            sizes: sizes that are known, by letter.
+        """
         try:
             arguments.check(op, *given, **sizes)
         except ValueError as error:
@@ -238,7 +251,7 @@ class Mesh:
 
     @property
     def device(self) -> torch.device:
-        """Where this rank's tensors live."""
+        """Device of this rank's tensors."""
         return self.ranks.device
 
     @property

@@ -99,7 +99,9 @@ def broadcast(value: Any, ranks: Ranks, src: int) -> Any:
     """Give every rank the value of one; every rank calls it.
 
     Args:
-        value: of rank `src`, see `message.encode`. ranks: several ranks. src: who sends.
+        value: of rank `src`, see `message.encode`.
+        ranks: several ranks.
+        src: who sends.
 
     Raises:
         Forged: on a rank that received what no rank of this run sent.

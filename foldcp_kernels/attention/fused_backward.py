@@ -264,7 +264,7 @@ class Attention(torch.autograd.Function):
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float,
         keep: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-        """Run `attention_fwd` over all keys, see there.
+        """Run `attention_fwd` over all keys.
 
         Args:
             q: as in `attention_fwd`.

@@ -34,7 +34,7 @@ class Lines:
     Args:
         q: [B, I, J, H, D].
         kv: panels of positions [B, I, K, 2HD], k first, what travels.
-        scale: remaining factor on q . k: ln 2 when q was multiplied by scale * log2(e) already.
+        scale: remaining factor on q.k; ln 2 when q was multiplied by scale * log2(e) already.
     """
 
     q: Tensor

@@ -97,7 +97,7 @@ def check(options: dict[str, Any], config: Config, place: Place) -> None:
 
 
 def _no_option(error: click.exceptions.NoSuchOption) -> str:
-    """What to do about an option that `boltz predict` does not have."""
+    """Say what to do about an option that `boltz predict` does not have."""
     name = error.option_name
     for own in difflib.get_close_matches(name, _OURS, 1, 0.8):
         return (
@@ -149,6 +149,10 @@ def check_names(data: Sequence[Path]) -> None:
 def check_launch(config: Config, place: Place) -> None:
     """Compare the number of ranks with FOLDCP_NPROC.
 
+    Args:
+        config: of this run.
+        place: this process among the ranks.
+
     Raises:
         UserError: they differ.
     """
@@ -169,7 +173,9 @@ def check_together(options: dict[str, Any], config: Config, ranks: int) -> None:
     """Refuse variables that cannot be combined with each other, with options or with the device.
 
     Args:
-        options: the arguments of Boltz's `predict`. config: of this run. ranks: of a mesh.
+        options: the arguments of Boltz's `predict`.
+        config: of this run.
+        ranks: of a mesh.
 
     Raises:
         UserError: names both.

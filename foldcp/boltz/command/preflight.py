@@ -36,7 +36,8 @@ def choose_kernels(options: dict[str, Any], config: Config) -> None:
     """Set the implementation of the local ops from FOLDCP_KERNELS and `--no_kernels`.
 
     Args:
-        options: the arguments of Boltz's `predict`. config: of this run.
+        options: the arguments of Boltz's `predict`.
+        config: of this run.
 
     Raises:
         UserError: the named implementation is not installed.
