@@ -1,7 +1,8 @@
 # make demo   what foldcp does, on a CPU: stock Boltz's structure, in less memory (under 4 minutes)
 # make test   all tests (about 25 minutes on 2 cores, two at a time)
 # make lint   ruff, and clang-format for C++
-# make bench  what the README's figures come from (about 30 minutes); writes bench/results
+# make docs   the documentation, site/ (mkdocs); rewrites its generated parts first
+# make bench  the tables behind the documentation (about 30 minutes); writes bench/results
 # make setup  only the environment, .venv; the other targets call it
 #
 # PYTHON=python3.12      interpreter for .venv (3.10 to 3.12)
@@ -11,13 +12,13 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := demo
-.PHONY: setup demo test lint bench clean
+.PHONY: setup demo test lint docs bench clean
 
 TORCH := torch==2.13.0
 TORCH_INDEX ?=
 DEMO ?=
 # Bounds how long four ranks take: runs by itself.
-TIMED := tests/test_faults.py
+TIMED := tests/runs/test_faults.py
 SUPPORTED := import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))
 PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.10; do \
 	$$p -c "$(SUPPORTED)" 2>/dev/null && echo $$p && break; done)
@@ -53,6 +54,16 @@ lint: setup
 	@$(PY) -m ruff check .
 	@.venv/bin/clang-format --dry-run --Werror $$(find csrc tests/native -type f)
 
+.venv/.docs: .venv/.ready
+	@echo "installing mkdocs into .venv"
+	@$(PIP) -c constraints.txt mkdocs-material 'mkdocstrings[python]'
+	@touch $@
+
+docs: .venv/.docs
+	@$(PY) -m bench.pages
+	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
+	@echo "site/index.html"
+
 bench: setup
 	@set -e; for name in roofline aot native bytes_moved live_memory mesh_memory tile_memory \
 		transports loading cpu_vs_stock; do $(PY) -m bench.$$name; done
@@ -61,4 +72,4 @@ bench: setup
 		'from bench.machine import results_folder; print(results_folder() / "rings")')"
 
 clean:
-	rm -rf .venv .demo build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf .venv .demo site build dist *.egg-info .pytest_cache .ruff_cache

@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT))  # pip runs this file without its folder on the path
 import toolchain  # noqa: E402
 
-VERSION = "0.1.0"
+VERSION = re.findall(r'"(.+)"$', (ROOT / "foldcp/_version.py").read_text(), re.M)[-1]
 NAME = "foldcp_kernels._C"
 PARTS = ("sources", "include_dirs", "library_dirs", "libraries", "extra_compile_args")
 INFO = Path("foldcp_kernels", "_build_info.py")

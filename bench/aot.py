@@ -218,7 +218,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--chips", default=",".join(map(str, CHIPS)))
     parser.add_argument("--quick", action="store_true", help="only what Boltz runs")
     parser.add_argument("--out", type=Path, default=RESULT)
-    parser.add_argument("--table", action="store_true", help="print the README's table of a CSV")
+    parser.add_argument("--table", action="store_true", help="print the table of a CSV")
     options = parser.parse_args(arguments)
     if options.table:
         with options.out.open() as file:

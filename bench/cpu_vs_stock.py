@@ -131,7 +131,7 @@ def worker(
         `seconds`, `cpu_seconds`, `peak_mib` beyond the loaded model, `stages` (name -> [wall s,
         CPU s, peak MiB]) and a checksum of the coordinates.
     """
-    sys.path.insert(0, str(ROOT / "tests"))
+    sys.path.insert(0, str(ROOT / "tests/support"))
     import parity
     import torch
 

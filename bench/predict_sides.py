@@ -47,7 +47,7 @@ class Sides:
     """Models of one process, by depth and whether foldcp runs them."""
 
     def __init__(self, options: argparse.Namespace, sides: set[str]) -> None:
-        sys.path.insert(0, str(ROOT / "tests"))
+        sys.path.insert(0, str(ROOT / "tests/support"))
         self.options, self.sides = options, sides
         self.kind = "cuda" if torch.cuda.is_available() else "cpu"
         self.device = torch.device(self.kind)

@@ -1,7 +1,7 @@
 """Model the cost of the triangle ops on 4 to 256 GPUs. **Modelled, not measured.**
 
     foldcp bench rings --model             # tables, and foldcp_bench/{rings,traffic}/*.csv
-    foldcp bench rings --model --table     # the README's table, nothing is written
+    foldcp bench rings --model --table     # a table of what auto takes, nothing is written
 
 z is float32, ops compute in bf16, 128 channels, 4 heads. n is tokens per axis of a tile, N is n
 times the side of the mesh; ranks sit 8 to a node. Costs are the mean over both directions of an op:
@@ -183,7 +183,7 @@ def _crossing() -> Iterator[tuple[Chip, Any]]:
 
 
 def markdown() -> str:
-    """The README's table: what auto takes on H100 GPUs."""
+    """Tabulate what auto takes on H100 GPUs, as docs/results/rings-model.md shows it."""
     lines = [
         f"H100, 8 a node, NVLink 4 and 400 Gb/s InfiniBand per GPU: **{HEADING}**\n",
         "| GPUs | N | op | strategy | math, ms | in all, ms | overlap | received, GB |",
@@ -241,7 +241,7 @@ def show_tables(traffic: list[dict[str, Any]], crossing: list[dict[str, Any]]) -
 def main(argv: list[str] | None = None) -> int:
     """Print and write the tables."""
     parser = argparse.ArgumentParser(prog="foldcp bench rings --model")
-    parser.add_argument("--table", action="store_true", help="print the README's table only")
+    parser.add_argument("--table", action="store_true", help="print the table of H100 only")
     parser.add_argument("--out", type=Path, default=own_folder(), help="folder of results")
     options = parser.parse_args(argv)
     if options.table:

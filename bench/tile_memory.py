@@ -101,7 +101,7 @@ def rank_peak(mesh: Mesh, n: int, explain: bool) -> tuple[int, int, int, list]:
 
 def main(argv: list[str] | None = None) -> int:
     """Measure both meshes and write the table; 1 when the target is missed."""
-    sys.path.insert(0, str(ROOT / "tests"))
+    sys.path.insert(0, str(ROOT / "tests/support"))
     from ranks import run
 
     parser = argparse.ArgumentParser(prog="python -m bench.tile_memory")

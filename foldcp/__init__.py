@@ -5,7 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-__version__ = "0.1.0"
+from foldcp._version import __version__
+
 # Where what is public lives; loaded on use: `import foldcp` needs neither Boltz nor a second.
 _PUBLIC = {
     "Mesh": "foldcp.fabric.mesh",

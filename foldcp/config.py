@@ -25,36 +25,48 @@ VARIABLES = ("FOLDCP", *(f"FOLDCP_{name}" for name in _NAMES))  # BUILD_CUDA is 
 
 @dataclass(frozen=True)
 class Config:
-    """Values of the FOLDCP_* variables.
+    """Hold the settings of a run, as the FOLDCP_* variables ask for them.
+
+    docs/variables.md is generated from this docstring and from `from_env`.
 
     Args:
-        enabled: FOLDCP, switch Boltz over (1) or leave it as it is (0 or unset).
-        nproc: FOLDCP_NPROC, processes to start on this machine; "auto" is one per visible GPU;
-            None starts none (the launcher did, or it is one process).
-        mesh: FOLDCP_MESH, "auto" or "RxQ".
-        transport: FOLDCP_TRANSPORT, what carries tiles between ranks; "auto" is host on the CPUs of
-            one machine and nccl on GPUs, torch.distributed where these cannot run.
-        wire: FOLDCP_WIRE, panels travel as they are ("raw") or as FP8 ("fp8").
-        multiplication: FOLDCP_MULTIPLICATION, strategy of triangle multiplication; "auto" is the
-            cheapest by the cost model.
-        attention: FOLDCP_ATTENTION, strategy of triangle attention; "auto" is the cheapest, too.
-        route: FOLDCP_ROUTE, the panel strategy that "auto" considers: fetch panels from their owner
-            ("direct") or from the last user ("ring").
-        nccl_library: FOLDCP_NCCL_LIB, path of the NCCL library; "" is torch's, else the system's.
-        nccl_ctas: FOLDCP_NCCL_CTAS, most thread blocks (and so SMs) of NCCL.
-        precision: FOLDCP_PRECISION, "auto" is bf16 on CUDA and fp32 on CPU.
-        kernels: FOLDCP_KERNELS, implementation of the local ops; "auto" is Triton on CUDA where a
-            kernel covers the input, else torch.
-        graphs: FOLDCP_GRAPHS, record sampling steps and blocks as CUDA graphs: "auto" where that is
-            possible and pays, "0" never, "1" always, or else an error.
-        chunk_mb: FOLDCP_CHUNK_MB, largest temporary of a memory-saving chunk, in 10^6 bytes; None
-            is the default of the device.
-        timeout: FOLDCP_TIMEOUT, seconds that a rank waits for another one before it gives up.
-        dp: FOLDCP_DP, data-parallel groups: that many meshes fold different inputs at once.
-        resume: FOLDCP_RESUME, folder where the trunk's result of an unfinished input is kept, or
-            None.
-        report: FOLDCP_REPORT, file for the run's costs (JSON, see `foldcp.runtime.report`) or None.
-        verbose: FOLDCP_VERBOSE, show what otherwise foldcp.log alone gets, and details at start.
+        enabled: FOLDCP. Switch Boltz over (1) or leave it untouched (0).
+        nproc: FOLDCP_NPROC. Number of ranks to start on this machine; "auto" starts one per
+            visible GPU. Leave it unset under a launcher, and for one process.
+        mesh: FOLDCP_MESH. Shape of the mesh, rows x columns of ranks; "auto" is the most square
+            one.
+        route: FOLDCP_ROUTE. Panel strategy that "auto" considers: fetch a panel from its owner
+            ("direct") or from the rank that used it last ("ring", for networks with few NICs).
+        transport: FOLDCP_TRANSPORT. How tiles travel between ranks; "auto" is "host" on the CPUs
+            of one machine and "nccl" on GPUs, and torch.distributed where these cannot run.
+        wire: FOLDCP_WIRE. Send panels as they are ("raw") or as FP8 ("fp8").
+        multiplication: FOLDCP_MULTIPLICATION. Strategy of triangle multiplication; "auto" is the
+            fastest one by the cost model.
+        attention: FOLDCP_ATTENTION. Strategy of triangle attention; "auto" is the fastest one by
+            the cost model.
+        nccl_library: FOLDCP_NCCL_LIB. The NCCL library to open. Unset: the one of torch, else the
+            one of the system.
+        nccl_ctas: FOLDCP_NCCL_CTAS. Largest number of thread blocks, and so of SMs, that NCCL
+            uses. The default is not measured yet.
+        precision: FOLDCP_PRECISION. Precision of the structure model; "auto" is bf16-mixed on
+            CUDA, as in Boltz, and fp32 on a CPU.
+        kernels: FOLDCP_KERNELS. Implementation of the local ops; "auto" is Triton on CUDA where a
+            kernel covers the input, else torch. `--no_kernels` means "torch".
+        graphs: FOLDCP_GRAPHS. Record sampling steps and blocks as CUDA graphs. "auto": on one GPU,
+            steps without steering, and blocks where it pays. "0": never. "1": all of them,
+            whatever their size, or end with an error.
+        chunk_mb: FOLDCP_CHUNK_MB. Largest temporary of a memory-saving chunk, in 10^6 bytes.
+            Unset: 8 on a CPU, 256 on CUDA.
+        timeout: FOLDCP_TIMEOUT. Seconds that a rank waits for another one, and that an exchange
+            may take.
+        dp: FOLDCP_DP. Number of data-parallel groups: that many meshes fold different inputs at
+            once.
+        resume: FOLDCP_RESUME. Keep the trunk's result of unfinished inputs in this folder. On a
+            cluster use a shared folder, or a local one if ranks keep their machines.
+        report: FOLDCP_REPORT. Write time, peak memory and bytes moved of each rank to this file,
+            as JSON.
+        verbose: FOLDCP_VERBOSE. Show what otherwise only foldcp.log gets, and transport, kernels
+            and swapped parts at the start.
     """
 
     enabled: bool = False
@@ -192,7 +204,8 @@ class _Reader:
                 continue
             near = difflib.get_close_matches(_plain(name), plain, 1, 0.86)
             hint = f"did you mean {plain[near[0]]}? Otherwise unset it" if near else "unset it"
-            raise ValueError(f"there is no variable {name}: {hint} (README lists all of them)")
+            listed = "`foldcp predict --help` lists all of them"
+            raise ValueError(f"there is no variable {name}: {hint} ({listed})")
 
     def choice(self, name: str, allowed: tuple[str, ...], default: str) -> str:
         value = self.environ.get(name) or default

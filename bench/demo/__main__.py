@@ -20,7 +20,7 @@ from bench.demo import larger, overlay, predicted, runs, weights, words
 from bench.machine import ROOT
 from foldcp.cli.compare import compare, read
 
-INPUT = ROOT / "examples" / "ubiquitin.yaml"
+INPUT = ROOT / "examples" / "inputs" / "ubiquitin.yaml"
 WORK = ROOT / ".demo"
 LAYERS = 64  # of the trunk that `boltz predict` runs
 T = TypeVar("T")

@@ -40,12 +40,12 @@ Fold one input or a folder of them with Boltz on several ranks of this machine.
   --mesh RxQ       mesh of ranks (FOLDCP_MESH), for example 2x4; auto: the most square one
 
 Everything else is handed to `boltz predict`, see `boltz predict --help`. `foldcp run predict ...`
-is the same. Variables (README says what each of them means):
+is the same. Variables (docs/variables.md explains them):
 """,
     "boltz": """usage: foldcp boltz predict INPUT [options of boltz predict]
 
 Run Boltz's own command in this process with FOLDCP=1, for launchers that start the ranks
-themselves. Variables (README says what each of them means):
+themselves. Variables (docs/variables.md explains them):
 """,
     "doctor": """usage: foldcp doctor
 

@@ -215,7 +215,7 @@ def plan(schedule: Schedule, rank: int, sources: int) -> Plan:
     Raises:
         ValueError: unknown route.
 
-    Source: foldcp design, section 4.
+    Source: docs/design/layouts-and-schedules.md.
     """
     if schedule.route not in ROUTES:
         raise ValueError(f"`route` must be one of {ROUTES}, got {schedule.route!r}")

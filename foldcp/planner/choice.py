@@ -2,7 +2,7 @@
 
 An op is cut in as many chunks as memory asks for, and in more where that takes less time.
 
-Source: foldcp design, sections 4 and 6.
+Source: docs/design/strategies-and-cost.md.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def predict(
         first: outgoing or starting; False is incoming or ending.
         count: of chunks of lines or channels; 0 is what the rings take.
 
-    Source: foldcp design, section 6.
+    Source: docs/design/strategies-and-cost.md.
     """
     shape = layout.mesh_rows, layout.mesh_cols
     count = count or chunk_count(op, name, layout.padded, shape, sizes, chip, links)
@@ -165,7 +165,7 @@ def strategy(
     Raises:
         ValueError: there is no such op.
 
-    Source: foldcp design, section 6.
+    Source: docs/design/strategies-and-cost.md.
     """
     if op not in (MULTIPLICATION, ATTENTION):
         raise ValueError(f"`op` must be {MULTIPLICATION!r} or {ATTENTION!r}, got {op!r}")

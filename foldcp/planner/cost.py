@@ -12,7 +12,7 @@ both go on beside one another. Left out: how ranks wait for each other in betwee
 take from the math beside them, and the mask of keys. Packing is counted for the FP8 wire alone: the
 rest lies in memory as it travels.
 
-Source: foldcp design, sections 4 and 6.
+Source: docs/design/strategies-and-cost.md.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ def attention_pair_bias(
     Raises:
         ValueError: `bias` is not this rank's tile, or a shape or dtype does not fit it.
 
-    Source: AlphaFold 3 supplement, Algorithm 24; foldcp design, section 6.
+    Source: AlphaFold 3 supplement, Algorithm 24; docs/design/strategies-and-cost.md.
     """
     if tuple(bias.shape[2:]) != (layout.tile_rows, layout.tile_cols):
         raise ValueError(

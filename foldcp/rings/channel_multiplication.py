@@ -86,7 +86,7 @@ def channel_products(
     Returns:
         An iterator over [B, d, T_r, T_c].
 
-    Source: foldcp design, section 6.
+    Source: docs/design/strategies-and-cost.md.
     """
     groups = channel_chunks(z, w.p_in.shape[0] // 2, layout, mesh)
     x, keep, dims = z, mask, (1, 2, 3)

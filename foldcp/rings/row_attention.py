@@ -78,7 +78,7 @@ def row_attention(
     Returns:
         The updated tile [B, T_r, T_c, C].
 
-    Source: foldcp design, section 6.
+    Source: docs/design/strategies-and-cost.md.
     """
     dim, keep = (1 if starting else 2), kept(mask)
 

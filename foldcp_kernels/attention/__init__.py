@@ -42,7 +42,7 @@ def attend(
     Args:
         q: queries [G, H, I, D], or [G0, G1, H, I, D] where the G1 rows of one G0 share a bias.
         k: keys [.., H, K, D], K >= 1.
-        v: values [.., H, K, D].
+        v: values, shaped like the keys.
         bias: additive logits [G or 1, H, I or 1, K], or [G0 or 1, 1, H, I or 1, K]; None is 0.
         scale: factor on q . k.
         keep: keys, bool [G, K] or [G0, G1, K], True = keep; None keeps all. A row that keeps none

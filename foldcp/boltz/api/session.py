@@ -114,9 +114,9 @@ class Model:
         Args:
             data: path of a YAML or FASTA file, or what would stand in a YAML file, as a dict.
             seed: of everything random; the program's own generators are then left as they were.
-            recycling_steps: as `boltz predict --help` says.
-            sampling_steps: as `boltz predict --help` says.
-            diffusion_samples: as `boltz predict --help` says.
+            recycling_steps: times the trunk runs again on its own result.
+            sampling_steps: denoising steps of the sampler.
+            diffusion_samples: structures to sample.
             out_dir: keep the files of `boltz predict` there; None: they are removed.
             name: of the input, where `data` is a dict.
             options: any other option of `boltz predict`, such as `use_msa_server=True`.

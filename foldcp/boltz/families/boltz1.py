@@ -57,7 +57,7 @@ def apply(model: nn.Module, mesh: Mesh, precision: str = "fp32") -> SwapReport:
         ValueError: the model is not a Boltz-1 that predicts confidence with PAE, is in training
             mode, or was swapped before.
 
-    Source: foldcp design, section 8.
+    Source: docs/design/overview.md.
     """
     _check(model, precision)
     swapped = [name for name in _SWAPS if hasattr(model, name)]

@@ -45,7 +45,7 @@ def apply(model: nn.Module, mesh: Mesh, precision: str = "fp32") -> SwapReport:
         ValueError: the model is not a Boltz-2 structure model, is in training mode, or was swapped
             before.
 
-    Source: foldcp design, section 8.
+    Source: docs/design/overview.md.
     """
     _check(model, precision)
     swapped = []

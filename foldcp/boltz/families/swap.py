@@ -24,7 +24,7 @@ def apply(model: nn.Module, mesh: Mesh, precision: str = "fp32") -> SwapReport:
         ValueError: the model is neither, is in training mode, or was swapped before; or the family
             does not run in this precision.
 
-    Source: foldcp design, section 8.
+    Source: docs/design/overview.md.
     """
     family = boltz1 if type(model).__name__ == "Boltz1" else boltz2
     return family.apply(model, mesh, precision)

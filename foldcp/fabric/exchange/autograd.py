@@ -79,7 +79,7 @@ def stream(
         An iterator over steps; each item has one tensor per want. With several steps and without
         gradients they are valid until the iterator is advanced.
 
-    Source: foldcp design, section 4.
+    Source: docs/design/exchanges-and-transports.md.
     """
     exchange = Exchange(mesh, plan, sources, dims, label, wires)
     if torch.is_grad_enabled() and any(x.requires_grad for x in sources):

@@ -49,7 +49,7 @@ def chained(
         An iterator over steps; each item has one tensor per want, valid until it is advanced. With
         gradients on, no exchange runs ahead.
 
-    Source: foldcp design, section 4.
+    Source: docs/design/exchanges-and-transports.md.
     """
     if torch.is_grad_enabled():
         for plan, sources in moves:
@@ -98,7 +98,7 @@ def ahead(
         An iterator over the exchanges; each item has one tensor per want and may be kept. With
         gradients on, no exchange runs ahead.
 
-    Source: foldcp design, section 6.
+    Source: docs/design/exchanges-and-transports.md.
     """
     if torch.is_grad_enabled():
         yield from _one_by_one(mesh, moves, dims, label, wires)

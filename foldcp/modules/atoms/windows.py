@@ -166,7 +166,7 @@ def atom_block(
     Raises:
         ValueError: the layout has other atoms than the features, or is for another rank.
 
-    Source: AlphaFold 3 supplement, Algorithm 7; foldcp design, section 6.
+    Source: AlphaFold 3 supplement, Algorithm 7; docs/design/layouts-and-schedules.md.
     """
     _check(feats, atom_layout, mesh)
     token, mask = feats["atom_to_token"][0], feats["atom_pad_mask"][0].bool()

@@ -45,7 +45,7 @@ def sample_bytes(prepared: Prepared, atoms: int) -> int:
     lo, hi = layout.shard_span()
     buffer, own = block.span[1] - block.span[0], block.own[1] - block.own[0]
     fetched = layout.tile_rows + 2 * layout.tile_cols
-    # Tensors alive at once, rounded up (tests/test_sampler.py measures what a step takes).
+    # Tensors alive at once, rounded up (tests/modules/test_sampler.py measures what a step takes).
     window_layer = 18 * buffer * atom
     means = 4 * buffer * atom + 2 * own * token
     token_layer = (14 * (hi - lo) + 3 * fetched) * token

@@ -34,7 +34,7 @@ Fixed = tuple[Tensor | None, ...]
 # H100 takes 7 ms for them at 400 TFLOP/s; launching one takes a host 2 to 6 ms (63 to 105 kernels
 # of 18 to 56 us, counted on a CPU). Larger blocks keep the GPU busy without.
 MOST_OPERATIONS = 2.9e12
-# What a block takes besides its state, in parts of it (tests/test_block_graph.py measures it).
+# What a block takes besides its state, in parts of it (test_block_graph.py measures it).
 TRANSIENT = 3
 _WHAT = "blocks of the trunk and of the confidence module"
 
