@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from bench.demo.words import distance
-from foldcp.cli.compare import TOLERANCES, Prediction
+from foldcp.cli.compare import TOLERANCES
+from foldcp.cli.results import Prediction
 from foldcp.cli.similarity import rmsd, superposed
 
 STOCK, OURS, LIMIT = "#c4c4c4", "#0072b2", "#d55e00"

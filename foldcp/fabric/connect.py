@@ -52,8 +52,9 @@ class Options:
     """Settings of the transports.
 
     Args:
-        deadline: seconds that an exchange may take. nccl_library: path of NCCL, "" for the one of
-            torch or of the system. max_ctas: most thread blocks of NCCL, 0 leaves it to NCCL.
+        deadline: seconds that an exchange may take.
+        nccl_library: path of NCCL, "" for the one of torch or of the system.
+        max_ctas: most thread blocks of NCCL, 0 leaves it to NCCL.
     """
 
     deadline: float = 1800.0

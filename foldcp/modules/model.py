@@ -7,8 +7,7 @@ diffusion conditioning -> sampler -> confidence -> gather on the root rank
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,53 +18,14 @@ from foldcp.fabric.mesh import Mesh
 from foldcp.layout.plans import root_plan, token_plan
 from foldcp.layout.tiles import WINDOW, AtomLayout, PairLayout
 from foldcp.modules.graphs.block_graph import recorded
+from foldcp.modules.settings import Features, Keeper, Like, Settings
 from foldcp.modules.sink import MatrixSink
 from foldcp.modules.trunk.pair_embedding import PairEmbedding
 from foldcp.planner.agreement import agree
 from foldcp_kernels.core.chunking import chunk_length, spans
 
-Features = dict[str, Any]
 Outputs = dict[str, Any]
-Like = dict[str, tuple[tuple[int, ...], tuple[torch.dtype, ...]]]  # shape, dtypes that may be
 StageProgress = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Settings of one prediction (Boltz's own options)."""
-
-    recycling_steps: int
-    sampling_steps: int
-    diffusion_samples: int
-    max_parallel_samples: int | None = None
-    keep_z: bool = False
-
-
-class KeptTrunk(Protocol):
-    """Keeps the result of one input's trunk, so that a run that died need not compute it again."""
-
-    def load(self, like: Like) -> tuple[Tensor, Tensor] | None:
-        """Load `s` and `z` if they were kept; may replace `ref_pos` in the features."""
-
-    def save(self, s: Tensor, z: Tensor) -> None:
-        """Keep them.
-
-        Args:
-            s: single shard [1, n, C_s].
-            z: pair tile [1, T_r, T_c, C].
-        """
-
-
-class Keeper(Protocol):
-    """Makes, per input, what keeps its trunk."""
-
-    def begin(self, feats: Features, settings: Settings) -> KeptTrunk:
-        """Begin an input; returns the keeper of its trunk.
-
-        Args:
-            feats: compact features.
-            settings: of the prediction.
-        """
 
 
 class NotFinite(InputLost):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from foldcp.modules.base import draw_dropout, draw_pair_dropout
 from foldcp.modules.diffusion.noise import noise_schedule
 from foldcp.modules.diffusion.superposition import random_augmentation
-from foldcp.modules.model import Features, Settings
+from foldcp.modules.settings import Features, Settings
 
 
 def replay(model: nn.Module, feats: Features, settings: Settings) -> None:

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from foldcp.fabric.mesh import Mesh
-from foldcp.modules.model import Features, Like, Settings
+from foldcp.modules.settings import Features, Like, Settings
 from foldcp.output import trunk_file
 from foldcp.runtime.files.names import LONGEST, Unsafe, check, inside, regular
 
 
 class TrunkKeeper:
-    """Makes, per input, what keeps its trunk. See `foldcp.modules.model.Keeper`.
+    """Makes, per input, what keeps its trunk. See `foldcp.modules.settings.Keeper`.
 
     Args:
         folder: FOLDCP_RESUME.

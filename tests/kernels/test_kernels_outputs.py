@@ -13,10 +13,10 @@ import torch
 from kernel_checks import DEVICE, DTYPES, FLOOR
 from torch import Tensor
 
-from foldcp_kernels import definitions as reference
 from foldcp_kernels.adaptive_norm import adaptive_norm, gated_residual
 from foldcp_kernels.binned_heads import expected_values
 from foldcp_kernels.core import chunking
+from foldcp_kernels.core import definitions as reference
 from foldcp_kernels.outer_product_mean import _slower_reason, outer_product_mean
 from foldcp_kernels.relative_position import add_relative_position, relative_position
 from foldcp_kernels.relative_position.positions import Positions, Tokens, table_index

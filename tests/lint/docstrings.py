@@ -52,9 +52,9 @@ def documented(doc: str) -> list[str]:
     return re.findall(r"^    \*{0,2}(\w+): \S", section, re.MULTILINE)
 
 
-def faults(path: Path) -> Iterator[str]:
-    """Yield what is wrong in a file, each with its line."""
-    tree = ast.parse(path.read_text())
+def faults(path: Path, text: str) -> Iterator[str]:
+    """Yield what is wrong in the text of a file, each with its line."""
+    tree = ast.parse(text)
     for node in ast.walk(tree):
         if not isinstance(node, Function | ast.ClassDef | ast.Module):
             continue
@@ -86,7 +86,7 @@ def main() -> None:
         for f in ([p] if p.suffix else sorted(p.rglob("*.py")))
         if f.name not in BUILT
     ]
-    found = [fault for path in files for fault in faults(path)]
+    found = [fault for path in files for fault in faults(path, path.read_text())]
     print("\n".join(found), end="\n" if found else "")
     sys.exit(bool(found))
 

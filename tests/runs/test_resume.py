@@ -12,7 +12,7 @@ import torch
 from forked import Case, Ended, run_cases
 
 from foldcp.fabric.mesh import Mesh
-from foldcp.modules.model import Settings
+from foldcp.modules.settings import Settings
 from foldcp.output import trunk_file
 from foldcp.output.trunk_keeper import KeptTrunk, TrunkKeeper
 

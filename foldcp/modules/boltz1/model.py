@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from foldcp.fabric.mesh import Mesh
-from foldcp.modules.model import Features, FoldOnMesh, Outputs
+from foldcp.modules.model import FoldOnMesh, Outputs
+from foldcp.modules.settings import Features
 from foldcp.modules.trunk.pair_embedding import PairEmbedding
 
 

@@ -18,8 +18,9 @@ from foldcp.modules.base import TiledModule, wide
 from foldcp.modules.confidence.heads import (
     PDE_SUMS,
     ConfidenceHeads,
-    WriteRows,
     gather_errors,
+    to_memory,
+    to_sink,
 )
 from foldcp.modules.confidence.scores import (
     CONTACT,
@@ -149,9 +150,9 @@ class ConfidenceModule(TiledModule):
             errors, sums = self.confidence_heads.pair_errors(
                 tile, contact_probability, feats, groups, layout
             )
-            write = _to_memory(matrices[:, m]) if matrices is not None else None
+            write = to_memory(matrices[:, m]) if matrices is not None else None
             if sink is not None:
-                write = _to_sink(sink, m)
+                write = to_sink(sink, m)
             gather_errors(errors, write, layout, self.mesh)
             totals = row_totals(torch.cat([sums, near[:, None].to(sums)], 1), layout, self.mesh)
             found.append(self._scores(s_m, x_pred[m], totals, feats, groups, chains, layout))
@@ -275,25 +276,6 @@ class ConfidenceModule(TiledModule):
             "complex_ipde": (between / (between_weight + EPS))[None],
             **tm_scores(sums[:, :-PDE_SUMS], groups, frames),
         }
-
-
-def _to_memory(out: Tensor) -> WriteRows:
-    """Writes rows of PAE and PDE to `out` [2, N, N]."""
-
-    def write(lo: int, block: Tensor) -> None:
-        out[:, lo : lo + block.shape[1]].copy_(block)
-
-    return write
-
-
-def _to_sink(sink: MatrixSink, sample: int) -> WriteRows:
-    """Hands rows of PAE and PDE to `sink`."""
-
-    def write(lo: int, block: Tensor) -> None:
-        sink.rows("pae", sample, lo, block[0])
-        sink.rows("pde", sample, lo, block[1])
-
-    return write
 
 
 def _join(found: list[dict[Any, Any]]) -> dict[Any, Any]:

@@ -11,7 +11,8 @@ from foldcp.layout.tiles import PairLayout, Span
 from foldcp.modules.base import Block, TiledModule, draw_dropout
 from foldcp.modules.from_root import drawn
 from foldcp.modules.graphs.block_graph import run_blocks
-from foldcp.modules.trunk.pairformer import PairformerNoSeqLayer, Progress, stack_masks
+from foldcp.modules.trunk.masks import stack_masks
+from foldcp.modules.trunk.pairformer import PairformerNoSeqLayer, Progress
 from foldcp.modules.trunk.transition import Transition
 from foldcp.rings.outer_product_mean import outer_product_mean
 from foldcp.rings.pair_weighted_averaging import column_weights, pair_weighted_averaging
