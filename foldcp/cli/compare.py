@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from foldcp.cli.results import Prediction, find, read
+from foldcp.cli.results import Structure, find, read
 from foldcp.cli.similarity import lddt, rmsd, superposed
 from foldcp.errors import UserError
 
@@ -90,7 +90,7 @@ class Comparison:
         return all(line.passed for line in self.differences)
 
 
-def compare(ours: Prediction, stock: Prediction) -> Comparison:
+def compare(ours: Structure, stock: Structure) -> Comparison:
     """Compare two predictions of one input.
 
     Args:

@@ -17,7 +17,7 @@ Array = NDArray[Any]
 
 
 @dataclass(frozen=True)
-class Prediction:
+class Structure:
     """One model of one input, or a structure alone.
 
     Args:
@@ -69,7 +69,7 @@ def _models(folder: Path) -> list[Path]:
     return [path for path in found if path.is_file()]
 
 
-def read(path: Path, model: int = 0) -> Prediction:
+def read(path: Path, model: int = 0) -> Structure:
     """Read a prediction.
 
     Args:
@@ -80,7 +80,7 @@ def read(path: Path, model: int = 0) -> Prediction:
         UserError: a file is missing or cannot be read.
     """
     if path.is_file():
-        return Prediction(*_structure(path))
+        return Structure(*_structure(path))
     name = f"{path.name}_model_{model}"
     files = [path / f"{name}{suffix}" for suffix in (".cif", ".pdb")]
     structure = next((file for file in files if file.is_file()), None)
@@ -98,7 +98,7 @@ def read(path: Path, model: int = 0) -> Prediction:
     affinity = path / f"affinity_{path.name}.json"
     if affinity.is_file():
         scores["affinity"] = np.array([json.loads(affinity.read_text())["affinity_pred_value"]])
-    return Prediction(*_structure(structure), scores)
+    return Structure(*_structure(structure), scores)
 
 
 def _structure(path: Path) -> tuple[list[tuple[str, str, str]], Array]:

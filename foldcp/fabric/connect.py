@@ -171,7 +171,7 @@ def _open_host(ranks: Ranks, ops: Any, options: Options) -> int:
     place = ranks.rank, ranks.size, slot
 
     def create(path: str) -> int:
-        return ops.host_open(*place, path, options.deadline)
+        return int(ops.host_open(*place, path, options.deadline))
 
     # Rank 0 makes the segment and marks it, the others open it where its process shows its files.
     engine = _attempt(ranks, "host", lambda: create("") if ranks.is_root else -1)
@@ -193,7 +193,7 @@ def _open_host(ranks: Ranks, ops: Any, options: Options) -> int:
         if ranks.is_root:
             ops.engine_close(engine)
         raise
-    return engine if ranks.is_root else joined
+    return int(engine if ranks.is_root else joined)
 
 
 def _is_foreign(path: str, mark: bytes) -> bool:
@@ -223,7 +223,7 @@ def _open_nccl(ranks: Ranks, ops: Any, options: Options) -> int:
     identifier = ranks.broadcast_object(made)
     place = -1 if cpu else ranks.device.index or 0, ranks.rank, ranks.size
     more = identifier, options.max_ctas, options.deadline
-    return _attempt(ranks, "nccl", lambda: ops.nccl_open(library, *place, *more))
+    return int(_attempt(ranks, "nccl", lambda: ops.nccl_open(library, *place, *more)))
 
 
 def _same_gpu(ranks: Ranks, version: int) -> str | None:
@@ -258,7 +258,7 @@ def _open_copies(ranks: Ranks, ops: Any, options: Options) -> int:
     handle = _attempt(ranks, "copy-engine", lambda: ops.copy_handle(window))
     handles = ",".join(ranks.all_gather_object(handle))
     deadline = options.deadline
-    return _attempt(ranks, "copy-engine", lambda: ops.copy_open(window, handles, deadline))
+    return int(_attempt(ranks, "copy-engine", lambda: ops.copy_open(window, handles, deadline)))
 
 
 def _try_out(ranks: Ranks, transport: EngineTransport) -> str | None:

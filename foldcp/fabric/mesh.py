@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NoReturn
 
 import torch
@@ -58,7 +58,7 @@ class Mesh:
     Args:
         rows: R.
         cols: Q.
-        ranks: the R * Q ranks; None is a single process on the CPU.
+        ranks: the R * Q ranks; by default a single process on the CPU.
         policy: how tiles travel, and the strategies of the triangle ops.
         multiple: number that tokens are padded to a multiple of, see `PairLayout`; 0 is what the
             device needs.
@@ -74,13 +74,12 @@ class Mesh:
 
     rows: int
     cols: int
-    ranks: Ranks | None = None  # type: ignore[assignment]
+    ranks: Ranks = field(default_factory=lambda: Ranks(0, 1))
     policy: Policy = Policy()
     multiple: int = 0
     link: Transport | None = None
 
     def __post_init__(self) -> None:
-        self.ranks: Ranks = self.ranks or Ranks(0, 1)
         self.pool, self.traffic, self.alike = Pool(self.device), Traffic(), True
         self.multiple = self.multiple or _MULTIPLE.get(self.device.type, 1)
         if self.link is None and self.ranks.group is not None:

@@ -158,23 +158,23 @@ def _build(told: Any, arrays: Any, found: list[int]) -> Any:
         return kind(**fields) if arrays is not None else None
     if tag not in ("bytes", "tensor", "array", "scalar"):
         raise ValueError("it holds what may not travel")
-    kind: Any
-    kind, shape = (np.uint8, rest) if tag == "bytes" else (rest[0], rest[1])
+    of: Any  # dtype
+    of, shape = (np.uint8, rest) if tag == "bytes" else (rest[0], rest[1])
     if not all(type(n) is int and n >= 0 for n in shape):
         raise ValueError("a shape is not made of whole numbers")
     if tag == "tensor":
-        kind = _TORCH[kind]
-    elif tag != "bytes" and not _NUMPY.fullmatch(kind):
-        raise ValueError(f"an array of {kind} may not travel")
+        of = _TORCH[of]
+    elif tag != "bytes" and not _NUMPY.fullmatch(of):
+        raise ValueError(f"an array of {of} may not travel")
     count = int(np.prod(shape, dtype=object)) if shape else 1
-    size = count * (kind.itemsize if tag == "tensor" else np.dtype(kind).itemsize)
+    size = count * (of.itemsize if tag == "tensor" else np.dtype(of).itemsize)
     found.append(size)
     if arrays is None:
         return None
     data = next(arrays)
     if data.numel() != size:
         raise ValueError("an array has another size")
-    return _array(tag, data, kind, shape)
+    return _array(tag, data, of, shape)
 
 
 def _array(tag: str, data: Tensor, kind: Any, shape: list[int]) -> Any:

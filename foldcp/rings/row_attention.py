@@ -47,7 +47,7 @@ from foldcp_kernels.triangle_attention import (
     TriangleAttentionWeights,
     attend_lines,
     attended,
-    kept,
+    key_mask,
     least_chunks,
     updated_lines,
 )
@@ -80,7 +80,7 @@ def row_attention(
 
     Source: docs/design/strategies-and-cost.md.
     """
-    dim, keep = (1 if starting else 2), kept(mask)
+    dim, keep = (1 if starting else 2), key_mask(mask)
 
     def along(x: Tensor) -> Tensor:
         return x if starting else x.transpose(1, 2)

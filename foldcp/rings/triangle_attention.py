@@ -38,7 +38,7 @@ from foldcp_kernels.core.recompute import nothing
 from foldcp_kernels.triangle_attention import (
     TriangleAttentionWeights,
     attend_lines,
-    kept,
+    key_mask,
     least_chunks,
     line_output,
     lines_per_chunk,
@@ -83,7 +83,7 @@ def triangle_attention(
     if name == "rows":
         return row_attention(z, mask, w, starting, layout, mesh)
     route = name.removeprefix("panel-")
-    dim, keep = (1 if starting else 2), kept(mask)
+    dim, keep = (1 if starting else 2), key_mask(mask)
     own_panels = layout.panels_of(starting)
     # The bias lies as the lines read it: [B, H, T_r, panel], or for the ending node its transpose.
     bias = bias_panels(z if starting else z.transpose(1, 2), w, own_panels)

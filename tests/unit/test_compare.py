@@ -63,7 +63,7 @@ def test_the_verdict_is_the_exit_code(tmp_path: Path, capsys: pytest.CaptureFixt
     pdb = write(tmp_path / "x.pdb", COORDS)
     assert compare.main([str(pdb), str(a / "predictions" / "one")]) == 0
     assert "one: 40 atoms" in capsys.readouterr().out
-    broken = compare.Prediction(compare.read(pdb).atoms, COORDS * np.nan)
+    broken = compare.Structure(compare.read(pdb).atoms, COORDS * np.nan)
     assert not compare.compare(broken, compare.read(pdb)).same
     holed = write(tmp_path / "nan.cif", COORDS * np.where(np.arange(3) == 1, np.nan, 1))
     for pair in ([holed, pdb], [pdb, holed], [holed, holed]):

@@ -88,7 +88,7 @@ def check(options: dict[str, Any], config: Config, place: Place) -> None:
     if options["accelerator"] == "gpu" and no_gpu(os.environ):
         raise UserError(NO_GPU)
     check_inputs(Path(options["data"]).expanduser())
-    check_kept(config, place.rank == 0)
+    check_resume_and_report(config, place.rank == 0)
     if place.rank == 0:
         check_writable("--out_dir", results_folder(options))
         cache = Path(options["cache"]).expanduser()
@@ -244,7 +244,7 @@ def not_writable(option: str, folder: Path, why: str) -> UserError:
     )
 
 
-def check_kept(config: Config, is_root: bool) -> None:
+def check_resume_and_report(config: Config, is_root: bool) -> None:
     """Try FOLDCP_RESUME on every rank and FOLDCP_REPORT on the root rank.
 
     Args:

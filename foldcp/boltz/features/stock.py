@@ -162,7 +162,7 @@ def msa_features(data: Tokenized, random: np.random.Generator, max_seqs: int) ->
         ValueError: when the alignment holds a residue type outside Boltz's vocabulary.
     """
     pair = rebind(stock.construct_paired_msa, **msa_names(stock))
-    return alignment(*pair(data, random, max_seqs))
+    return alignment_features(*pair(data, random, max_seqs))
 
 
 def msa_names(module: Any) -> dict[str, Any]:
@@ -179,7 +179,7 @@ def msa_names(module: Any) -> dict[str, Any]:
     }
 
 
-def alignment(
+def alignment_features(
     msa: np.ndarray, deletion: np.ndarray | None, paired: np.ndarray
 ) -> dict[str, Tensor]:
     """Return the features of a paired alignment, see `msa_features`.

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from foldcp.modules.diffusion.superposition import Alignment
+from foldcp.modules.diffusion.superposition import Superposition
 
 Features = Mapping[str, Tensor]
 Parameters = Mapping[str, Any]
@@ -229,7 +229,7 @@ class TemplateDeviations:
     ) -> None:
         self._places, self._mask, self._rep_atom, self._token = places, mask, rep_atom, token
         self._upper = torch.where(mask.bool(), upper[:, None], inf)
-        self._align = [Alignment(m[None], int(m.sum())) for m in mask.to(places.dtype)]
+        self._align = [Superposition(m[None], int(m.sum())) for m in mask.to(places.dtype)]
 
     def energy(self, coords: Tensor, parameters: Parameters) -> Tensor:
         """See `Term`."""

@@ -83,7 +83,7 @@ def stream(
     """
     exchange = Exchange(mesh, plan, sources, dims, label, wires)
     if torch.is_grad_enabled() and any(x.requires_grad for x in sources):
-        flat = _Fetch.apply(exchange, *sources)
+        flat = _Fetch.apply(exchange, *sources)  # type: ignore[no-untyped-call]
         at = 0
         for s in plan.steps:
             yield flat[at : at + len(s.wants)]
@@ -139,6 +139,5 @@ def scatter_add(
     ]
     exchange = Exchange(mesh, plan, like, dims, label)
     if torch.is_grad_enabled() and any(r.requires_grad for r in regions):
-        sums: tuple[Tensor, ...] = _ScatterAdd.apply(exchange, *regions)
-        return sums
+        return tuple(_ScatterAdd.apply(exchange, *regions))  # type: ignore[no-untyped-call]
     return tuple(exchange.adjoint([tuple(regions)]))

@@ -230,4 +230,5 @@ class _Watch:
 
     def _tell(self) -> None:
         text = f"rank {self._rank}: {self._transport.error()}"
-        self._store.compare_set(self._key, "", message.close(self._key, text.encode()))
+        sealed = message.close(self._key, text.encode())
+        self._store.compare_set(self._key, "", sealed)  # type: ignore[arg-type]  # takes bytes, too

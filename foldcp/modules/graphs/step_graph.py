@@ -156,7 +156,7 @@ def recorder(mesh: Mesh, steered: bool = False, unique: bool = True) -> Recorder
     Args:
         mesh: the mesh.
         steered: potentials move the samples.
-        unique: see `Alignment.unique`.
+        unique: see `Superposition.unique`.
 
     Raises:
         ValueError: FOLDCP_GRAPHS=1, but nothing can be recorded.
