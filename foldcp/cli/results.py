@@ -115,5 +115,5 @@ def _structure(path: Path) -> tuple[list[tuple[str, str, str]], Array]:
     except IndexError:
         raise UserError(f"{path} is empty: name a structure that has atoms") from None
     except (RuntimeError, ValueError) as error:
-        raise UserError(f"{path} is no structure that can be read ({error})") from error
+        raise UserError(f"{path} cannot be read as a structure ({error})") from error
     return [key for key, _ in atoms], np.array([at for _, at in atoms]).reshape(-1, 3)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,10 @@ class TiledModule(nn.Module):
             persistent = name not in twin._non_persistent_buffers_set
             self.register_buffer(name, buffer, persistent=persistent)
         self.train(twin.training)
+
+    if TYPE_CHECKING:  # what the twin has is not known to tools
+
+        def __getattr__(self, name: str) -> Any: ...
 
 
 class Block(TiledModule):

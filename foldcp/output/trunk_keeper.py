@@ -172,15 +172,15 @@ def _check(path: Path, found: Mapping[str, Tensor], expected: Like) -> None:
 
 
 def _check_generator(path: Path, name: str, state: Tensor, device: torch.device | str) -> None:
-    trial = torch.Generator(device)
+    trial, wrong = torch.Generator(device), f"{name} is not the state of a generator"
     try:
         trial.set_state(state)
         drawn = torch.rand(8, generator=trial, device=trial.device)
     except RuntimeError as error:
         why = str(error).splitlines()[0]
-        raise trunk_file.Damaged(f"{path}: {name} is no state of a generator ({why})") from error
+        raise trunk_file.Damaged(f"{path}: {wrong} ({why})") from error
     if (drawn == drawn[0]).all():
-        raise trunk_file.Damaged(f"{path}: {name} is no state of a generator (it repeats itself)")
+        raise trunk_file.Damaged(f"{path}: {wrong} (it repeats itself)")
 
 
 def _say(message: str) -> None:

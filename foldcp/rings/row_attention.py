@@ -163,4 +163,5 @@ def _attended(
         carry = attend_lines(mine, of_all(kv), b, masked, carry, step == last)
     assert carry is not None
     del mine, kv
-    return attended(carry).unflatten(0, (parts, samples))
+    out: Tensor = attended(carry).unflatten(0, (parts, samples))
+    return out

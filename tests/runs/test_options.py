@@ -59,7 +59,7 @@ def test_the_schedule_of_one_step_is_no_number() -> None:
 
 @pytest.mark.parametrize("devices", [0, -1])
 def test_no_number_of_devices(devices: int) -> None:
-    with pytest.raises(UserError, match=f"--devices {devices} is no number.*FOLDCP_NPROC=auto"):
+    with pytest.raises(UserError, match=f"--devices {devices} is not a number.*FOLDCP_NPROC=auto"):
         preflight.choose_device({"devices": devices, "accelerator": "cpu"}, Place())
 
 

@@ -90,7 +90,7 @@ def test_a_whole_file_of_something_else_is_refused(
         "ref_pos has NaN or infinite": {"ref_pos": good["ref_pos"] + torch.inf},
         "cpu_state has shape [100]": {"cpu_state": good["cpu_state"][:100]},
         "cpu_state is torch.float32": {"cpu_state": good["cpu_state"].float()},
-        "cpu_state is no state": {"cpu_state": torch.zeros_like(good["cpu_state"])},
+        "cpu_state is not the state": {"cpu_state": torch.zeros_like(good["cpu_state"])},
         "it repeats itself": {"cpu_state": still},
     }
     state = torch.get_rng_state()

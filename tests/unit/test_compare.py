@@ -102,7 +102,7 @@ def test_what_cannot_be_compared_is_named(tmp_path: Path) -> None:
         ),
         (tmp_path / "nothing.cif", "nothing.cif is empty: name a structure that has atoms"),
         (tmp_path / "no_atoms.cif", "no_atoms.cif is empty"),
-        (tmp_path / "text.cif", "text.cif is no structure"),
+        (tmp_path / "text.cif", "text.cif cannot be read as a structure"),
         (tmp_path / "empty", "holds no prediction: name a folder boltz_results_"),
         (tmp_path / "nowhere", "does not exist: name a folder boltz_results_"),
     ):

@@ -119,7 +119,7 @@ def check_inputs(data: Path) -> None:
             raise UserError(f"{path} is a folder among the inputs: move it elsewhere")
         if path.suffix.lower() not in _INPUTS:
             raise UserError(
-                f"{path} is no input: inputs are .yaml and .fasta files, move others elsewhere"
+                f"{path} is not an input: inputs are .yaml and .fasta files, move others elsewhere"
             )
     check_names(found)
 

@@ -126,7 +126,7 @@ def open_entry(
         else:
             faults.note(
                 item.mark(key).line,
-                f"`{spelt(key)}` beside `{kind}` is no field of Boltz and is ignored",
+                f"`{spelt(key)}` beside `{kind}` is not a field of Boltz and is ignored",
             )
     return kind, value
 

@@ -149,7 +149,7 @@ class Faults:
             elif isinstance(key, str) and key.startswith(_DASHES):
                 self.add(line, f"`{name}` begins no entry: it takes `-` and a space")
             else:
-                self.note(line, f"`{name}` of {where} is no field of Boltz and is ignored")
+                self.note(line, f"`{name}` of {where} is not a field of Boltz and is ignored")
 
 
 def at(line: int, text: str) -> str:
