@@ -1,6 +1,6 @@
 # make demo   what foldcp does, on a CPU: stock Boltz's structure, in less memory (under 4 minutes)
 # make test   all tests (about 25 minutes on 2 cores, two at a time)
-# make lint   ruff, and clang-format for C++
+# make lint   format, mistakes, types, spelling and docstrings; clang-format for C++
 # make docs   the documentation, site/ (mkdocs); rewrites its generated parts first
 # make bench  the tables behind the documentation (about 30 minutes); writes bench/results
 # make setup  only the environment, .venv; the other targets call it
@@ -38,8 +38,8 @@ $(PY):
 	@echo "installing torch, Boltz and foldcp into .venv, and compiling its extension"
 	@$(PIP) $(TORCH) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 	@$(PIP) -c constraints.txt setuptools wheel
-	@$(PIP) -c constraints.txt boltz==2.2.1 pytest pytest-xdist ruff clang-format triton \
-		matplotlib
+	@$(PIP) -c constraints.txt boltz==2.2.1 pytest pytest-xdist ruff mypy codespell \
+		clang-format triton matplotlib
 	@$(PIP) -c constraints.txt -e . --no-build-isolation
 	@touch $@
 
@@ -52,6 +52,11 @@ test: setup
 
 lint: setup
 	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check --quiet .
+	@$(PY) tests/lint/docstrings.py
+	@git ls-files -z -- . ':!bench/results' ':!*.png' ':!*.svg' ':!*.cif' ':!*.a3m' | \
+		xargs -0 .venv/bin/codespell
+	@$(PY) tests/lint/typing_gate.py
 	@.venv/bin/clang-format --dry-run --Werror $$(find csrc tests/native -type f)
 
 .venv/.docs: .venv/.ready
@@ -72,4 +77,4 @@ bench: setup
 		'from bench.machine import results_folder; print(results_folder() / "rings")')"
 
 clean:
-	rm -rf .venv .demo site build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf .venv .demo site build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -271,7 +271,7 @@ def tell(plan: toolchain.Plan, torch: Any) -> None:
 
 def record(folder: Path) -> None:
     """Leave what was told last beside the modules that a folder has."""
-    (folder / INFO).write_text(f'"""What setup.py built."""\n\nBUILD = {built[0]!r}\n')
+    (folder / INFO).write_text(f'"""Facts of what setup.py built."""\n\nBUILD = {built[0]!r}\n')
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Decide what setup.py builds: facts of this machine's toolchain in, parts and one sentence out.
+"""Decide what setup.py builds: facts of a toolchain in, parts, options and a sentence out.
 
 All functions here are pure; setup.py asks the machine. The extension calls torch through its stable
 interface, has a CUDA runtime of its own (cudart_static) and shares driver handles (streams, the
@@ -254,7 +254,8 @@ def recipe(plan: Plan, version: str) -> dict[str, Any]:
     """Sources, libraries and options of a plan's extension, as setuptools names them.
 
     Args:
-        plan: with a part to compile. version: of foldcp.
+        plan: with a part to compile.
+        version: of foldcp.
     """
     sources, libraries = [*HOST], ["stdc++", "pthread", "dl"]
     common = ["-O3", "-std=c++20", f"-DTORCH_TARGET_VERSION={STABLE}"]

@@ -3,7 +3,7 @@
 Written for `bench.shapes` from the papers' algorithms, with the casts and chunks that Boltz 2.2.1
 has: they run under autocast, widen where it widens, and attend 128 lines at a time on long inputs.
 On float64 tensors they compute in float64 throughout, which makes them the reference too, except
-for the ops that `foldcp_kernels.definitions` defines.
+for the ops that `foldcp_kernels.core.definitions` defines.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.shapes import Inputs
-from foldcp_kernels import definitions as reference
+from foldcp_kernels.core import definitions as reference
 from foldcp_kernels.transition import TransitionWeights
 from foldcp_kernels.triangle_attention import TriangleAttentionWeights
 from foldcp_kernels.triangle_multiplication import TriangleMultiplicationWeights

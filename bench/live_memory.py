@@ -35,7 +35,7 @@ from bench.fake_mesh import fake_mesh
 from bench.machine import ROOT, write_csv
 from bench.synthetic.checkpoint import hyperparameters
 from foldcp.boltz.families.swap import apply
-from foldcp.modules.model import Settings
+from foldcp.modules.settings import Settings
 from foldcp_kernels.core.chunking import set_chunk_bytes, spans
 from foldcp_kernels.core.dispatch import default_impl, set_impl
 

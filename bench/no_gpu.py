@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 # The module; the package has its op of the same name.
-_MULTIPLICATION = import_module("foldcp_kernels.triangle_multiplication")
+_MULTIPLICATION = import_module("foldcp_kernels.triangle_multiplication.contraction")
 # Operators of torch that launch nothing.
 _VIEWS = {
     "view", "slice", "select", "alias", "detach", "empty", "new_empty", "empty_like", "as_strided",

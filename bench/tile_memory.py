@@ -27,7 +27,7 @@ from bench.machine import ROOT, write_csv
 from bench.synthetic.checkpoint import build_model
 from foldcp.boltz.families.swap import apply
 from foldcp.fabric.mesh import Mesh
-from foldcp.modules.model import Settings
+from foldcp.modules.settings import Settings
 
 TOKENS, STEPS = 384, 2
 SHARE_OF_2X2 = 0.27

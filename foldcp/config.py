@@ -158,7 +158,12 @@ def shares_gpus(environ: Mapping[str, str]) -> bool:
 
 
 def local_rank(environ: Mapping[str, str], rank: int) -> int:
-    """Return this rank's position on its machine, as torchrun or srun says it, else its rank."""
+    """Return this rank's position on its machine, as torchrun or srun says it, else its rank.
+
+    Args:
+        environ: usually `os.environ`.
+        rank: this rank.
+    """
     return int(environ.get("LOCAL_RANK") or environ.get("SLURM_LOCALID") or rank)
 
 

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from bench.demo.words import distance
-from foldcp.cli.compare import TOLERANCES, Prediction
+from foldcp.cli.compare import TOLERANCES
+from foldcp.cli.results import Structure
 from foldcp.cli.similarity import rmsd, superposed
 
 STOCK, OURS, LIMIT = "#c4c4c4", "#0072b2", "#d55e00"
@@ -21,7 +22,7 @@ LEAST = 1e-5  # angstrom, for the logarithm; files of structures have three to f
 STEPS = 8  # of the curve between two residues
 
 
-def draw(ours: Prediction, stock: Prediction, path: Path, names: tuple[str, str]) -> Path:
+def draw(ours: Structure, stock: Structure, path: Path, names: tuple[str, str]) -> Path:
     """Draw two predictions of one input.
 
     Args:
@@ -77,7 +78,7 @@ def smooth(trace: np.ndarray, steps: int = STEPS) -> np.ndarray:
     return np.vstack((between.reshape(-1, 3), trace[-1:]))
 
 
-def _traces(ax: Any, moved: np.ndarray, stock: Prediction, names: tuple[str, str]) -> None:
+def _traces(ax: Any, moved: np.ndarray, stock: Structure, names: tuple[str, str]) -> None:
     """Draw both traces in short pieces, from the back to the front."""
     from matplotlib import colormaps
     from matplotlib.lines import Line2D
@@ -121,7 +122,7 @@ def _traces(ax: Any, moved: np.ndarray, stock: Prediction, names: tuple[str, str
     ax.legend(handles=kinds, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.1))
 
 
-def _distances(ax: Any, moved: np.ndarray, stock: Prediction) -> None:
+def _distances(ax: Any, moved: np.ndarray, stock: Structure) -> None:
     away = by_residue(stock.atoms, np.linalg.norm(moved - stock.coords, axis=-1))
     ax.semilogy(range(1, len(away) + 1), np.maximum(away, LEAST), color=OURS, lw=1.2)
     ax.axhline(TOLERANCES["coords"].largest, color=LIMIT, ls="--", lw=1, label="allowed")
@@ -131,7 +132,7 @@ def _distances(ax: Any, moved: np.ndarray, stock: Prediction) -> None:
     ax.legend(fontsize=8)
 
 
-def _confidence(ax: Any, ours: Prediction, stock: Prediction, names: tuple[str, str]) -> None:
+def _confidence(ax: Any, ours: Structure, stock: Structure, names: tuple[str, str]) -> None:
     for prediction, name, colour, width in (
         (stock, names[1], STOCK, 5), (ours, names[0], OURS, 1.2)
     ):  # fmt: skip

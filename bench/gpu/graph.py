@@ -29,8 +29,9 @@ from foldcp.modules.diffusion.conditioning import DiffusionConditioning
 from foldcp.modules.diffusion.sampler import AtomDiffusion
 from foldcp.modules.graphs.block_graph import Fixed, recorded, run_blocks
 from foldcp.modules.graphs.step_graph import set_graphs
+from foldcp.modules.trunk.masks import stack_masks
 from foldcp.modules.trunk.msa import MSAModule
-from foldcp.modules.trunk.pairformer import PairformerModule, stack_masks
+from foldcp.modules.trunk.pairformer import PairformerModule
 
 SIZES = {"cuda": "128,512,1024", "cpu": "24"}
 FEW, MANY = 12, 36  # steps

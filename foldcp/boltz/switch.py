@@ -175,7 +175,7 @@ def begin(options: dict[str, Any], until_end: ExitStack) -> Run:
     preflight.choose_kernels(options, config)
     preflight.check_same_everywhere(options, config, ranks)
     preflight.check_interfaces(os.environ, place.world)
-    early.check_kept(config, ranks.is_root)
+    early.check_resume_and_report(config, ranks.is_root)
     preflight.agree_on_kernels(config, device, ranks)
     ranks.at("joining the ranks")
     mesh = ranks.form(rows, cols, device, config)

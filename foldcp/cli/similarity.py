@@ -14,7 +14,12 @@ Array = NDArray[Any]
 
 
 def rmsd(a: Array, b: Array) -> float:
-    """Return the root mean square distance of atoms a and b [atoms, 3], in their unit."""
+    """Return the root mean square distance of atoms a and b [atoms, 3], in their unit.
+
+    Args:
+        a: [atoms, 3].
+        b: [atoms, 3].
+    """
     return float(np.sqrt(np.mean(np.sum((a - b) ** 2, axis=-1))))
 
 

@@ -49,11 +49,12 @@ _SHARED_GPU = 23000  # the first NCCL that takes several ranks on one GPU
 @known
 @dataclass(frozen=True)
 class Options:
-    """How the transports are set up.
+    """Settings of the transports.
 
     Args:
-        deadline: seconds that an exchange may take. nccl_library: path of NCCL, "" for the one of
-            torch or of the system. max_ctas: most thread blocks of NCCL, 0 leaves it to NCCL.
+        deadline: seconds that an exchange may take.
+        nccl_library: path of NCCL, "" for the one of torch or of the system.
+        max_ctas: most thread blocks of NCCL, 0 leaves it to NCCL.
     """
 
     deadline: float = 1800.0
@@ -170,7 +171,7 @@ def _open_host(ranks: Ranks, ops: Any, options: Options) -> int:
     place = ranks.rank, ranks.size, slot
 
     def create(path: str) -> int:
-        return ops.host_open(*place, path, options.deadline)
+        return int(ops.host_open(*place, path, options.deadline))
 
     # Rank 0 makes the segment and marks it, the others open it where its process shows its files.
     engine = _attempt(ranks, "host", lambda: create("") if ranks.is_root else -1)
@@ -192,7 +193,7 @@ def _open_host(ranks: Ranks, ops: Any, options: Options) -> int:
         if ranks.is_root:
             ops.engine_close(engine)
         raise
-    return engine if ranks.is_root else joined
+    return int(engine if ranks.is_root else joined)
 
 
 def _is_foreign(path: str, mark: bytes) -> bool:
@@ -222,7 +223,7 @@ def _open_nccl(ranks: Ranks, ops: Any, options: Options) -> int:
     identifier = ranks.broadcast_object(made)
     place = -1 if cpu else ranks.device.index or 0, ranks.rank, ranks.size
     more = identifier, options.max_ctas, options.deadline
-    return _attempt(ranks, "nccl", lambda: ops.nccl_open(library, *place, *more))
+    return int(_attempt(ranks, "nccl", lambda: ops.nccl_open(library, *place, *more)))
 
 
 def _same_gpu(ranks: Ranks, version: int) -> str | None:
@@ -243,7 +244,7 @@ def _same_gpu(ranks: Ranks, version: int) -> str | None:
 
 
 def described_version(version: int) -> str:
-    """NCCL's version number as people write it."""
+    """Return NCCL's version number as people write it."""
     return f"{version // 10000}.{version // 100 % 100}.{version % 100}"
 
 
@@ -257,7 +258,7 @@ def _open_copies(ranks: Ranks, ops: Any, options: Options) -> int:
     handle = _attempt(ranks, "copy-engine", lambda: ops.copy_handle(window))
     handles = ",".join(ranks.all_gather_object(handle))
     deadline = options.deadline
-    return _attempt(ranks, "copy-engine", lambda: ops.copy_open(window, handles, deadline))
+    return int(_attempt(ranks, "copy-engine", lambda: ops.copy_open(window, handles, deadline)))
 
 
 def _try_out(ranks: Ranks, transport: EngineTransport) -> str | None:

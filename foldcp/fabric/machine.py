@@ -1,4 +1,4 @@
-"""Which machine a process runs on, so that ranks know whether they share it."""
+"""Identify the machine of a process, so that ranks can see whether they share it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _UNKNOWN = secrets.token_hex(16)  # equal to that of no other process, but for i
 
 
 def machine() -> tuple[str, int]:
-    """What processes that see each other under /proc have in common.
+    """Return an identifier that is equal for processes that see each other under /proc.
 
     Returns:
         (name of the machine since it was started, number of the space of its processes); where
@@ -50,7 +50,7 @@ def _made() -> str:
 
 
 def _age() -> str:
-    """When the first process was started: it is the container's where that has one of its own."""
+    """Return the start time of the first process: the container's, where it has one of its own."""
     fields = _text(_FIRST).rpartition(")")[2].split()
     return fields[19] if len(fields) > 19 else ""
 

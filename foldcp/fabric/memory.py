@@ -1,4 +1,4 @@
-"""How much memory a rank may still take."""
+"""Measure how much memory a rank may still take."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from foldcp.fabric.mesh import Mesh
 
 
 def free_bytes(mesh: Mesh) -> int | None:
-    """Memory that this rank may still take, in bytes; None where nobody can tell."""
+    """Return the memory that this rank may still take, in bytes; None where it is not known."""
     if mesh.device.type == "cuda":
         if not torch.cuda.is_available():
             return None  # shapes of a device that is not there (bench/fake_device.py)
@@ -23,7 +23,7 @@ def free_bytes(mesh: Mesh) -> int | None:
 
 
 def host_memory() -> tuple[int, int]:
-    """(available, all) memory of this machine in bytes; zeros where it does not tell."""
+    """Return (available, total) memory of this machine in bytes; zeros where it is not known."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:

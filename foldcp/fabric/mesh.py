@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NoReturn
 
 import torch
@@ -58,7 +58,7 @@ class Mesh:
     Args:
         rows: R.
         cols: Q.
-        ranks: the R * Q ranks; None is a single process on the CPU.
+        ranks: the R * Q ranks; by default a single process on the CPU.
         policy: how tiles travel, and the strategies of the triangle ops.
         multiple: number that tokens are padded to a multiple of, see `PairLayout`; 0 is what the
             device needs.
@@ -74,13 +74,12 @@ class Mesh:
 
     rows: int
     cols: int
-    ranks: Ranks | None = None  # type: ignore[assignment]
+    ranks: Ranks = field(default_factory=lambda: Ranks(0, 1))
     policy: Policy = Policy()
     multiple: int = 0
     link: Transport | None = None
 
     def __post_init__(self) -> None:
-        self.ranks: Ranks = self.ranks or Ranks(0, 1)
         self.pool, self.traffic, self.alike = Pool(self.device), Traffic(), True
         self.multiple = self.multiple or _MULTIPLE.get(self.device.type, 1)
         if self.link is None and self.ranks.group is not None:
@@ -190,17 +189,24 @@ class Mesh:
         self.ranks, self.link = other.ranks, other.link
 
     def refuse(self, problem: str) -> NoReturn:
-        """Raise ValueError; the exchanges of the other ranks fail where they can be told."""
+        """Raise ValueError; the exchanges of the other ranks fail if the link can reach them."""
         if self.link is not None:
             self.link.abort(f"rank {self.rank}: {problem}")
         raise ValueError(problem)
 
     def layout(self, n: int) -> PairLayout:
-        """The tiling of N tokens, alike on all ranks."""
+        """Return the tiling of N tokens, alike on all ranks."""
         return PairLayout(n, self.rows, self.cols, self.rank, self.multiple)
 
     def check(self, z: Shaped, layout: PairLayout, name: str = "z", **options: bool) -> None:
-        """`layout.check`, and that it is on the mesh's kind of device; heard by all ranks."""
+        """Check a tile's shape and device; if one rank refuses, all raise.
+
+        Args:
+            z: the tile.
+            layout: the tiling.
+            name: of the argument, for messages.
+            options: as of `layout.check`.
+        """
         device = getattr(z, "device", self.device)
         if device.type != self.device.type:
             self.refuse(f"`{name}` is on {device}, but the mesh is on {self.device}: move it there")
@@ -210,7 +216,13 @@ class Mesh:
             self.refuse(str(error))
 
     def fits(self, op: str, *given: Tensor | None, **sizes: int) -> None:
-        """`foldcp_kernels.core.arguments.check`, heard by all ranks."""
+        """Check the arguments of an op, see `arguments.check`; if one rank refuses, all raise.
+
+        Args:
+            op: its name in `signatures.TABLE`.
+            given: its tensors in the order of the table.
+            sizes: sizes that are known, by letter.
+        """
         try:
             arguments.check(op, *given, **sizes)
         except ValueError as error:
@@ -238,7 +250,7 @@ class Mesh:
 
     @property
     def device(self) -> torch.device:
-        """Where this rank's tensors live."""
+        """Device of this rank's tensors."""
         return self.ranks.device
 
     @property

@@ -1,7 +1,7 @@
-"""What ranks tell each other: plain data and arrays, sealed with the secret of the run.
+"""Messages between ranks: plain data and arrays, sealed with the secret of the run.
 
 A message is JSON that describes a value, and the bytes of its arrays. Reading one makes numbers,
-text, containers, arrays, tensors and the dataclasses that `known` was told of; nothing in it is
+text, containers, arrays, tensors and the dataclasses registered with `known`; nothing in it is
 run, so whoever reaches a port of this run can at most end it. Ranks that have the same secret
 (FOLDCP_SECRET) also notice a message that none of them wrote.
 """
@@ -119,7 +119,7 @@ def _bytes(x: Tensor) -> memoryview:
 
 
 def sizes(text: bytes) -> list[int]:
-    """Bytes of each array of an encoded value."""
+    """Return the bytes of each array of an encoded value."""
     found: list[int] = []
     _build(json.loads(text), None, found)
     return found
@@ -158,23 +158,23 @@ def _build(told: Any, arrays: Any, found: list[int]) -> Any:
         return kind(**fields) if arrays is not None else None
     if tag not in ("bytes", "tensor", "array", "scalar"):
         raise ValueError("it holds what may not travel")
-    kind: Any
-    kind, shape = (np.uint8, rest) if tag == "bytes" else (rest[0], rest[1])
+    of: Any  # dtype
+    of, shape = (np.uint8, rest) if tag == "bytes" else (rest[0], rest[1])
     if not all(type(n) is int and n >= 0 for n in shape):
         raise ValueError("a shape is not made of whole numbers")
     if tag == "tensor":
-        kind = _TORCH[kind]
-    elif tag != "bytes" and not _NUMPY.fullmatch(kind):
-        raise ValueError(f"an array of {kind} may not travel")
+        of = _TORCH[of]
+    elif tag != "bytes" and not _NUMPY.fullmatch(of):
+        raise ValueError(f"an array of {of} may not travel")
     count = int(np.prod(shape, dtype=object)) if shape else 1
-    size = count * (kind.itemsize if tag == "tensor" else np.dtype(kind).itemsize)
+    size = count * (of.itemsize if tag == "tensor" else np.dtype(of).itemsize)
     found.append(size)
     if arrays is None:
         return None
     data = next(arrays)
     if data.numel() != size:
         raise ValueError("an array has another size")
-    return _array(tag, data, kind, shape)
+    return _array(tag, data, of, shape)
 
 
 def _array(tag: str, data: Tensor, kind: Any, shape: list[int]) -> Any:
@@ -187,7 +187,7 @@ def _array(tag: str, data: Tensor, kind: Any, shape: list[int]) -> Any:
 
 
 def pack(value: Any, context: str) -> bytes:
-    """A small value as one sealed message.
+    """Pack a small value as one sealed message.
 
     Args:
         value: see `encode`.
@@ -198,7 +198,11 @@ def pack(value: Any, context: str) -> bytes:
 
 
 def unpack(sealed: bytes, context: str) -> Any:
-    """The value that `pack` was given.
+    """Unpack the value of a sealed message, after checking its seal.
+
+    Args:
+        sealed: from `pack`.
+        context: what the message is for.
 
     Raises:
         Forged: no rank of this run wrote it.
@@ -234,7 +238,11 @@ def close(context: str, data: bytes) -> bytes:
 
 
 def open_sealed(context: str, sealed: bytes) -> bytes:
-    """The bytes that `close` was given.
+    """Check the seal of a message and return its bytes.
+
+    Args:
+        context: what the message is for.
+        sealed: from `close`.
 
     Raises:
         Forged: the seal is not of this run, or of another message.
@@ -244,7 +252,12 @@ def open_sealed(context: str, sealed: bytes) -> bytes:
 
 
 def seal(context: str, *data: Any) -> bytes:
-    """The seal of a message of several parts."""
+    """Compute the seal of a message of several parts.
+
+    Args:
+        context: what the message is for.
+        data: its parts.
+    """
     told = json.dumps([context, *(len(part) for part in data)]).encode()
     code = hmac.new(_key, struct.pack("<Q", len(told)) + told, hashlib.sha256)
     for part in data:
@@ -254,6 +267,11 @@ def seal(context: str, *data: Any) -> bytes:
 
 def check(context: str, found: bytes, *data: Any) -> None:
     """Compare a seal with its message.
+
+    Args:
+        context: what the message is for.
+        found: the seal that came with it.
+        data: its parts.
 
     Raises:
         Forged: they do not belong together.

@@ -13,13 +13,13 @@ _NAMES = {"route": ROUTES, "wire": WIRES, "multiplication": MULTIPLICATION, "att
 
 @dataclass(frozen=True)
 class Policy:
-    """How a mesh exchanges tiles, alike on all ranks.
+    """Choices of how a mesh exchanges tiles, alike on all ranks.
 
     Args:
         route: "direct" or "ring", where tiles are fetched from.
         wire: "raw" or "fp8", how panels travel.
         multiplication: strategy of triangle multiplication, "auto" or a name of `STRATEGIES`.
-        attention: strategy of triangle attention, likewise.
+        attention: strategy of triangle attention, "auto" or a name of `STRATEGIES`.
 
     Raises:
         ValueError: an unknown name.

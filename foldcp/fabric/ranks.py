@@ -92,6 +92,7 @@ class Ranks:
             if peer != self.rank:
                 with suppress(RuntimeError):  # the time-out is what closes the connection
                     ask = dist.irecv(torch.empty(1), self.global_rank(peer), self.group, tag=_NEVER)
+                    assert ask is not None
                     ask.wait(timedelta(milliseconds=1))
 
 
@@ -99,7 +100,9 @@ def broadcast(value: Any, ranks: Ranks, src: int) -> Any:
     """Give every rank the value of one; every rank calls it.
 
     Args:
-        value: of rank `src`, see `message.encode`. ranks: several ranks. src: who sends.
+        value: of rank `src`, see `message.encode`.
+        ranks: several ranks.
+        src: who sends.
 
     Raises:
         Forged: on a rank that received what no rank of this run sent.
@@ -136,7 +139,8 @@ def _send(value: Any, ranks: Ranks, src: int, context: str) -> None:
     seals = message.seal(context, text), message.seal(f"arrays of {context}", *arrays)
     small = b"".join(x for x in arrays if len(x) < _SMALL)
     large = [x for x in arrays if len(x) >= _SMALL]
-    for part in (_HEAD.pack(len(text), *seals), text, small, *large):
+    parts: tuple[bytes | memoryview, ...] = (_HEAD.pack(len(text), *seals), text, small, *large)
+    for part in parts:
         _transfer(_tensor(part), ranks, src)
 
 

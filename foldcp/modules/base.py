@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,10 @@ class TiledModule(nn.Module):
             persistent = name not in twin._non_persistent_buffers_set
             self.register_buffer(name, buffer, persistent=persistent)
         self.train(twin.training)
+
+    if TYPE_CHECKING:  # what the twin has is not known to tools
+
+        def __getattr__(self, name: str) -> Any: ...
 
 
 class Block(TiledModule):
@@ -63,12 +67,22 @@ def draw_dropout(shape: tuple[int, ...], device: torch.device) -> None:
     """Draw and drop the numbers of a dropout mask, as stock Boltz does even in eval mode.
 
     With these draws left out, the sampler's noise would differ from that of stock at the same seed.
+
+    Args:
+        shape: of the mask.
+        device: of the generator.
     """
     torch.rand(shape, dtype=torch.float32, device=device)
 
 
 def draw_pair_dropout(batch: int, n: int, device: torch.device) -> None:
-    """Draw the four dropout masks of one pairformer layer (three row-wise, one column-wise)."""
+    """Draw the four dropout masks of one pairformer layer (three row-wise, one column-wise).
+
+    Args:
+        batch: B.
+        n: N.
+        device: of the generator.
+    """
     for _ in range(3):
         draw_dropout((batch, n, 1, 1), device)
     draw_dropout((batch, 1, n, 1), device)

@@ -7,8 +7,7 @@ diffusion conditioning -> sampler -> confidence -> gather on the root rank
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,43 +18,14 @@ from foldcp.fabric.mesh import Mesh
 from foldcp.layout.plans import root_plan, token_plan
 from foldcp.layout.tiles import WINDOW, AtomLayout, PairLayout
 from foldcp.modules.graphs.block_graph import recorded
+from foldcp.modules.settings import Features, Keeper, Like, Settings
 from foldcp.modules.sink import MatrixSink
 from foldcp.modules.trunk.pair_embedding import PairEmbedding
 from foldcp.planner.agreement import agree
 from foldcp_kernels.core.chunking import chunk_length, spans
 
-Features = dict[str, Any]
 Outputs = dict[str, Any]
-Like = dict[str, tuple[tuple[int, ...], tuple[torch.dtype, ...]]]  # shape, dtypes that may be
 StageProgress = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Settings of one prediction (Boltz's own options)."""
-
-    recycling_steps: int
-    sampling_steps: int
-    diffusion_samples: int
-    max_parallel_samples: int | None = None
-    keep_z: bool = False
-
-
-class KeptTrunk(Protocol):
-    """Keeps the result of one input's trunk, so that a run that died need not compute it again."""
-
-    def load(self, like: Like) -> tuple[Tensor, Tensor] | None:
-        """Load `s` and `z` if they were kept; may replace `ref_pos` in the features."""
-
-    def save(self, s: Tensor, z: Tensor) -> None:
-        """Keep them."""
-
-
-class Keeper(Protocol):
-    """Makes, per input, what keeps its trunk."""
-
-    def begin(self, feats: Features, settings: Settings) -> KeptTrunk:
-        """Begin an input; returns the keeper of its trunk."""
 
 
 class NotFinite(InputLost):
@@ -94,7 +64,12 @@ class FoldOnMesh:
         return self.model.diffusion_conditioning
 
     def rate(self, *trunk: Any, **options: Any) -> Outputs:
-        """Rate the samples, see `ConfidenceModule.forward`."""
+        """Rate the samples, see `ConfidenceModule.forward`.
+
+        Args:
+            trunk: the positional arguments of `ConfidenceModule.forward`.
+            options: its other arguments.
+        """
         return self.model.confidence_module(*trunk, **options)
 
     def layouts(self, feats: Features) -> tuple[PairLayout, AtomLayout]:
@@ -166,7 +141,15 @@ class FoldOnMesh:
         recycling_steps: int,
         report: StageProgress,
     ) -> tuple[Tensor, Tensor]:
-        """Recycle the pair stack: (single shard [1, n, C_s], pair tile [1, T_r, T_c, C])."""
+        """Recycle the pair stack: (single shard [1, n, C_s], pair tile [1, T_r, T_c, C]).
+
+        Args:
+            feats: collated compact features.
+            s_inputs: shard of the input embedding [1, n, C_s].
+            layout: the tiling.
+            recycling_steps: passes after the first.
+            report: called with (stage, done, in all).
+        """
         model = self.model
         s_init = model.s_init(s_inputs)
         z1, z2 = model.z_init_1(s_inputs), model.z_init_2(s_inputs)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from foldcp.modules.base import draw_dropout, draw_pair_dropout
 from foldcp.modules.diffusion.noise import noise_schedule
 from foldcp.modules.diffusion.superposition import random_augmentation
-from foldcp.modules.model import Features, Settings
+from foldcp.modules.settings import Features, Settings
 
 
 def replay(model: nn.Module, feats: Features, settings: Settings) -> None:
@@ -37,7 +37,14 @@ def replay(model: nn.Module, feats: Features, settings: Settings) -> None:
 
 
 def draw_confidence(module: nn.Module, feats: Features, n: int, device: torch.device) -> None:
-    """Draw the random numbers that rating one sample would draw."""
+    """Draw the random numbers that rating one sample would draw.
+
+    Args:
+        module: the confidence module.
+        feats: compact features.
+        n: N.
+        device: of the generator.
+    """
     if getattr(module, "imitate_trunk", False):  # Boltz-1
         draw_msa(module.msa_module, feats, n, device)
         draw_stack(module.pairformer_module, 1, n, device)
@@ -46,7 +53,14 @@ def draw_confidence(module: nn.Module, feats: Features, n: int, device: torch.de
 
 
 def draw_trunk(model: nn.Module, feats: Features, n: int, device: torch.device) -> None:
-    """Draw the random numbers of one pass of the trunk: templates, MSA, pairformer."""
+    """Draw the random numbers of one pass of the trunk: templates, MSA, pairformer.
+
+    Args:
+        model: swapped, see `draw`.
+        feats: compact features.
+        n: N.
+        device: of the generator.
+    """
     if getattr(model, "use_templates", False):
         templates = feats["template_mask"].shape[1]
         draw_stack(model.template_module.pairformer, templates, n, device)
@@ -55,13 +69,27 @@ def draw_trunk(model: nn.Module, feats: Features, n: int, device: torch.device) 
 
 
 def draw_stack(stack: nn.Module, batch: int, n: int, device: torch.device) -> None:
-    """Draw the random numbers of a stack of pairformer layers on N tokens."""
+    """Draw the random numbers of a stack of pairformer layers on N tokens.
+
+    Args:
+        stack: of pairformer layers.
+        batch: B.
+        n: N.
+        device: of the generator.
+    """
     for _ in stack.layers:
         draw_pair_dropout(batch, n, device)
 
 
 def draw_msa(module: nn.Module, feats: Features, n: int, device: torch.device) -> None:
-    """Draw the random numbers of the MSA module: the choice of rows, and its dropouts."""
+    """Draw the random numbers of the MSA module: the choice of rows, and its dropouts.
+
+    Args:
+        module: the MSA module.
+        feats: compact features.
+        n: N.
+        device: of the generator.
+    """
     rows = feats["msa"].shape[1]
     if module.subsample_msa:
         rows = len(torch.randperm(rows)[: module.num_subsampled_msa])
@@ -73,7 +101,15 @@ def draw_msa(module: nn.Module, feats: Features, n: int, device: torch.device) -
 def draw_sampler(
     sampler: Any, feats: Features, settings: Settings, steering: Any, device: torch.device
 ) -> None:
-    """Draw the random numbers of the sampler: noise, augmentations, and the choice of particles."""
+    """Draw the random numbers of the sampler: noise, augmentations, and the choice of particles.
+
+    Args:
+        sampler: of the model.
+        feats: compact features.
+        settings: of the prediction.
+        steering: the potentials, None for none.
+        device: of the generator.
+    """
     particles = 1 if steering is None else steering.num_particles
     count = settings.diffusion_samples * particles
     shape = (count, feats["atom_pad_mask"].shape[1], 3)

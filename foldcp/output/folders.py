@@ -192,7 +192,12 @@ class Outputs:
 
 
 def not_written(folder: Path, error: Exception) -> str:
-    """Word the message about a prediction that could not be written."""
+    """Word the message about a prediction that could not be written.
+
+    Args:
+        folder: of the prediction.
+        error: what happened.
+    """
     if isinstance(error, OSError):
         reason = disk.reason(error)
         return (
@@ -248,6 +253,10 @@ def _link(path: Path, other: Path) -> None:
 
 def move_into(source: Path, target: Path) -> None:
     """Put complete files into a folder that has others, each in one step and on disk.
+
+    Args:
+        source: folder with the complete files.
+        target: folder that receives them.
 
     Raises:
         Unsafe: the folder is a link that leads elsewhere.

@@ -104,6 +104,12 @@ class Spool:
     def rows(self, name: str, sample: int, lo: int, block: Tensor) -> None:
         """Append rows to a matrix. See `MatrixSink`.
 
+        Args:
+            name: of the matrix.
+            sample: index of the sample.
+            lo: first row.
+            block: the rows [rows, N], or [rows, N, C].
+
         Raises:
             ValueError: rows are missing or come twice.
         """
@@ -225,7 +231,7 @@ def pack(
 def _copy(
     source: Path, out: Any, hurry: threading.Event | None, stop: threading.Event | None
 ) -> bool:
-    """Copy a file in chunks; False when told to hurry before the end."""
+    """Copy a file in chunks; False when asked to hurry before the end."""
     with source.open("rb") as file:
         while chunk := file.read(_CHUNK):
             if stop is not None and stop.is_set():
@@ -237,7 +243,13 @@ def _copy(
 
 
 def append(archive: Path, member: str, array: NDArray[Any]) -> None:
-    """Add a small array to an `.npz` file, and wait until it is on disk."""
+    """Add a small array to an `.npz` file, and wait until it is on disk.
+
+    Args:
+        archive: the `.npz` file.
+        member: name of the array.
+        array: the array.
+    """
     with archive.open("r+b") as file:
         found = zipfile.ZipFile(file, "a", zipfile.ZIP_DEFLATED)
         with found, found.open(f"{member}.npy", "w", force_zip64=True) as out:

@@ -1,4 +1,4 @@
-"""The result of the trunk on disk, so that a run that dies in sampling need not begin anew.
+"""The result of the trunk on disk, so that a run that dies in sampling need not begin again.
 
 One file per rank: a line that names the format, a line of JSON (names, shapes, dtypes, checksum),
 then the tensors' bytes. Nothing in it is executed on reading.

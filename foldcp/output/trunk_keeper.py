@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from foldcp.fabric.mesh import Mesh
-from foldcp.modules.model import Features, Like, Settings
+from foldcp.modules.settings import Features, Like, Settings
 from foldcp.output import trunk_file
 from foldcp.runtime.files.names import LONGEST, Unsafe, check, inside, regular
 
 
 class TrunkKeeper:
-    """Makes, per input, what keeps its trunk. See `foldcp.modules.model.Keeper`.
+    """Makes, per input, what keeps its trunk. See `foldcp.modules.settings.Keeper`.
 
     Args:
         folder: FOLDCP_RESUME.
@@ -118,7 +118,12 @@ class KeptTrunk:
         return found
 
     def save(self, s: Tensor, z: Tensor) -> None:
-        """Keep a trunk; a full disk costs only the possibility to resume."""
+        """Keep a trunk; a full disk costs only the possibility to resume.
+
+        Args:
+            s: single shard [1, n, C_s].
+            z: pair tile [1, T_r, T_c, C].
+        """
         if not self._usable:
             return
         tensors = {"s": s, "z": z, "ref_pos": self._feats["ref_pos"]}
@@ -167,15 +172,15 @@ def _check(path: Path, found: Mapping[str, Tensor], expected: Like) -> None:
 
 
 def _check_generator(path: Path, name: str, state: Tensor, device: torch.device | str) -> None:
-    trial = torch.Generator(device)
+    trial, wrong = torch.Generator(device), f"{name} is not the state of a generator"
     try:
         trial.set_state(state)
         drawn = torch.rand(8, generator=trial, device=trial.device)
     except RuntimeError as error:
         why = str(error).splitlines()[0]
-        raise trunk_file.Damaged(f"{path}: {name} is no state of a generator ({why})") from error
+        raise trunk_file.Damaged(f"{path}: {wrong} ({why})") from error
     if (drawn == drawn[0]).all():
-        raise trunk_file.Damaged(f"{path}: {name} is no state of a generator (it repeats itself)")
+        raise trunk_file.Damaged(f"{path}: {wrong} (it repeats itself)")
 
 
 def _say(message: str) -> None:

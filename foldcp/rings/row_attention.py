@@ -46,7 +46,7 @@ from foldcp_kernels.core.dispatch import compute_dtype
 from foldcp_kernels.triangle_attention import (
     TriangleAttentionWeights,
     attended,
-    kept,
+    key_mask,
     least_chunks,
     updated_lines,
 )
@@ -79,7 +79,7 @@ def row_attention(
 
     Source: docs/design/strategies-and-cost.md.
     """
-    dim, keep = (1 if starting else 2), kept(mask)
+    dim, keep = (1 if starting else 2), key_mask(mask)
 
     def along(x: Tensor) -> Tensor:
         return x if starting else x.transpose(1, 2)
@@ -163,4 +163,5 @@ def _attended(
         carry = attend_step(step, mine, take, carry, layout)
     assert carry is not None
     del mine, kv, take
-    return attended(carry).unflatten(0, (parts, samples))
+    out: Tensor = attended(carry).unflatten(0, (parts, samples))
+    return out

@@ -38,7 +38,7 @@ from foldcp_kernels.core.dispatch import compute_dtype
 from foldcp_kernels.core.recompute import nothing
 from foldcp_kernels.triangle_attention import (
     TriangleAttentionWeights,
-    kept,
+    key_mask,
     least_chunks,
     line_output,
     lines_per_chunk,
@@ -83,7 +83,7 @@ def triangle_attention(
     if name == "rows":
         return row_attention(z, mask, w, starting, layout, mesh)
     route = name.removeprefix("panel-")
-    dim, keep = (1 if starting else 2), kept(mask)
+    dim, keep = (1 if starting else 2), key_mask(mask)
     own_panels, lines_of_tile = layout.panels_of(starting), z.shape[dim]
 
     def along(x: Tensor) -> Tensor:

@@ -7,21 +7,16 @@ variables leak: out of shells, containers and the operators of a cluster.
 
 from __future__ import annotations
 
-import re
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import PurePath
 
-from foldcp.config import asks_for_ranks
 from foldcp.errors import UserError, with_ranks
+from foldcp.runtime.slurm import first_host, in_step
 
 ROLE = "foldcp"  # of ranks that foldcp starts by torch's launcher
 _PORT = 20000  # first of 20000 ports that jobs are spread over
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
-_SHELLS = ("ash", "bash", "csh", "dash", "fish", "ksh", "sh", "tcsh", "zsh")
-# Steps that Slurm itself makes: interactive shell, batch script, adopted processes, pending.
-_SLURM_OWN_STEPS = ("4294967290", "4294967291", "4294967292", "4294967293")
 
 # Rank, size, rank on the machine, ranks on the machine, what names the job: of other launchers.
 _MPI = {
@@ -68,6 +63,7 @@ class Place:
         launcher: "none", "foldcp", "torchrun", "a job operator", "srun", or a name of `_MPI`.
         host: machine where rank 0 (or torchrun's agent, if `agent_store`) serves the store.
         port: port of the store there.
+        agent_store: torchrun's agent serves it.
         prefix: of this run's keys in the store.
         told_by: the variables that say so, for messages.
         unset: those without which this process would be alone.
@@ -92,9 +88,6 @@ class Place:
     @classmethod
     def find(cls, environ: Mapping[str, str]) -> Place:
         """Read the variables of torchrun or a job operator, else of Slurm's srun, else of MPI.
-
-        Args:
-            environ: usually `os.environ`.
 
         Raises:
             UserError: the launcher's variables are incomplete or not numbers.
@@ -207,7 +200,7 @@ def _local_rank(environ: Mapping[str, str], rank: int, host: str) -> int:
 
 
 def _of_srun(environ: Mapping[str, str]) -> Place | None:
-    if "SLURM_PROCID" not in environ or not _in_step(environ):
+    if "SLURM_PROCID" not in environ or not in_step(environ):
         return None
     tasks = "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in environ else "SLURM_NTASKS"
     if tasks not in environ:
@@ -242,24 +235,6 @@ def on_one_machine(environ: Mapping[str, str]) -> bool:
     return (environ.get("SLURM_STEP_NUM_NODES") or environ.get("SLURM_NNODES")) == "1"
 
 
-def _in_step(environ: Mapping[str, str]) -> bool:
-    """True when srun started this process, one of its tasks.
-
-    The shell of `srun --pty` is no such task: what is typed there is one process. Where the
-    variables of its terminal are gone (tmux, ssh), a job named like a shell gives it away if
-    FOLDCP_NPROC asks for ranks, which a task of srun need not.
-    """
-    if environ.get("SLURM_STEP_ID") in _SLURM_OWN_STEPS:
-        return False
-    if any(name.startswith("SLURM_PTY_") for name in environ):
-        return False
-    shell = PurePath(environ.get("SLURM_JOB_NAME", "")).name.lstrip("-") in _SHELLS
-    if shell and asks_for_ranks(environ):
-        return False
-    # The batch script itself carries SLURM_PROCID=0 and the job's SLURM_NTASKS, yet is alone.
-    return "SLURM_STEP_ID" in environ or environ.get("ENVIRONMENT") != "BATCH"
-
-
 def _of_mpi(environ: Mapping[str, str]) -> Place | None:
     for launcher, (rank, size, local_rank, _, job) in _MPI.items():
         if rank not in environ or size not in environ:
@@ -290,15 +265,3 @@ def _of_mpi(environ: Mapping[str, str]) -> Place | None:
         # One of several, but which GPU is its own? Slurm sets these for shells too.
         raise KeyError("MPI_LOCALRANKID")
     return None
-
-
-def first_host(nodelist: str) -> str:
-    """Return the first host of a Slurm node list, for example "gpu03" of "gpu[03-07,9],login1".
-
-    Raises:
-        ValueError: `nodelist` names no host.
-    """
-    match = re.match(r"([^\[,\s]+)(?:\[([^\],-]+)[^\]]*\]([^,\[]*))?", nodelist.strip())
-    if match is None:
-        raise ValueError(f"SLURM_NODELIST {nodelist!r} names no host")
-    return "".join(part or "" for part in match.groups())

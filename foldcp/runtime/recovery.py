@@ -1,4 +1,4 @@
-"""Recover from a fault that costs one input: all ranks drop it, are joined anew and go on.
+"""Recover from a fault that costs one input: all ranks drop it, are joined again and go on.
 
 The rank that runs out of memory leaves word in the store, then its exchanges and its process group:
 the others fail in whatever they wait for, find the word, and leave too. Once all have, new
@@ -74,7 +74,7 @@ def together(run: Run, name: str, tokens: int, work: Callable[[], Result]) -> Re
     # Out of the handler: its traceback held the tensors of the input.
     _release()
     if run.shared and not joined:
-        _join_anew(run, reason)
+        _rejoin(run, reason)
     run.failed[name] = reason
     return None
 
@@ -116,8 +116,8 @@ def _release() -> None:
         torch.cuda.empty_cache()
 
 
-def _join_anew(run: Run, reason: str) -> None:
-    """Leave what joined the ranks, wait until all have, and make it anew."""
+def _rejoin(run: Run, reason: str) -> None:
+    """Leave what joined the ranks, wait until all have, and join them again."""
     session, mesh = run.session, run.mesh
     link = mesh.leave(reason)
     if not isinstance(link, EngineTransport):

@@ -68,7 +68,7 @@ def start_line(
     groups: int = 1,
     sizes: Sequence[int] = (),
 ) -> str:
-    """Word what rank 0 prints when the model is ready: a line, or two that both fit 100 columns.
+    """Word what rank 0 prints when the model is ready: one or two lines of up to 100 columns.
 
     Args:
         mesh: the mesh of ranks.

@@ -88,7 +88,7 @@ def forget() -> None:
 
 
 def end(message: str, code: int = 1) -> NoReturn:
-    """End every rank; the message is printed once, by rank 0 if it fails likewise.
+    """End every rank; the message is printed once, by rank 0 if it fails, too.
 
     Args:
         message: what went wrong and what to do.
@@ -121,7 +121,7 @@ class Session(Watch):
     def __init__(self, place: Place, meeting_time: float, signals: bool = True) -> None:
         super().__init__(place)
         self._leave_signals: Callable[[], None] = lambda: None
-        with suppress(ValueError):  # told once the ranks have met
+        with suppress(ValueError):  # reported once the ranks have met
             self.patience = float(Config.from_env(os.environ).timeout)
         if signals:
             self._leave_signals = end_on_signals(self)
@@ -141,7 +141,7 @@ class Session(Watch):
         atexit.register(self._stop_watching)
 
     def at(self, stage: str) -> None:
-        """Say what this rank is doing, for messages, also those of other ranks."""
+        """Record the current stage so that error messages, on any rank, can name it."""
         new, self.stage = stage != self.stage, stage
         if new and self.peers is not None:
             with suppress(RuntimeError):  # the watching thread notices that the store is gone
@@ -218,7 +218,12 @@ class Session(Watch):
         self.store.set(f"departed/{self.place.rank}", "1")
 
     def fail(self, message: str, code: int = 1) -> NoReturn:
-        """End every rank now; see `end`."""
+        """End every rank now; see `end`.
+
+        Args:
+            message: what went wrong and what to do.
+            code: exit code of this rank.
+        """
         if self.place.world == 1:
             say(message)
             if threading.current_thread() is threading.main_thread():

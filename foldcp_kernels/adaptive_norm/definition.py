@@ -7,10 +7,26 @@ from torch import Tensor
 
 
 def adaptive_norm(a: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """Compute LN(a) * scale + shift."""
+    """Compute LN(a) * scale + shift.
+
+    Args:
+        a: [M, n, C].
+        scale: [1 or M, n, C].
+        shift: [1 or M, n, C].
+
+    Source: AlphaFold 3, Algorithm 26.
+    """
     return F.layer_norm(a, a.shape[-1:], eps=1e-5) * scale + shift
 
 
 def gated_residual(a: Tensor, gate: Tensor, x: Tensor) -> Tensor:
-    """Compute a + gate * x."""
+    """Compute a + gate * x.
+
+    Args:
+        a: [M, n, C].
+        gate: [1 or M, n, C].
+        x: [M, n, C].
+
+    Source: AlphaFold 3, Algorithms 24 and 25.
+    """
     return a + gate * x

@@ -120,10 +120,25 @@ def _run(
 
 
 def flops(m: int, n: int, c: int) -> int:
-    """Count the floating-point operations of the LayerNorm and what follows it."""
+    """Count the floating-point operations of the LayerNorm and what follows it.
+
+    Args:
+        m: samples.
+        n: tokens.
+        c: channels.
+    """
     return 10 * m * n * c
 
 
 def traffic(m: int, n: int, c: int, a_bytes: int, gate_bytes: int, out_bytes: int) -> int:
-    """Count bytes read and written in device memory; all samples share one read of conditioning."""
+    """Count bytes read and written in device memory; all samples share one read of conditioning.
+
+    Args:
+        m: samples.
+        n: tokens.
+        c: channels.
+        a_bytes: of an element of a.
+        gate_bytes: of an element of the conditioning.
+        out_bytes: of an element of the result.
+    """
     return n * c * (m * (a_bytes + out_bytes) + 2 * gate_bytes)

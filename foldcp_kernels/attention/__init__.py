@@ -163,7 +163,14 @@ def _checked(
 
 
 def choose_core(impl: str | None, x: Tensor, d: int, reason: str | None = None) -> str:
-    """Choose the implementation of attention with heads of `d` channels."""
+    """Choose the implementation of attention with heads of `d` channels.
+
+    Args:
+        impl: see `dispatch`.
+        x: gives device and dtype.
+        d: channels of a head.
+        reason: why the kernel is not preferred, None where it is.
+    """
     if d > MAX_HEAD_DIM:
         reason = f"`q` has head dim {d}; expected at most {MAX_HEAD_DIM}"
     return choose("attention", impl, x, reason or check_dtype(x, "q"))

@@ -9,7 +9,19 @@ from torch import Tensor
 def attention(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, keep: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Attend with a bias."""
+    """Attend with a bias.
+
+    Args:
+        q: [G0, G1, H, I, D].
+        k: [G0, G1, H, K, D].
+        v: [G0, G1, H, K, D].
+        bias: [G0, 1, H, I, K] or None.
+        scale: factor on q . k.
+        keep: bool [G0, G1, K], True = keep; None keeps all.
+
+    Returns:
+        The output [G0, G1, H, I, D] and the lse [G0, G1, H, I].
+    """
     logits = torch.einsum("abhid,abhkd->abhik", q, k) * scale
     logits = logits if bias is None else logits + bias
     if keep is not None:
@@ -18,6 +30,19 @@ def attention(
 
 
 def attention_pair_bias(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> Tensor:
-    """Attend with a pair bias."""
+    """Attend with a pair bias.
+
+    Args:
+        q: [M, N, H, D].
+        k: [M, N, H, D].
+        v: [M, N, H, D].
+        bias: [1 or M, H, N, N].
+        scale: factor on q . k.
+
+    Returns:
+        The output [M, N, H, D].
+
+    Source: AlphaFold 3, Algorithm 24.
+    """
     logits = torch.einsum("mihd,mjhd->mhij", q, k) * scale + bias
     return torch.einsum("mhij,mjhd->mihd", logits.softmax(-1), v)

@@ -275,7 +275,12 @@ _LIMIT = {torch.float16: 2.0**14, torch.bfloat16: 2.0**40, torch.float32: 2.0**4
 
 
 def config_for(q: Tensor, masked: bool) -> Config:
-    """Return the configuration for the shape of an attention."""
+    """Return the configuration for the shape of an attention.
+
+    Args:
+        q: [G0, G1, H, I, D].
+        masked: keys are masked.
+    """
     shape = ""
     if q.shape[3] <= 32:
         shape = "_window"
@@ -383,16 +388,41 @@ def attention_fwd(
 
 
 def flops(batch: int, heads: int, queries: int, keys: int, d: int) -> int:
-    """Count the floating-point operations of the two matrix products."""
+    """Count the floating-point operations of the two matrix products.
+
+    Args:
+        batch: rows of the batch.
+        heads: H.
+        queries: I.
+        keys: K.
+        d: channels of a head.
+    """
     return 4 * batch * heads * queries * keys * d
 
 
 def exponentials(batch: int, heads: int, queries: int, keys: int) -> int:
-    """Count the exponentials, which bound small head dims."""
+    """Count the exponentials, which bound small head dims.
+
+    Args:
+        batch: rows of the batch.
+        heads: H.
+        queries: I.
+        keys: K.
+    """
     return batch * heads * queries * keys
 
 
 def traffic(batch: int, shared: int, heads: int, queries: int, keys: int, d: int, size: int) -> int:
-    """Count bytes of q, k, v, out and the bias, each moved once."""
+    """Count bytes of q, k, v, out and the bias, each moved once.
+
+    Args:
+        batch: rows of the batch.
+        shared: rows of the batch that share one bias.
+        heads: H.
+        queries: I.
+        keys: K.
+        d: channels of a head.
+        size: bytes of an element.
+    """
     per_row = heads * d * (2 * queries + 2 * keys)
     return size * (batch * per_row + batch // shared * heads * queries * keys)

@@ -4,7 +4,7 @@
     dq = scale ds k;  dk = scale ds^T q
     dbias = sum over the batch rows that share it of ds;  delta = sum_d dout o - dlse
 
-The logits are those of the forward, to the rounding of q: bias less r first, see there.
+The logits are those of the forward, to the rounding of q: bias less r first, see fused.py.
 
 Source: FlashAttention-2 (Dao 2023), Algorithm 2.
 """
@@ -264,6 +264,19 @@ class Attention(torch.autograd.Function):
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float,
         keep: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        """Run `attention_fwd` over all keys.
+
+        Args:
+            q: as in `attention_fwd`.
+            k: as in `attention_fwd`.
+            v: as in `attention_fwd`.
+            bias: as in `attention_fwd`.
+            scale: as in `attention_fwd`.
+            keep: as in `attention_fwd`.
+
+        Returns:
+            The output, r and m of `Carry`.
+        """
         o, r, m, _ = attention_fwd(q, k, v, bias, scale, keep)
         ctx.save_for_backward(q, k, v, bias, keep, o, r, m)
         ctx.scale = scale
@@ -273,6 +286,12 @@ class Attention(torch.autograd.Function):
     @staticmethod
     @once
     def backward(ctx: Any, dout: Tensor, _: Tensor, dlse: Tensor) -> tuple[Tensor | None, ...]:
+        """Run `attention_bwd`.
+
+        Args:
+            dout: gradient of the output.
+            dlse: gradient of m, and so of the lse.
+        """
         q, k, v, bias, keep, o, r, m = ctx.saved_tensors
         dq, dk, dv, dbias = attention_bwd(q, k, v, bias, ctx.scale, keep, o, r, m, dout, dlse)
         if bias is not None:

@@ -27,6 +27,11 @@ MAX_VALUES = 4
 def bin_centres(bins: int, end: float, device: torch.device) -> Tensor:
     """Return the centres of `bins` equal bins between 0 and `end`, [bins].
 
+    Args:
+        bins: their number.
+        end: upper end of the last one, angstrom.
+        device: of the result.
+
     Source: AlphaFold 3 supplement, section 4.3.
     """
     width = end / bins

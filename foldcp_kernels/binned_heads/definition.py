@@ -16,7 +16,22 @@ def expected_values(
     weight_other: Tensor | None = None,
     same: Tensor | None = None,
 ) -> Tensor:
-    """Compute expectations of several values per bin under softmax(W (x + other))."""
+    """Compute expectations of several values per bin under softmax(W (x + other)).
+
+    Args:
+        x: [..., C].
+        weight: [bins, C].
+        values: [K, bins].
+        bias: [bins] or None.
+        other: [..., C], added to x; None for none.
+        weight_other: [bins, C], for pairs where `same` is False; None for `weight` everywhere.
+        same: bool [...], pairs that take `weight`.
+
+    Returns:
+        The expectations [K, ...].
+
+    Source: AlphaFold 3, section 4.3.
+    """
     x = x if other is None else x + other
     logits = F.linear(x, weight, bias)
     if weight_other is not None:

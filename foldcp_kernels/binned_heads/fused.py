@@ -116,10 +116,26 @@ def expected_values_fwd(
 
 
 def flops(pairs: int, c: int, bins: int, k: int, weights: int = 1) -> int:
-    """Count the floating-point operations of the matrix products and the expectations."""
+    """Count the floating-point operations of the matrix products and the expectations.
+
+    Args:
+        pairs: number of pairs.
+        c: channels.
+        bins: number of bins.
+        k: value columns.
+        weights: weight matrices.
+    """
     return pairs * bins * (2 * c * weights + 2 * k)
 
 
 def traffic(pairs: int, c: int, k: int, element_bytes: int, symmetric: bool) -> int:
-    """Count the bytes read and written in device memory, weights apart."""
+    """Count the bytes read and written in device memory, weights apart.
+
+    Args:
+        pairs: number of pairs.
+        c: channels.
+        k: value columns.
+        element_bytes: of an element of the tile.
+        symmetric: the transposed pair is read, too.
+    """
     return pairs * (c * element_bytes * (2 if symmetric else 1) + 4 * k)

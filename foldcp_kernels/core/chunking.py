@@ -61,13 +61,23 @@ def chunk_length(
 
 
 def spans(total: int, length: int) -> Iterator[tuple[int, int]]:
-    """Yield (start, stop) of consecutive chunks."""
+    """Yield (start, stop) of consecutive chunks.
+
+    Args:
+        total: elements in all.
+        length: of a chunk.
+    """
     for lo in range(0, total, length):
         yield lo, min(lo + length, total)
 
 
 def by_panel(x: Tensor, panels: int) -> Tensor:
-    """View positions in panels of equal width: [I, J, ..] -> [panels, I, J / panels, ..]."""
+    """View positions in panels of equal width: [I, J, ..] -> [panels, I, J / panels, ..].
+
+    Args:
+        x: [I, J, ..].
+        panels: their number; it divides J.
+    """
     return x.unflatten(1, (panels, -1)).transpose(0, 1)
 
 

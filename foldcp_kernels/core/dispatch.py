@@ -160,7 +160,12 @@ def _triton_missing(x: Tensor) -> str | None:
 
 
 def check_dtype(x: Tensor, name: str) -> str | None:
-    """Return the reason why the kernels cannot take a tensor's dtype, None where they can."""
+    """Return the reason why the kernels cannot take a tensor's dtype, None where they can.
+
+    Args:
+        x: the tensor.
+        name: of the argument, for the message.
+    """
     if x.dtype in KERNEL_DTYPES:
         return None
     return f"`{name}` has dtype {x.dtype}; expected float32, bfloat16 or float16"

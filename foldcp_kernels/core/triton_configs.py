@@ -191,7 +191,13 @@ def family(capability: int) -> str:
 
 
 def candidates(kernel: str, operand_bytes: int, chip: str) -> tuple[Config, ...]:
-    """Return the configurations of a kernel on a chip of `family`, the one in use first."""
+    """Return the configurations of a kernel on a chip of `family`, the one in use first.
+
+    Args:
+        kernel: its name in `TABLE`.
+        operand_bytes: 2 for bf16 and fp16, 4 for float32.
+        chip: of `family`.
+    """
     chips = TABLE[kernel, operand_bytes]
     found = chips.get(chip, chips["any"])
     return found if isinstance(found, tuple) else (found,)
@@ -228,7 +234,14 @@ def _tuned() -> dict[str, dict]:
 
 
 def override(kernel: str, operand_bytes: int, capability: int, config: Config | None) -> None:
-    """Use a configuration in this process (None: the table's again); for tuning."""
+    """Use a configuration in this process (None: the table's again); for tuning.
+
+    Args:
+        kernel: its name in `TABLE`.
+        operand_bytes: 2 for bf16 and fp16, 4 for float32.
+        capability: 90 for sm_90.
+        config: the configuration, None for the table's.
+    """
     key = f"{kernel}/{operand_bytes}/{family(capability)}"
     if config is None:
         _tuned().pop(key, None)

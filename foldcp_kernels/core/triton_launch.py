@@ -92,7 +92,12 @@ def packed(*vectors: Tensor | None) -> Iterator[Tensor | None]:
 
 
 def cdiv(n: int, size: int) -> int:
-    """Count the blocks that n elements make; Triton's own takes 10 us of the host."""
+    """Count the blocks that n elements make; Triton's own takes 10 us of the host.
+
+    Args:
+        n: elements.
+        size: of a block.
+    """
     return -(-n // size)
 
 

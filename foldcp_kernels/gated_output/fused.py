@@ -122,6 +122,7 @@ def attention_output_fwd(
         w: [C, W], contiguous, in the compute dtype.
         o: [B, I, J, W], last stride 1.
         out: where to write; `x` itself for in place, None for new.
+        eps: of the LayerNorm.
 
     Returns:
         `out` [B, I, J, C].
@@ -160,6 +161,7 @@ def multiplication_output_fwd(
         y_shift: shift of its LayerNorm [D].
         out: where to write; `x` itself for in place, None for new.
         residual: add x.
+        eps: of the LayerNorm.
 
     Returns:
         `out` [B, I, J, C].
@@ -183,10 +185,24 @@ def multiplication_output_fwd(
 
 
 def flops(positions: int, c: int, width: int) -> int:
-    """Count the operations of gate and projection; `width` is H D, or D of the planes."""
+    """Count the operations of gate and projection; `width` is H D, or D of the planes.
+
+    Args:
+        positions: pairs of the tile.
+        c: channels of the tile.
+        width: H D, or D of the planes.
+    """
     return 2 * positions * c * (2 * width)
 
 
 def traffic(positions: int, c: int, width: int, x_bytes: int, o_bytes: int) -> int:
-    """Count the bytes read and written in device memory, weights apart."""
+    """Count the bytes read and written in device memory, weights apart.
+
+    Args:
+        positions: pairs of the tile.
+        c: channels of the tile.
+        width: H D, or D of the planes.
+        x_bytes: of an element of x.
+        o_bytes: of an element of o.
+    """
     return positions * (2 * c * x_bytes + width * o_bytes)

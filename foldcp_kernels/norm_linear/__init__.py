@@ -45,6 +45,14 @@ def choose_rows(
 
     `auto` leaves wide float32 products to torch: tensor cores take three passes and small blocks.
     Up to `_FEW` output channels (`outs`) reading x is what costs, and one pass over it is less.
+
+    Args:
+        op: its name.
+        impl: see `dispatch`.
+        x: [B, I, J, C].
+        name: of the argument, for messages.
+        widths: channels that one program must hold.
+        outs: channels of the result, 0 where they are not bounded.
     """
     reason = refusal(x, name, widths)
     slow = compute_dtype(x) == torch.float32 and not 0 < outs <= _FEW
@@ -52,7 +60,13 @@ def choose_rows(
 
 
 def cast(name: str, dtype: torch.dtype, *weights: Tensor) -> Tensor:
-    """Stack weights along their rows, contiguous and in `dtype`; made once while they live."""
+    """Stack weights along their rows, contiguous and in `dtype`; made once while they live.
+
+    Args:
+        name: of the derived weights.
+        dtype: of the result.
+        weights: [rows, C] each.
+    """
     return derived(name, weights, lambda *w: torch.cat(w).to(dtype).contiguous(), dtype)
 
 

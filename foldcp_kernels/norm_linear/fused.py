@@ -123,7 +123,7 @@ def norm_linear_fwd(
         gain: scale of the LayerNorm [C], None for none.
         shift: shift of the LayerNorm [C], None for none.
         w: [O, C] in the compute dtype, contiguous.
-        gate: likewise, for sigmoid(LN(x) gate^T).
+        gate: [O, C] in the compute dtype, contiguous, for sigmoid(LN(x) gate^T).
         planes: write [B, O, I, J] instead of [B, I, J, O].
         bias: [O].
         mask: [B, I, J], 1 = keep.
@@ -169,10 +169,28 @@ def norm_linear_fwd(
 
 
 def flops(b: int, i: int, j: int, c: int, outs: int) -> int:
-    """Count the floating-point operations of the matrix product."""
+    """Count the floating-point operations of the matrix product.
+
+    Args:
+        b: batch.
+        i: rows of the tile.
+        j: columns of the tile.
+        c: channels.
+        outs: channels of the result.
+    """
     return 2 * b * i * j * c * outs
 
 
 def traffic(b: int, i: int, j: int, c: int, outs: int, in_bytes: int, out_bytes: int) -> int:
-    """Count the bytes read and written in device memory, weights apart."""
+    """Count the bytes read and written in device memory, weights apart.
+
+    Args:
+        b: batch.
+        i: rows of the tile.
+        j: columns of the tile.
+        c: channels.
+        outs: channels of the result.
+        in_bytes: of an element of x.
+        out_bytes: of an element of the result.
+    """
     return b * i * j * (c * in_bytes + outs * out_bytes)

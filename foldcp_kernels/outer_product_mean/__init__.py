@@ -65,7 +65,7 @@ def outer_product_mean(
     if not z.numel():
         return nothing(z, a, b, weight, bias)
     dtype = compute_dtype(a)
-    slow = _dear(a.shape[1], a.shape[3], z.shape[3], dtype.itemsize)
+    slow = _slower_reason(a.shape[1], a.shape[3], z.shape[3], dtype.itemsize)
     name = choose("outer_product_mean", impl, z, _refusal(z, a, b, weight), slow)
     if name == "reference":
         from foldcp_kernels.outer_product_mean import definition
@@ -140,18 +140,32 @@ def _mean(out: Tensor, count: Tensor, bias: Tensor) -> Tensor:
 
 
 def kernel_bytes(s: int, d: int, channels: int, element_bytes: int) -> float:
-    """Model the bytes per pair that the fused kernel reads from the L2 cache."""
+    """Model the bytes per pair that the fused kernel reads from the L2 cache.
+
+    Args:
+        s: sequences.
+        d: channels of a and b.
+        channels: C of the tile.
+        element_bytes: of an element.
+    """
     again = -(-channels // _OF_PROGRAM)
     return element_bytes * (d * d * channels / _PAIRS + _READ_AGAIN * s * again)
 
 
 def chunked_bytes(s: int, d: int, channels: int, element_bytes: int) -> float:
-    """Model the bytes per pair that chunks write and read beyond the tile."""
+    """Model the bytes per pair that chunks write and read beyond the tile.
+
+    Args:
+        s: sequences.
+        d: channels of a and b.
+        channels: C of the tile.
+        element_bytes: of an element.
+    """
     passes = 6 * channels  # the product, its mean and its bias, each written and read
     return element_bytes * (passes if _few(s, d, channels) else passes + 2 * d * d)
 
 
-def _dear(s: int, d: int, channels: int, element_bytes: int) -> str | None:
+def _slower_reason(s: int, d: int, channels: int, element_bytes: int) -> str | None:
     """Return the reason to prefer chunked GEMMs, or None if the fused kernel should be faster."""
     fused = _L2_COST * kernel_bytes(s, d, channels, element_bytes)
     if fused <= chunked_bytes(s, d, channels, element_bytes):

@@ -115,7 +115,12 @@ def outer_product_mean_fwd(
 
 
 def blocks(config: Config, width: int) -> tuple[int, int, int]:
-    """Return (rows, columns, channels of a slice) of a program, from the sizes of its products."""
+    """Return (rows, columns, channels of a slice) of a program, from the sizes of its products.
+
+    Args:
+        config: of the kernel.
+        width: D.
+    """
     bd = max(1, config.blocks["BK"] // width)
     return config.blocks["BM"] // bd, max(1, config.blocks["BN"] // width), bd
 
@@ -142,10 +147,27 @@ def _padded(weight: Tensor, d: int, width: int, dtype: torch.dtype) -> Tensor:
 
 
 def flops(b: int, rows: int, cols: int, s: int, d: int, c: int) -> int:
-    """Count the floating-point operations of both matrix products."""
+    """Count the floating-point operations of both matrix products.
+
+    Args:
+        b: batch.
+        rows: of the tile.
+        cols: columns of the tile.
+        s: sequences.
+        d: channels of a and b.
+        c: channels of the tile.
+    """
     return 2 * b * rows * cols * d * d * (s + c)
 
 
 def traffic(b: int, rows: int, cols: int, c: int, element_bytes: int) -> int:
-    """Count bytes read and written in device memory: the tile once; the rest comes from L2."""
+    """Count bytes read and written in device memory: the tile once; the rest comes from L2.
+
+    Args:
+        b: batch.
+        rows: of the tile.
+        cols: columns of the tile.
+        c: channels of the tile.
+        element_bytes: of an element.
+    """
     return 2 * b * rows * cols * c * element_bytes

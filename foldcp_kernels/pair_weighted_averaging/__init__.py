@@ -37,7 +37,12 @@ def average(v: Tensor, weights: Tensor) -> Tensor:
 
 
 def masked(logits: Tensor, mask: Tensor | None) -> Tensor:
-    """Lower logits by `MASKED` where the mask is 0, in float32 or wider."""
+    """Lower logits by `MASKED` where the mask is 0, in float32 or wider.
+
+    Args:
+        logits: [B, H, I, K].
+        mask: [B, I, K], 1 = keep; None keeps all.
+    """
     if mask is None:
         return logits
     wide = torch.promote_types(logits.dtype, torch.float32)

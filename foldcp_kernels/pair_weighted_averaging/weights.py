@@ -35,14 +35,30 @@ class PairWeightedAveragingWeights:
         return tuple(vars(self).values())[:-1]
 
     def logits(self, z: Tensor, impl: str | None = None) -> Tensor:
-        """Project a tile to weight logits: [B, T_r, T_c, C_z] -> [B, H, T_r, T_c]."""
+        """Project a tile to weight logits: [B, T_r, T_c, C_z] -> [B, H, T_r, T_c].
+
+        Args:
+            z: pair tile [B, T_r, T_c, C_z].
+            impl: see `dispatch`.
+        """
         return norm_linear_planes(z, self.norm_z_weight, self.norm_z_bias, self.z, impl=impl)
 
     def values(self, m: Tensor, impl: str | None = None) -> Tensor:
-        """Project some sequences to values: [B, S, N, C_m] -> [B, S, N, H, D]."""
+        """Project some sequences to values: [B, S, N, C_m] -> [B, S, N, H, D].
+
+        Args:
+            m: MSA [B, S, N, C_m].
+            impl: see `dispatch`.
+        """
         v = norm_linear_rows(m, self.norm_m_weight, self.norm_m_bias, self.m, impl)
         return v.unflatten(-1, (self.heads, -1))
 
     def output(self, m: Tensor, o: Tensor, impl: str | None = None) -> Tensor:
-        """Add the gated update to m; in place when gradients are off."""
+        """Add the gated update to m; in place when gradients are off.
+
+        Args:
+            m: MSA [B, S, N, C_m].
+            o: averages [B, S, N, H * D].
+            impl: see `dispatch`.
+        """
         return gated_output(m, self.norm_m_weight, self.norm_m_bias, self.g, o, self.o, impl)

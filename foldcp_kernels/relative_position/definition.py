@@ -8,5 +8,15 @@ from foldcp_kernels.relative_position.positions import Positions, table_index
 
 
 def relative_position(table: Tensor, p: Positions) -> Tensor:
-    """Look up the table row of each pair."""
+    """Look up the table row of each pair.
+
+    Args:
+        table: [rows of the table, C].
+        p: positions of the pairs.
+
+    Returns:
+        The encoding [R, T, C].
+
+    Source: AlphaFold 3, Algorithm 3.
+    """
     return table[table_index(p).long()]

@@ -124,10 +124,26 @@ def relative_position_fwd(
 
 
 def flops(b: int, r: int, t: int, c: int) -> int:
-    """Count the additions of the look-up; the integers of a pair are few beside its channels."""
+    """Count the additions of the look-up; the integers of a pair are few beside its channels.
+
+    Args:
+        b: batch.
+        r: rows of the tile.
+        t: columns of the tile.
+        c: channels.
+    """
     return b * r * t * c
 
 
 def traffic(b: int, r: int, t: int, c: int, element_bytes: int, added: bool = True) -> int:
-    """Count bytes read and written in device memory; the table stays in the L2 cache."""
+    """Count bytes read and written in device memory; the table stays in the L2 cache.
+
+    Args:
+        b: batch.
+        r: rows of the tile.
+        t: columns of the tile.
+        c: channels.
+        element_bytes: of an element.
+        added: the tile is read, too.
+    """
     return b * r * t * c * element_bytes * (2 if added else 1)

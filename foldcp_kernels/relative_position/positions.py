@@ -33,8 +33,8 @@ class Positions:
         rows: tokens of the rows.
         cols: tokens of the columns; the period is theirs.
         classes: (asym, entity, sym) of each chain class, int32 [K, 3].
-        r_max: largest residue or token offset told apart.
-        s_max: likewise of chain copies.
+        r_max: largest residue or token offset that is distinguished.
+        s_max: largest offset of chain copies that is distinguished.
         fix_sym_check: chains of other entities have no chain offset; otherwise the same chain has
             none, as Boltz-1 was trained.
     """
@@ -47,7 +47,12 @@ class Positions:
     fix_sym_check: bool
 
     def cut(self, lo: int, hi: int) -> Positions:
-        """Cut out rows lo:hi of the tile."""
+        """Cut out rows lo:hi of the tile.
+
+        Args:
+            lo: first row.
+            hi: end of the rows, exclusive.
+        """
         r = self.rows
         period = None if r.period is None else r.period[lo:hi]
         rows = Tokens(r.chain[lo:hi], r.residue[lo:hi], r.token[lo:hi], period)

@@ -20,6 +20,10 @@ from foldcp_kernels.transition.definition import TransitionWeights
 def swiglu(x: Tensor, w: TransitionWeights) -> Tensor:
     """Compute the transition without the residual, in torch: [..., C] -> [..., C_out].
 
+    Args:
+        x: [..., C].
+        w: weights.
+
     Raises:
         ValueError: a shape or dtype that does not fit.
     """

@@ -20,6 +20,13 @@ class TransitionWeights:
 
 
 def transition(x: Tensor, w: TransitionWeights) -> Tensor:
-    """Compute x + transition of x [..., C]."""
+    """Compute x + transition of x [..., C].
+
+    Args:
+        x: [..., C].
+        w: weights.
+
+    Source: AlphaFold 3, Algorithm 11.
+    """
     y = F.layer_norm(x, x.shape[-1:], w.norm_weight, w.norm_bias, 1e-5)
     return x + F.linear(F.silu(F.linear(y, w.fc1)) * F.linear(y, w.fc2), w.fc3)

@@ -64,6 +64,7 @@ def transition_fwd(
         w3: [C, hidden], contiguous, in the compute dtype.
         out: where to write; `x` itself for in place, None for new.
         residual: add x.
+        eps: of the LayerNorm.
 
     Returns:
         `out` [B, I, J, C].
@@ -85,10 +86,22 @@ def transition_fwd(
 
 
 def flops(positions: int, c: int, hidden: int) -> int:
-    """Count the floating-point operations of the three matrix products."""
+    """Count the floating-point operations of the three matrix products.
+
+    Args:
+        positions: pairs or tokens.
+        c: channels.
+        hidden: channels of the hidden layer.
+    """
     return 6 * positions * c * hidden
 
 
 def traffic(positions: int, c: int, x_bytes: int) -> int:
-    """Count the bytes read and written in device memory, weights apart."""
+    """Count the bytes read and written in device memory, weights apart.
+
+    Args:
+        positions: pairs or tokens.
+        c: channels.
+        x_bytes: of an element.
+    """
     return 2 * positions * c * x_bytes

@@ -146,7 +146,7 @@ def updated_lines(
     return gated_output(x, w.norm_weight, w.norm_bias, w.g, o, w.o, impl)
 
 
-def kept(mask: Tensor | None) -> Tensor | None:
+def key_mask(mask: Tensor | None) -> Tensor | None:
     """Convert a key mask to the dtype that travels and `attend_lines` takes: bool or float32."""
     return mask if mask is None or mask.dtype == torch.bool else mask.float()
 
@@ -192,7 +192,7 @@ def triangle_attention(
     x, keep = (z, mask) if starting else (z.transpose(1, 2), swapped(mask))
     lines = project_lines(x, w, parts)
     bias = project_bias(x, w, parts)
-    carry = attend_lines(lines, lines.kv[0], bias, kept(keep), None, True, impl)
+    carry = attend_lines(lines, lines.kv[0], bias, key_mask(keep), None, True, impl)
     out = line_output(x, carry, w, parts)
     return out if starting else out.transpose(1, 2)
 

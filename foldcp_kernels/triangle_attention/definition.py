@@ -43,7 +43,16 @@ class TriangleAttentionWeights:
 def triangle_attention(
     z: Tensor, mask: Tensor, w: TriangleAttentionWeights, starting: bool
 ) -> Tensor:
-    """Compute z + triangle attention of z."""
+    """Compute z + triangle attention of z.
+
+    Args:
+        z: [B, N, N, C].
+        mask: [B, N, N], 1 = keep.
+        w: weights.
+        starting: Algorithm 14 (True) or 15 (False).
+
+    Source: AlphaFold 3, Algorithms 14 and 15.
+    """
     x, keep = (z, mask) if starting else (z.transpose(1, 2), mask.transpose(1, 2))
     x = w.norm(x)
     q, k, v, g = (F.linear(x, m).unflatten(-1, (w.heads, -1)) for m in (w.q, w.k, w.v, w.g))

@@ -34,7 +34,7 @@ class Lines:
     Args:
         q: [B, I, J, H, D].
         kv: panels of positions [B, I, K, 2HD], k first, what travels.
-        scale: factor on q . k that is left; log 2 where q carries it already, in powers of two.
+        scale: remaining factor on q.k; ln 2 when q was multiplied by scale * log2(e) already.
     """
 
     q: Tensor
@@ -43,12 +43,24 @@ class Lines:
 
 
 def project_bias(z: Tensor, w: TriangleAttentionWeights, impl: str | None = None) -> Tensor:
-    """Project a tile (or its transpose) to the triangle bias: [B, I, J, C] -> [B, H, I, J]."""
+    """Project a tile (or its transpose) to the triangle bias: [B, I, J, C] -> [B, H, I, J].
+
+    Args:
+        z: pair tile [B, I, J, C].
+        w: weights.
+        impl: see `dispatch`.
+    """
     return norm_linear_planes(z, w.norm_weight, w.norm_bias, w.bias, impl=impl)
 
 
 def bias_panels(z: Tensor, w: TriangleAttentionWeights, panels: int) -> tuple[Tensor, ...]:
-    """Project the bias panel by panel of the keys, as it travels: [B, H, I, J / panels] each."""
+    """Project the bias panel by panel of the keys, as it travels: [B, H, I, J / panels] each.
+
+    Args:
+        z: pair tile [B, I, J, C].
+        w: weights.
+        panels: their number; it divides J.
+    """
     if panels == 1:
         return (project_bias(z, w),)
     if torch.is_grad_enabled():
@@ -103,14 +115,24 @@ def project_lines(
 
 
 def norm_lines(x: Tensor, w: TriangleAttentionWeights) -> Tensor:
-    """Normalise lines in the compute dtype, contiguous: [B, I, J, C]."""
+    """Normalise lines in the compute dtype, contiguous: [B, I, J, C].
+
+    Args:
+        x: lines of z [B, I, J, C], any strides.
+        w: weights.
+    """
     gain, shift = (t.expand(1, *x.shape[2:]) for t in (w.norm_weight, w.norm_bias))
     parts = [adaptive_norm(sample, gain, shift) for sample in x]
     return parts[0][None] if len(parts) == 1 else torch.stack(parts)
 
 
 def project_normed(x: Tensor, w: TriangleAttentionWeights) -> Lines:
-    """Project what `norm_lines` made, in one panel, see `project_lines`."""
+    """Project what `norm_lines` made, in one panel, see `project_lines`.
+
+    Args:
+        x: from `norm_lines`.
+        w: weights.
+    """
     if choose_rows("triangle_attention", None, x, "z", (x.shape[-1],)) != "triton":
         kv = torch.cat((F.linear(x, w.k), F.linear(x, w.v)), -1)
         return _lines(F.linear(x, w.q), (kv,), w)

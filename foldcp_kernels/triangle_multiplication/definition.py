@@ -36,7 +36,16 @@ class TriangleMultiplicationWeights:
 def triangle_multiplication(
     z: Tensor, mask: Tensor, w: TriangleMultiplicationWeights, outgoing: bool
 ) -> Tensor:
-    """Compute z + triangle multiplication of z."""
+    """Compute z + triangle multiplication of z.
+
+    Args:
+        z: [B, N, N, C].
+        mask: [B, N, N], 1 = keep.
+        w: weights.
+        outgoing: Algorithm 12 (True) or 13 (False).
+
+    Source: AlphaFold 3, Algorithms 12 and 13.
+    """
     x = w.norm_in(z)
     p = F.linear(x, w.p_in) * F.linear(x, w.g_in).sigmoid() * mask[..., None].to(z.dtype)
     a, b = p.chunk(2, -1)

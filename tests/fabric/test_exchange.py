@@ -83,7 +83,7 @@ def alike(mesh: Mesh) -> str:
                 assert len(a) == len(b) > 0
                 if wire == "raw":  # cut in transfers, and with the same program replayed elsewhere
                     with mock.patch.multiple(
-                        "foldcp.fabric.transport.program", LEAST_RUN=1, MOST_RUNS=64
+                        "foldcp.fabric.transport.assembler", LEAST_RUN=1, MOST_RUNS=64
                     ):
                         for x in (sources, [y.clone() for y in sources], sources):
                             again = _regions(mesh, made, x, dims, wires)

@@ -16,8 +16,8 @@ from foldcp.rings.outer_product_mean import outer_product_mean
 from foldcp.rings.pair_weighted_averaging import column_weights, pair_weighted_averaging
 from foldcp.rings.triangle_attention import triangle_attention
 from foldcp.rings.triangle_multiplication import triangle_multiplication
-from foldcp_kernels import definitions as reference
 from foldcp_kernels.core import chunking
+from foldcp_kernels.core import definitions as reference
 from foldcp_kernels.triangle_attention import TriangleAttentionWeights
 from foldcp_kernels.triangle_multiplication import TriangleMultiplicationWeights
 

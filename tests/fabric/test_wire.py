@@ -15,7 +15,7 @@ from foldcp.fabric.policy import STRATEGIES
 from foldcp.layout.tiles import PairLayout
 from foldcp.rings.triangle_attention import triangle_attention
 from foldcp.rings.triangle_multiplication import triangle_multiplication
-from foldcp_kernels import definitions as reference
+from foldcp_kernels.core import definitions as reference
 from foldcp_kernels.triangle_attention import TriangleAttentionWeights
 from foldcp_kernels.triangle_multiplication import TriangleMultiplicationWeights
 

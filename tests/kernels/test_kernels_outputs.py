@@ -13,11 +13,11 @@ import torch
 from kernel_checks import DEVICE, DTYPES, FLOOR
 from torch import Tensor
 
-from foldcp_kernels import definitions as reference
 from foldcp_kernels.adaptive_norm import adaptive_norm, gated_residual
 from foldcp_kernels.binned_heads import expected_values
 from foldcp_kernels.core import chunking
-from foldcp_kernels.outer_product_mean import _dear, outer_product_mean
+from foldcp_kernels.core import definitions as reference
+from foldcp_kernels.outer_product_mean import _slower_reason, outer_product_mean
 from foldcp_kernels.relative_position import add_relative_position, relative_position
 from foldcp_kernels.relative_position.positions import Positions, Tokens, table_index
 
@@ -114,7 +114,7 @@ def test_outer_product_mean_in_place_without_sequences_and_beyond_float16() -> N
 
 
 def test_few_and_very_many_sequences_are_left_to_torch() -> None:
-    fits = [s for s in range(1, 2000) if _dear(s, 32, 128, 2) is None]
+    fits = [s for s in range(1, 2000) if _slower_reason(s, 32, 128, 2) is None]
     assert fits == list(range(43, 150))
 
 

@@ -14,8 +14,8 @@ import torch
 from kernel_checks import DEVICE, DTYPES, check, compare, error
 from torch import Tensor
 
-from foldcp_kernels import definitions as reference
 from foldcp_kernels.attention import attend, attend_panel
+from foldcp_kernels.core import definitions as reference
 from foldcp_kernels.gated_output import fused as gated_output
 from foldcp_kernels.norm_linear import norm_linear_planes
 from foldcp_kernels.norm_linear.planes import padded_planes

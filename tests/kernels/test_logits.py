@@ -10,8 +10,8 @@ import torch
 from kernel_checks import DEVICE, error
 from torch import Tensor
 
-from foldcp_kernels import definitions as reference
 from foldcp_kernels.attention import attend, attend_panel
+from foldcp_kernels.core import definitions as reference
 from foldcp_kernels.triangle_attention import TriangleAttentionWeights, triangle_attention
 
 LARGEST = torch.finfo(torch.float32).max

@@ -18,6 +18,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
 PRODUCT = ("foldcp", "foldcp_kernels", "foldcp_boot.py", "toolchain.py")
+BUILT = ("_build_info.py",)  # by setup.py
 CLAUSES = (
     "What|How|Of|As|Whether|Where|Why|Who|Whose|Which|When|While|That|If|In|On|By|With|From|Through"
 )
@@ -51,9 +52,9 @@ def documented(doc: str) -> list[str]:
     return re.findall(r"^    \*{0,2}(\w+): \S", section, re.MULTILINE)
 
 
-def faults(path: Path) -> Iterator[str]:
-    """Yield what is wrong in a file, each with its line."""
-    tree = ast.parse(path.read_text())
+def faults(path: Path, text: str) -> Iterator[str]:
+    """Yield what is wrong in the text of a file, each with its line."""
+    tree = ast.parse(text)
     for node in ast.walk(tree):
         if not isinstance(node, Function | ast.ClassDef | ast.Module):
             continue
@@ -79,8 +80,13 @@ def faults(path: Path) -> Iterator[str]:
 def main() -> None:
     """Check the files and folders of the command line, or the product."""
     paths = [ROOT / name for name in sys.argv[1:] or PRODUCT]
-    files = [f for p in paths for f in ([p] if p.suffix else sorted(p.rglob("*.py")))]
-    found = [fault for path in files for fault in faults(path)]
+    files = [
+        f
+        for p in paths
+        for f in ([p] if p.suffix else sorted(p.rglob("*.py")))
+        if f.name not in BUILT
+    ]
+    found = [fault for path in files for fault in faults(path, path.read_text())]
     print("\n".join(found), end="\n" if found else "")
     sys.exit(bool(found))
 

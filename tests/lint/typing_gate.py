@@ -32,7 +32,7 @@ def main() -> None:
         sys.exit(f"mypy failed:\n{run.stdout}{run.stderr}")
     wrong = [line for line in errors if line.split("/")[1] in strict]
     others = len(errors) - len(wrong)
-    print("\n".join(wrong if wrong else errors if others > most else []), end="")
+    print("\n".join(wrong if wrong else errors if others > most else []))
     print(f"mypy: {len(wrong)} errors in {', '.join(strict)}; {others} elsewhere, {most} known")
     if others < most:
         print("fewer than known: lower `most` of [tool.foldcp.types] in pyproject.toml")

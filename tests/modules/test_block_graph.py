@@ -25,7 +25,7 @@ from foldcp.fabric.mesh import Mesh
 from foldcp.layout.tiles import PairLayout
 from foldcp.modules.graphs import block_graph, step_graph
 from foldcp.modules.graphs.weight_slots import WeightSlots, _named
-from foldcp.modules.model import Settings
+from foldcp.modules.settings import Settings
 from foldcp.modules.trunk.msa import MSALayer
 from foldcp.modules.trunk.pairformer import PairBlock, PairformerLayer, PairformerModule
 from foldcp_kernels.core.dispatch import derived, set_impl

@@ -21,8 +21,8 @@ from foldcp.boltz.families import swap
 from foldcp.boltz.families.predict_step import settings_of
 from foldcp.boltz.features import boltz1 as boltz1_features
 from foldcp.fabric.mesh import Mesh
-from foldcp.modules.model import Settings
 from foldcp.modules.random_draws import replay
+from foldcp.modules.settings import Settings
 from foldcp.output.folders import SPOOL
 
 FLOAT64 = 1e-9  # relative to the largest value of each output

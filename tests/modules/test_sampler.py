@@ -26,7 +26,7 @@ from foldcp.modules.diffusion import batch_size, superposition
 from foldcp.modules.diffusion.sampler import AtomDiffusion, SamplingStep
 from foldcp.modules.diffusion.score_model import DiffusionModule
 from foldcp.modules.graphs import step_graph
-from foldcp.modules.model import Settings
+from foldcp.modules.settings import Settings
 from foldcp_kernels.core.dispatch import set_impl
 
 TOKENS, STEPS = 20, 4

@@ -40,7 +40,7 @@ CASES: dict[str, tuple[list[str], dict[str, str], int, str]] = {
     "value": (["one.yaml"], {"FOLDCP_MESH": "2by2"}, 1, "FOLDCP_MESH must be auto or ROWSxCOLUMNS"),
     "mesh": (["one.yaml"], {"FOLDCP_NPROC": "4", "FOLDCP_MESH": "3x1"}, 1, "3x1 needs 3 ranks"),
     "groups": (["one.yaml"], {"FOLDCP_NPROC": "4", "FOLDCP_DP": "3"}, 1, "a multiple of 3 ranks"),
-    "folder": (["mixed"], {}, 1, "mixed/notes.txt is no input: inputs are .yaml and .fasta files"),
+    "folder": (["mixed"], {}, 1, "mixed/notes.txt is not an input: inputs are .yaml and .fasta"),
     "nested": (["nested"], {}, 1, "nested/inner is a folder among the inputs"),
     "nothing": (["nothing"], {}, 1, "there is no input: give a .yaml or .fasta file"),
     "out": (["one.yaml", "--out_dir", "one.yaml"], {}, 1, "(Not a directory): pass --out_dir with"),
@@ -191,7 +191,7 @@ def test_inputs_that_boltz_takes_are_let_through(tmp_path: Path) -> None:
     early.check_inputs(tmp_path)
     early.check_inputs(tmp_path / "a.fa")
     (tmp_path / ".DS_Store").touch()
-    with pytest.raises(UserError, match="DS_Store is no input"):
+    with pytest.raises(UserError, match="DS_Store is not an input"):
         early.check_inputs(tmp_path)
 
 

@@ -59,7 +59,7 @@ def test_the_schedule_of_one_step_is_no_number() -> None:
 
 @pytest.mark.parametrize("devices", [0, -1])
 def test_no_number_of_devices(devices: int) -> None:
-    with pytest.raises(UserError, match=f"--devices {devices} is no number.*FOLDCP_NPROC=auto"):
+    with pytest.raises(UserError, match=f"--devices {devices} is not a number.*FOLDCP_NPROC=auto"):
         preflight.choose_device({"devices": devices, "accelerator": "cpu"}, Place())
 
 
@@ -67,7 +67,7 @@ def test_places_are_tried_before_folding(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.touch()
     good = replace(Config(), resume=str(tmp_path / "new" / "kept"), report=str(tmp_path / "r.json"))
-    early.check_kept(good, True)
+    early.check_resume_and_report(good, True)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "new"]
     bad = {"report": [tmp_path, tmp_path / "no" / "r.json", file / "r.json"], "resume": [file]}
     for name, paths in bad.items():
@@ -75,13 +75,13 @@ def test_places_are_tried_before_folding(tmp_path: Path) -> None:
             config = replace(Config(), **{name: str(path)})
             said = f"FOLDCP_{name.upper()}={path} cannot be written .*: name a "
             with pytest.raises(UserError, match=said):
-                early.check_kept(config, True)
+                early.check_resume_and_report(config, True)
             if name == "report":
-                early.check_kept(config, False)  # only the root rank writes it
+                early.check_resume_and_report(config, False)  # only the root rank writes it
     (tmp_path / "link").symlink_to("/dev/null")
     for path in (Path("/dev/null"), tmp_path / "link"):  # a file would take its place
         with pytest.raises(UserError, match=f"FOLDCP_REPORT: {path} is not used: it is a device"):
-            early.check_kept(replace(Config(), report=str(path)), True)
+            early.check_resume_and_report(replace(Config(), report=str(path)), True)
 
 
 def test_a_report_that_cannot_be_written_warns(

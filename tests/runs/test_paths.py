@@ -126,7 +126,7 @@ def _refuse_kept_answers(folder: Path, archives: list[bytes]) -> None:
         with prediction():
             for make in spoil:
                 make()
-                assert answers.kept(ask)(["MQ"], fresh / "one", **options) == "asked"
+                assert answers.keeping(ask)(["MQ"], fresh / "one", **options) == "asked"
                 known.rmdir()  # what was asked for anew is empty
     finally:
         answers.folder.clear()

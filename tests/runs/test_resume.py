@@ -12,7 +12,7 @@ import torch
 from forked import Case, Ended, run_cases
 
 from foldcp.fabric.mesh import Mesh
-from foldcp.modules.model import Settings
+from foldcp.modules.settings import Settings
 from foldcp.output import trunk_file
 from foldcp.output.trunk_keeper import KeptTrunk, TrunkKeeper
 
@@ -90,7 +90,7 @@ def test_a_whole_file_of_something_else_is_refused(
         "ref_pos has NaN or infinite": {"ref_pos": good["ref_pos"] + torch.inf},
         "cpu_state has shape [100]": {"cpu_state": good["cpu_state"][:100]},
         "cpu_state is torch.float32": {"cpu_state": good["cpu_state"].float()},
-        "cpu_state is no state": {"cpu_state": torch.zeros_like(good["cpu_state"])},
+        "cpu_state is not the state": {"cpu_state": torch.zeros_like(good["cpu_state"])},
         "it repeats itself": {"cpu_state": still},
     }
     state = torch.get_rng_state()

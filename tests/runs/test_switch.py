@@ -23,7 +23,8 @@ from foldcp.config import Config
 from foldcp.errors import UserError
 from foldcp.runtime import allocator
 from foldcp.runtime.launch import resolve_processes
-from foldcp.runtime.place import Place, first_host
+from foldcp.runtime.place import Place
+from foldcp.runtime.slurm import first_host
 from foldcp_kernels._build_info import BUILD
 
 ROOT = Path(__file__).parents[2]

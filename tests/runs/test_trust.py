@@ -26,7 +26,7 @@ from boltz_inputs import OTHER, PROTEIN, protein, random_a3m, write_template
 from rdkit import Chem
 
 from foldcp.boltz.inputs import answers, trust
-from foldcp.modules.model import Settings
+from foldcp.modules.settings import Settings
 from foldcp.output.folders import Outputs
 from foldcp.output.trunk_keeper import TrunkKeeper
 from foldcp.runtime.files.names import Unsafe, check

@@ -338,7 +338,7 @@ PROGRAMS: dict[str, Callable[[PairLayout], str]] = {
 
 @torch.no_grad()
 @mock.patch(
-    "foldcp.fabric.transport.program.LEAST_RUN", 8
+    "foldcp.fabric.transport.assembler.LEAST_RUN", 8
 )  # bytes: here, too, some pieces are cut in transfers
 def write_programs(folder: Path, rows: int, cols: int) -> dict[str, Path]:
     """Write the programs of a mesh; their files by name.

@@ -11,7 +11,7 @@ from torch import Tensor
 from bench.live_memory import features
 from foldcp.boltz.families.swap import apply
 from foldcp.fabric.mesh import Mesh
-from foldcp.modules.model import Settings
+from foldcp.modules.settings import Settings
 from foldcp.planner import agreement
 
 TOKENS = 12

@@ -63,7 +63,7 @@ def test_the_verdict_is_the_exit_code(tmp_path: Path, capsys: pytest.CaptureFixt
     pdb = write(tmp_path / "x.pdb", COORDS)
     assert compare.main([str(pdb), str(a / "predictions" / "one")]) == 0
     assert "one: 40 atoms" in capsys.readouterr().out
-    broken = compare.Prediction(compare.read(pdb).atoms, COORDS * np.nan)
+    broken = compare.Structure(compare.read(pdb).atoms, COORDS * np.nan)
     assert not compare.compare(broken, compare.read(pdb)).same
     holed = write(tmp_path / "nan.cif", COORDS * np.where(np.arange(3) == 1, np.nan, 1))
     for pair in ([holed, pdb], [pdb, holed], [holed, holed]):
@@ -102,7 +102,7 @@ def test_what_cannot_be_compared_is_named(tmp_path: Path) -> None:
         ),
         (tmp_path / "nothing.cif", "nothing.cif is empty: name a structure that has atoms"),
         (tmp_path / "no_atoms.cif", "no_atoms.cif is empty"),
-        (tmp_path / "text.cif", "text.cif is no structure"),
+        (tmp_path / "text.cif", "text.cif cannot be read as a structure"),
         (tmp_path / "empty", "holds no prediction: name a folder boltz_results_"),
         (tmp_path / "nowhere", "does not exist: name a folder boltz_results_"),
     ):

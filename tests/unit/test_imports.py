@@ -125,7 +125,7 @@ def test_importing_needs_neither_boltz_nor_triton() -> None:
     code = (
         "import sys\n"
         "for name in ('boltz', 'triton', 'pytorch_lightning'): sys.modules[name] = None\n"
-        "import foldcp, foldcp.fabric.exchange.autograd, foldcp_kernels.definitions\n"
+        "import foldcp, foldcp.fabric.exchange.autograd, foldcp_kernels.core.definitions\n"
         "import foldcp.modules.trunk.pairformer\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

@@ -88,7 +88,7 @@ def check(options: dict[str, Any], config: Config, place: Place) -> None:
     if options["accelerator"] == "gpu" and no_gpu(os.environ):
         raise UserError(NO_GPU)
     check_inputs(Path(options["data"]).expanduser())
-    check_kept(config, place.rank == 0)
+    check_resume_and_report(config, place.rank == 0)
     if place.rank == 0:
         check_writable("--out_dir", results_folder(options))
         cache = Path(options["cache"]).expanduser()
@@ -97,7 +97,7 @@ def check(options: dict[str, Any], config: Config, place: Place) -> None:
 
 
 def _no_option(error: click.exceptions.NoSuchOption) -> str:
-    """What to do about an option that `boltz predict` does not have."""
+    """Say what to do about an option that `boltz predict` does not have."""
     name = error.option_name
     for own in difflib.get_close_matches(name, _OURS, 1, 0.8):
         return (
@@ -119,7 +119,7 @@ def check_inputs(data: Path) -> None:
             raise UserError(f"{path} is a folder among the inputs: move it elsewhere")
         if path.suffix.lower() not in _INPUTS:
             raise UserError(
-                f"{path} is no input: inputs are .yaml and .fasta files, move others elsewhere"
+                f"{path} is not an input: inputs are .yaml and .fasta files, move others elsewhere"
             )
     check_names(found)
 
@@ -149,6 +149,10 @@ def check_names(data: Sequence[Path]) -> None:
 def check_launch(config: Config, place: Place) -> None:
     """Compare the number of ranks with FOLDCP_NPROC.
 
+    Args:
+        config: of this run.
+        place: this process among the ranks.
+
     Raises:
         UserError: they differ.
     """
@@ -169,7 +173,9 @@ def check_together(options: dict[str, Any], config: Config, ranks: int) -> None:
     """Refuse variables that cannot be combined with each other, with options or with the device.
 
     Args:
-        options: the arguments of Boltz's `predict`. config: of this run. ranks: of a mesh.
+        options: the arguments of Boltz's `predict`.
+        config: of this run.
+        ranks: of a mesh.
 
     Raises:
         UserError: names both.
@@ -225,15 +231,25 @@ def check_writable(option: str, folder: Path) -> None:
 
 
 def not_writable(option: str, folder: Path, why: str) -> UserError:
-    """Word the error about a folder that an option names and that cannot be written."""
+    """Word the error about a folder that an option names and that cannot be written.
+
+    Args:
+        option: name of the option.
+        folder: its value.
+        why: the reason, in the system's words.
+    """
     return UserError(
         f"{option} folder {folder} cannot be written ({why}): "
         f"pass {option} with a folder that you may write to"
     )
 
 
-def check_kept(config: Config, is_root: bool) -> None:
+def check_resume_and_report(config: Config, is_root: bool) -> None:
     """Try FOLDCP_RESUME on every rank and FOLDCP_REPORT on the root rank.
+
+    Args:
+        config: of this run.
+        is_root: this is the root rank.
 
     Raises:
         UserError: nothing can be written there.

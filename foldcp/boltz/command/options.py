@@ -70,9 +70,9 @@ def check_devices(options: dict[str, Any]) -> None:
     devices, accelerator = options.get("devices", 1), options.get("accelerator", "gpu")
     if devices < 1:
         raise UserError(
-            f"--devices {devices} is no number of devices, and with FOLDCP=1 every process drives "
-            "one: drop --devices, and start one process per GPU (FOLDCP_NPROC=auto boltz predict "
-            "...)"
+            f"--devices {devices} is not a number of devices, and with FOLDCP=1 every process "
+            "drives one: drop --devices, and start one process per GPU (FOLDCP_NPROC=auto boltz "
+            "predict ...)"
         )
     if devices != 1:
         raise UserError(

@@ -19,7 +19,13 @@ FIELDS = {
 
 
 def check(document: Fields, faults: Faults, setting: Setting) -> dict[str, Chain]:
-    """Collect the chains by id, as far as they can be read."""
+    """Collect the chains by id, as far as they can be read.
+
+    Args:
+        document: the document.
+        faults: collects what is wrong.
+        setting: what the document is read for.
+    """
     if "sequences" not in document:
         faults.add(0, "it has no `sequences`: list its chains there, each with a dash")
         return {}
@@ -77,7 +83,15 @@ def _entity(
 def open_entry(
     item: Any, mark: Mark, kinds: tuple[str, ...], what: str, faults: Faults
 ) -> tuple[str, Fields] | None:
-    """Open a list entry such as `- protein: {...}` as (kind, fields); Boltz takes its first key."""
+    """Open a list entry such as `- protein: {...}` as (kind, fields); Boltz takes its first key.
+
+    Args:
+        item: the entry.
+        mark: its line.
+        kinds: names that it may have.
+        what: its name in messages.
+        faults: collects what is wrong.
+    """
     named = " or ".join([", ".join(kinds[:-1]), kinds[-1]]) if len(kinds) > 1 else kinds[0]
     if not isinstance(item, Fields) or not item:
         faults.add(mark.line, f"{what} must be {named} and a colon, got {quoted(item, mark)}")
@@ -112,7 +126,7 @@ def open_entry(
         else:
             faults.note(
                 item.mark(key).line,
-                f"`{spelt(key)}` beside `{kind}` is no field of Boltz and is ignored",
+                f"`{spelt(key)}` beside `{kind}` is not a field of Boltz and is ignored",
             )
     return kind, value
 

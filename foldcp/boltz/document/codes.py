@@ -17,7 +17,12 @@ class CodeLoader(yaml.SafeLoader):
     """`yaml.safe_load` as Boltz uses it, except that the value of a field `ccd` stays text."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        """Construct the values of a mapping, see the class."""
+        """Construct the values of a mapping, see the class.
+
+        Args:
+            node: the mapping.
+            deep: construct nested values at once, as in `yaml`.
+        """
         self.flatten_mapping(node)  # what it merges may hold codes, too
         node.value = [(k, _as_written(v) if k.value == "ccd" else v) for k, v in node.value]
         return super().construct_mapping(node, deep)

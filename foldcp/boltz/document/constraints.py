@@ -25,7 +25,14 @@ _CONTACT = ("token1", "token2", "max_distance", "force")
 
 
 def check(document: Fields, chains: dict[str, Chain], faults: Faults, setting: Setting) -> None:
-    """Check `constraints`."""
+    """Check `constraints`.
+
+    Args:
+        document: the document.
+        chains: chains by id.
+        faults: collects what is wrong.
+        setting: what the document is read for.
+    """
     pockets = 0
     items = faults.entries(document, "constraints", "bond: {...}")
     for item, mark in zip(items, items.marks, strict=True):
@@ -65,6 +72,15 @@ def check(document: Fields, chains: dict[str, Chain], faults: Faults, setting: S
 def needs(
     fields: Fields, needed: tuple[str, ...], allowed: tuple[str, ...], where: str, faults: Faults
 ) -> None:
+    """Require fields of a constraint, and refuse those that it does not have.
+
+    Args:
+        fields: the constraint.
+        needed: fields that it must have.
+        allowed: fields that it may have.
+        where: its name in messages.
+        faults: collects what is wrong.
+    """
     faults.keys(fields, allowed, where)
     for key in needed:
         if key not in fields:
@@ -104,6 +120,15 @@ def _pocket(fields: Fields, chains: dict[str, Chain], faults: Faults) -> None:
 def known_chain(
     value: Any, mark: Mark, what: str, chains: dict[str, Chain], faults: Faults
 ) -> Chain | None:
+    """Look up the chain that a value names; None, and a fault, if there is none.
+
+    Args:
+        value: the chain's id.
+        mark: its line.
+        what: the field's name in messages.
+        chains: chains by id.
+        faults: collects what is wrong.
+    """
     if not isinstance(value, str):
         faults.add(mark.line, f"{what} must be a chain's id, got {quoted(value, mark)}")
     elif value not in chains:

@@ -21,7 +21,14 @@ _LETTERS = {
 
 
 def polymer(fields: Fields, kind: str, where: str, faults: Faults) -> tuple[Any, list[str]] | None:
-    """Read a polymer as (sequence, residues), None if it is not usable."""
+    """Read a polymer as (sequence, residues), None if it is not usable.
+
+    Args:
+        fields: the entity.
+        kind: "protein", "dna" or "rna".
+        where: its name in messages.
+        faults: collects what is wrong.
+    """
     value, mark = fields.get("sequence"), fields.mark("sequence")
     if "msa" in fields and kind != "protein" and fields["msa"] not in (None, "", "empty", 0, -1):
         faults.note(
@@ -71,7 +78,15 @@ def _wrong_letters(wrong: list[tuple[int, str]], text: str, kind: str, where: st
 def modified(
     fields: Fields, residues: list[str], where: str, faults: Faults, setting: Setting
 ) -> list[str | None]:
-    """Apply the entity's modifications to its residues."""
+    """Apply the entity's modifications to its residues.
+
+    Args:
+        fields: the entity.
+        residues: names of its residues.
+        where: its name in messages.
+        faults: collects what is wrong.
+        setting: what the document is read for.
+    """
     found: list[str | None] = list(residues)
     items = faults.entries(fields, "modifications", "{position: 2, ccd: SEP}")
     for item, mark in zip(items, items.marks, strict=True):
@@ -113,7 +128,13 @@ def modified(
 
 
 def ligand(fields: Fields, where: str, faults: Faults) -> tuple[Any, list[str | None]] | None:
-    """Read a ligand as (ccd or SMILES, residues), None if it is not usable."""
+    """Read a ligand as (ccd or SMILES, residues), None if it is not usable.
+
+    Args:
+        fields: the entity.
+        where: its name in messages.
+        faults: collects what is wrong.
+    """
     given = [key for key in ("ccd", "smiles") if key in fields]
     if len(given) != 1:
         has = (
@@ -171,6 +192,15 @@ def _codes(values: list[tuple[Any, Mark]], where: str, faults: Faults) -> list[s
 
 
 def known(codes: list[str | None], line: int, where: str, faults: Faults, setting: Setting) -> None:
+    """Refuse codes of residues that Boltz does not have.
+
+    Args:
+        codes: of the residues; None where a modification was wrong.
+        line: of the entity.
+        where: its name in messages.
+        faults: collects what is wrong.
+        setting: what the document is read for.
+    """
     if setting.has_residue is None:
         return
     for code in codes:

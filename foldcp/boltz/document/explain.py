@@ -151,7 +151,7 @@ def _template(path: str | Path, error: Exception, kind: str) -> str:
     try:
         structure = gemmi.read_structure(str(path))
     except Exception:
-        return f"it is no {kind} file ({text[:120]})"
+        return f"it is not a {kind} file ({text[:120]})"
     if len(structure) == 0:
         return "it has no model, that is no atoms"
     structure.setup_entities()

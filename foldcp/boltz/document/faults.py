@@ -25,12 +25,22 @@ class Faults:
     notes: list[tuple[int, str]] = field(default_factory=list)
 
     def add(self, line: int, text: str) -> None:
-        """Note a mistake."""
+        """Note a mistake.
+
+        Args:
+            line: where it stands; 0: not known.
+            text: what is wrong, and what to do.
+        """
         if (line, text) not in self.found:
             self.found.append((line, text))
 
     def note(self, line: int, text: str) -> None:
-        """Note what the user may not have meant."""
+        """Note what the user may not have meant.
+
+        Args:
+            line: where it stands; 0: not known.
+            text: what Boltz makes of it.
+        """
         self.notes.append((line, visible(text)))
 
     def message(self) -> str:
@@ -40,7 +50,14 @@ class Faults:
         return "; ".join([*quoted, *([f"and {more} more"] if more > 0 else [])])
 
     def text(self, fields: Fields, key: str, where: str, example: str) -> str | None:
-        """Return a field that must be text and not empty; None, and a fault, if it is not."""
+        """Return a field that must be text and not empty; None, and a fault, if it is not.
+
+        Args:
+            fields: the mapping.
+            key: name of the field.
+            where: the mapping's name in messages.
+            example: a value, for the message.
+        """
         value, mark = fields.get(key), fields.mark(key)
         if key not in fields:
             self.add(mark.line, f"{where} has no `{key}`: add `{key}: {example}`")
@@ -53,7 +70,13 @@ class Faults:
         return None
 
     def entries(self, fields: Fields, key: str, example: str) -> Items:
-        """Return a field that is a list with a dash per entry; absent ones count as empty."""
+        """Return a field that is a list with a dash per entry; absent ones count as empty.
+
+        Args:
+            fields: the mapping.
+            key: name of the field.
+            example: an entry, for the message.
+        """
         if key not in fields:
             return Items()
         value, mark = fields[key], fields.mark(key)
@@ -70,7 +93,13 @@ class Faults:
         return Items()
 
     def truth(self, fields: Fields, key: str, where: str) -> bool:
-        """Return a field that is true or false; Boltz takes any text for true, "false" too."""
+        """Return a field that is true or false; Boltz takes any text for true, "false" too.
+
+        Args:
+            fields: the mapping.
+            key: name of the field.
+            where: the mapping's name in messages.
+        """
         value, mark = fields.get(key, False), fields.mark(key)
         if not isinstance(value, (bool, type(None))) and value not in (0, 1, ""):
             self.add(
@@ -79,7 +108,13 @@ class Faults:
         return bool(value)
 
     def number(self, fields: Fields, key: str, where: str) -> float | None:
-        """Return a field that is a distance in angstrom, None if it is absent or wrong."""
+        """Return a field that is a distance in angstrom, None if it is absent or wrong.
+
+        Args:
+            fields: the mapping.
+            key: name of the field.
+            where: the mapping's name in messages.
+        """
         if key not in fields:
             return None
         value, mark = fields[key], fields.mark(key)
@@ -94,7 +129,13 @@ class Faults:
         return float(value)
 
     def keys(self, fields: Fields, allowed: Sequence[str], where: str) -> None:
-        """Refuse fields that are given twice or misspelt, and note those that Boltz ignores."""
+        """Refuse fields that are given twice or misspelt, and note those that Boltz ignores.
+
+        Args:
+            fields: the mapping.
+            allowed: names of fields that Boltz reads.
+            where: the mapping's name in messages.
+        """
         for key, line, first in fields.twice:
             self.add(line, f"`{key}` of {where} is given twice, first on line {first}: keep one")
         for key in fields:
@@ -108,23 +149,39 @@ class Faults:
             elif isinstance(key, str) and key.startswith(_DASHES):
                 self.add(line, f"`{name}` begins no entry: it takes `-` and a space")
             else:
-                self.note(line, f"`{name}` of {where} is no field of Boltz and is ignored")
+                self.note(line, f"`{name}` of {where} is not a field of Boltz and is ignored")
 
 
 def at(line: int, text: str) -> str:
-    """Put the line before a mistake, if it is known."""
+    """Put the line before a mistake, if it is known.
+
+    Args:
+        line: of the mistake; 0: not known.
+        text: what is wrong.
+    """
     return f"line {line}: {text}" if line else text
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
-    """Find the one of `known` that `word` is most likely a misspelling of, or None."""
+    """Find the one of `known` that `word` is most likely a misspelling of, or None.
+
+    Args:
+        word: the user's word.
+        known: words that are right.
+    """
     by_lower = {name.lower(): name for name in reversed(list(known))}
     close = difflib.get_close_matches(word.lower(), by_lower, 1, 0.75)
     return by_lower[close[0]] if close else None
 
 
 def or_nearest(word: Any, known: Iterable[str], what: str) -> str:
-    """Suggest replacements for `word`: the nearest one, or all if they are few."""
+    """Suggest replacements for `word`: the nearest one, or all if they are few.
+
+    Args:
+        word: the user's word.
+        known: words that are right.
+        what: what the words are, plural.
+    """
     known = list(known)
     near = nearest(str(word), known)
     if near:
@@ -134,7 +191,13 @@ def or_nearest(word: Any, known: Iterable[str], what: str) -> str:
 
 
 def quoted(value: Any, mark: Mark, numeric: bool = False) -> str:
-    """Describe a value in the user's words, with what YAML made of it."""
+    """Describe a value in the user's words, with what YAML made of it.
+
+    Args:
+        value: as YAML read it.
+        mark: its line and spelling.
+        numeric: it should be a number, not a name.
+    """
     if value is None:
         return "nothing"
     if isinstance(value, bool):
@@ -166,7 +229,12 @@ def spelt(key: Any) -> str:
 
 
 def shortened(text: str, most: int = 40) -> str:
-    """Shorten a long text to its start."""
+    """Shorten a long text to its start.
+
+    Args:
+        text: the text.
+        most: characters of the result.
+    """
     return text if len(text) <= most else f"{text[:most]}..."
 
 
@@ -194,7 +262,12 @@ def whole(value: Any) -> int | None:
 
 
 def disguised(value: Any, mark: Mark) -> str:
-    """Explain how YAML reads a number that people would read as another, such as 010; else ""."""
+    """Explain how YAML reads a number that people would read as another, such as 010; else "".
+
+    Args:
+        value: as YAML read it.
+        mark: its line and spelling.
+    """
     if not isinstance(value, int) or not re.match(r"[-+]?0\d|.*:", mark.text or ""):
         return ""
     sign = "`:`" if ":" in (mark.text or "") else "a leading 0"

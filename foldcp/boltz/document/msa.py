@@ -18,7 +18,14 @@ _CONVERT = {
 
 
 def check(document: Fields, chains: dict[str, Chain], faults: Faults, setting: Setting) -> None:
-    """Check `msa` of the proteins."""
+    """Check `msa` of the proteins.
+
+    Args:
+        document: the document.
+        chains: chains by id.
+        faults: collects what is wrong.
+        setting: what the document is read for.
+    """
     auto, custom = 0, 0
     first: dict[int, tuple[Any, int]] = {}
     items = document.get("sequences")

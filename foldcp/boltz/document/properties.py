@@ -12,7 +12,14 @@ from foldcp.boltz.document.setting import Chain, Setting
 
 
 def check(document: Fields, chains: dict[str, Chain], faults: Faults, setting: Setting) -> None:
-    """Check `properties`."""
+    """Check `properties`.
+
+    Args:
+        document: the document.
+        chains: chains by id.
+        faults: collects what is wrong.
+        setting: what the document is read for.
+    """
     items = faults.entries(document, "properties", "affinity: {binder: B}")
     if items and not setting.boltz2:
         faults.add(

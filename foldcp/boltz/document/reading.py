@@ -48,7 +48,13 @@ class Fields(dict[Any, Any]):
         self.twice: list[tuple[Any, int, int]] = []
 
     def put(self, key: Any, value: Any, mark: Mark) -> None:
-        """Set a field and where it stands."""
+        """Set a field and where it stands.
+
+        Args:
+            key: name of the field.
+            value: its value.
+            mark: the value's line and spelling.
+        """
         self[key], self.marks[key] = value, mark
 
     def mark(self, key: Any) -> Mark:
@@ -136,7 +142,8 @@ def read_yaml(path: Path) -> Any:
     """Read a YAML file, its mappings as `Fields` and its lists as `Items`.
 
     Raises:
-        Malformed: it is no YAML. OSError: it cannot be read.
+        Malformed: it is no YAML.
+        OSError: it cannot be read.
     """
     text = _text(path)
     try:
@@ -227,7 +234,8 @@ def read_fasta(path: Path) -> Fields:
     """Read a FASTA file into the document that Boltz makes of it.
 
     Raises:
-        Malformed: a header is not of the form that Boltz reads. OSError: it cannot be read.
+        Malformed: a header is not of the form that Boltz reads.
+        OSError: it cannot be read.
     """
     document, chains = Fields(1), Items(1)
     text = _text(path)

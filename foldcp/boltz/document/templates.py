@@ -12,7 +12,14 @@ _FIELDS = ("cif", "pdb", "chain_id", "template_id", "force", "threshold")
 
 
 def check(document: Fields, chains: dict[str, Chain], faults: Faults, setting: Setting) -> None:
-    """Check `templates`, as far as that needs no look into their files."""
+    """Check `templates`, as far as that needs no look into their files.
+
+    Args:
+        document: the document.
+        chains: chains by id.
+        faults: collects what is wrong.
+        setting: what the document is read for.
+    """
     proteins = {name: chain for name, chain in chains.items() if chain.kind == "protein"}
     items = faults.entries(document, "templates", "cif: template.cif")
     if items and not setting.boltz2:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from foldcp.fabric.mesh import Mesh
-from foldcp.modules.model import Settings
+from foldcp.modules.settings import Settings
 from foldcp.modules.sink import MatrixSink
 from foldcp.output.folders import SPOOL
 from foldcp.runtime.screen.progress import Progress

@@ -18,7 +18,7 @@ from torch import Tensor, from_numpy
 from foldcp.boltz.features.boltz2 import last_of_each_pair
 from foldcp.boltz.features.stock import (
     TorchWith,
-    alignment,
+    alignment_features,
     keep_index,
     msa_names,
     pad_if_present,
@@ -196,4 +196,4 @@ def msa_features(data: Tokenized, max_seqs: int) -> dict[str, Tensor]:
         max_seqs: greatest S.
     """
     pair = rebind(stock.construct_paired_msa, **msa_names(stock))
-    return alignment(*pair(data, max_seqs))
+    return alignment_features(*pair(data, max_seqs))

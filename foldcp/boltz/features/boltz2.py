@@ -185,7 +185,15 @@ def bond_features(data: Tokenized) -> dict[str, Tensor]:
 
 
 def last_of_each_pair(pairs: np.ndarray, num_tokens: int) -> tuple[Tensor, np.ndarray]:
-    """Sort pairs, long [n, 2], drop repeats, and return the position of each pair's last one."""
+    """Sort pairs, long [n, 2], drop repeats, and return the position of each pair's last one.
+
+    Args:
+        pairs: long [n, 2].
+        num_tokens: N.
+
+    Returns:
+        The sorted pairs, long [m, 2], and the index of the last occurrence of each, [m].
+    """
     key = pairs[:, 0].astype(np.int64) * num_tokens + pairs[:, 1]
     unique, first_from_the_end = np.unique(key[::-1], return_index=True)
     index = np.stack([unique // num_tokens, unique % num_tokens], axis=1)

@@ -35,7 +35,12 @@ _CELLS_PER_CHUNK = 1 << 20
 
 
 def rebind(function: FunctionType, **names: Any) -> FunctionType:
-    """Rebind a function's code to a copy of its module's globals with `names` replaced."""
+    """Rebind a function's code to a copy of its module's globals with `names` replaced.
+
+    Args:
+        function: a function of stock's.
+        names: values of the globals that are replaced.
+    """
     scope = {**function.__globals__, **names}
     copy = FunctionType(
         function.__code__, scope, function.__name__, function.__defaults__, function.__closure__
@@ -62,7 +67,15 @@ class Discarded:
 
 
 def keep_index(index: Tensor, num_classes: int) -> Tensor:
-    """Replace `one_hot` by the class indices themselves, checked as `one_hot` checks them."""
+    """Replace `one_hot` by the class indices themselves, checked as `one_hot` checks them.
+
+    Args:
+        index: class indices, long.
+        num_classes: number of classes.
+
+    Raises:
+        ValueError: an index is not below `num_classes`.
+    """
     if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < num_classes:
         raise ValueError(
             f"`index` holds classes {int(index.min())} to {int(index.max())}; expected 0 to "
@@ -72,7 +85,14 @@ def keep_index(index: Tensor, num_classes: int) -> Tensor:
 
 
 def pad_if_present(data: Tensor, dim: int, pad_len: int, value: float = 0) -> Tensor:
-    """Replace `pad_dim`: an index tensor has no class dim to pad."""
+    """Replace `pad_dim`: an index tensor has no class dim to pad.
+
+    Args:
+        data: the tensor.
+        dim: dimension to pad.
+        pad_len: elements to add at its end.
+        value: their value.
+    """
     return stock.pad_dim(data, dim, pad_len, value) if dim < data.ndim else data
 
 
@@ -142,7 +162,7 @@ def msa_features(data: Tokenized, random: np.random.Generator, max_seqs: int) ->
         ValueError: when the alignment holds a residue type outside Boltz's vocabulary.
     """
     pair = rebind(stock.construct_paired_msa, **msa_names(stock))
-    return alignment(*pair(data, random, max_seqs))
+    return alignment_features(*pair(data, random, max_seqs))
 
 
 def msa_names(module: Any) -> dict[str, Any]:
@@ -159,7 +179,7 @@ def msa_names(module: Any) -> dict[str, Any]:
     }
 
 
-def alignment(
+def alignment_features(
     msa: np.ndarray, deletion: np.ndarray | None, paired: np.ndarray
 ) -> dict[str, Tensor]:
     """Return the features of a paired alignment, see `msa_features`.

@@ -21,7 +21,7 @@ from foldcp.runtime.files.names import Unsafe, check, inside, regular
 folder: list[Path] = []  # of alignments, while an input is read
 
 
-def kept(stock: Callable[..., Any]) -> Callable[..., Any]:
+def keeping(stock: Callable[..., Any]) -> Callable[..., Any]:
     """Ask the MSA server, and keep each complete answer for a later run.
 
     Stock keeps the folder of a download in which it was interrupted, and fails on it for ever.

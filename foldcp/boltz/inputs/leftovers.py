@@ -28,7 +28,7 @@ def drop_unfinished(results: Path) -> None:
 
 
 def drop_broken_records(folder: Path) -> None:
-    """Remove records that cannot be used, such as stock leaves when it is killed."""
+    """Remove records that cannot be used, such as those of a stock run that was killed."""
     kinds = ("structures", "msa", "constraints", "templates", "mols")
     for path in folder.glob("*.json"):
         try:

@@ -172,7 +172,12 @@ def _keep_reason(run: Run, path: Path, failure: str) -> None:
 
 
 def move(source: Path, target: Path) -> None:
-    """Move what a folder holds to another one, on disk and each file in one step."""
+    """Move what a folder holds to another one, on disk and each file in one step.
+
+    Args:
+        source: folder that is emptied.
+        target: folder that receives its entries.
+    """
     entries = sorted(source.iterdir())
     for entry in entries:
         if entry.is_file():

@@ -34,7 +34,7 @@ def install(main: ModuleType) -> None:
     main.process_inputs = on_root(main.process_inputs)
     main.tqdm = _watched(main.tqdm, lambda watching: watching.each)
     mmseqs2.tqdm = _watched(mmseqs2.tqdm, lambda watching: partial(Bar, watching))
-    main.run_mmseqs2 = answers.kept(main.run_mmseqs2)
+    main.run_mmseqs2 = answers.keeping(main.run_mmseqs2)
     main.parse_a3m = msas.checked(main.parse_a3m)
     main.parse_csv = msas.checked(main.parse_csv)
     main.parse_yaml = msas.unpacked(main.parse_yaml)

@@ -153,6 +153,10 @@ def files(record: types.Record, folders: dict[str, Path | None]) -> list[Path]:
 def check_files(record: types.Record, folders: dict[str, Path | None]) -> None:
     """Refuse a record whose files are no regular files inside their folders.
 
+    Args:
+        record: names the files.
+        folders: folder of each kind of file; None: there is none.
+
     Raises:
         Unsafe: names the file.
     """

@@ -109,7 +109,13 @@ def owners(run: Run, records: Sequence[Any], structures: Path) -> list[int]:
 
 
 def shared_out(run: Run, loader: DataLoader, owner: list[int]) -> Any:
-    """Make the loader of this group's inputs, see `sharing.Share`."""
+    """Make the loader of this group's inputs, see `sharing.Share`.
+
+    Args:
+        run: the prediction.
+        loader: of all inputs, one a batch.
+        owner: group of each input.
+    """
     if run.session.groups == 1:
         return loader
 

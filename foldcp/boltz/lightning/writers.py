@@ -104,7 +104,12 @@ class RootWriter(_RootWriter, BoltzWriter):
         self._kept: dict[str, Any] = {}
 
     def on_predict_start(self, trainer: Any, pl_module: Any) -> None:
-        """Let the model under way send its matrices here."""
+        """Let the model under way send its matrices here.
+
+        Args:
+            trainer: unused.
+            pl_module: the model.
+        """
         run = current()
         if run is None:
             return
@@ -189,7 +194,12 @@ class RootWriter(_RootWriter, BoltzWriter):
                 self._kept.pop(name).drop()
 
     def on_predict_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        """Wait until every prediction is on disk, then print the number of failed inputs."""
+        """Wait until every prediction is on disk, then print the number of failed inputs.
+
+        Args:
+            trainer: unused.
+            pl_module: unused.
+        """
         run = current()
         if run is not None and self._outputs is not None:
             run.session.at("writing")
@@ -203,7 +213,13 @@ class RootWriter(_RootWriter, BoltzWriter):
         super().on_predict_epoch_end(trainer, pl_module)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Get to disk what is complete, before the run ends."""
+        """Get to disk what is complete, before the run ends.
+
+        Args:
+            trainer: unused.
+            pl_module: unused.
+            exception: what ended the run.
+        """
         run = current()
         if run is not None and run.writes and self._outputs is not None:
             stopped = isinstance(exception, KeyboardInterrupt)

@@ -98,7 +98,15 @@ class BoltzSteering:
         )
 
     def energy(self, coords: Tensor, time: float) -> Tensor:
-        """Return the weighted energy of each sample, coords [M, A, 3] -> [M]."""
+        """Return the weighted energy of each sample, coords [M, A, 3] -> [M].
+
+        Args:
+            coords: denoised coordinates [M, A, 3], angstrom.
+            time: of the step, 1 at the start and 0 at the end.
+
+        Returns:
+            The energies [M].
+        """
         total = coords.new_zeros(coords.shape[0])
         for stock, term in self.terms:
             parameters = stock.compute_parameters(time)
@@ -107,7 +115,15 @@ class BoltzSteering:
         return total
 
     def guidance(self, coords: Tensor, time: float) -> Tensor:
-        """Sum of all gradient steps on the denoised coordinates, [M, A, 3]."""
+        """Sum of all gradient steps on the denoised coordinates, [M, A, 3].
+
+        Args:
+            coords: denoised coordinates [M, A, 3], angstrom.
+            time: of the step, 1 at the start and 0 at the end.
+
+        Returns:
+            The sum [M, A, 3].
+        """
         active = [(term, stock.compute_parameters(time)) for stock, term in self.terms]
         active = [(term, p) for term, p in active if p["guidance_weight"] > 0]
         update = torch.zeros_like(coords)

@@ -40,7 +40,12 @@ def chain_of_atom(feats: Features) -> Tensor:
 
 
 def chain_centres(feats: Features, parameters: Parameters) -> Term | None:
-    """Keep copies of a chain of more than one atom apart."""
+    """Keep copies of a chain of more than one atom apart.
+
+    Args:
+        feats: compact features, collated.
+        parameters: of the potential, by Boltz's names.
+    """
     chain, real = chain_of_atom(feats), feats["atom_pad_mask"][0].nonzero()[:, 0]
     size = torch.bincount(chain[real], minlength=int(feats["asym_id"].max()) + 1)
     pairs = feats["symmetric_chain_index"][0]
@@ -49,13 +54,23 @@ def chain_centres(feats: Features, parameters: Parameters) -> Term | None:
 
 
 def connections(feats: Features, parameters: Parameters) -> Term | None:
-    """Keep atoms close that are bonded across chains."""
+    """Keep atoms close that are bonded across chains.
+
+    Args:
+        feats: compact features, collated.
+        parameters: of the potential, by Boltz's names.
+    """
     index = feats["connected_atom_index"][0]
     return Distances(index, upper=parameters["buffer"]) if index.shape[1] else None
 
 
 def ligand_bounds(feats: Features, parameters: Parameters) -> Term | None:
-    """Bound distances within a ligand, by RDKit's distance geometry and PoseBusters' checks."""
+    """Bound distances within a ligand, by RDKit's distance geometry and PoseBusters' checks.
+
+    Args:
+        feats: compact features, collated.
+        parameters: of the potential, by Boltz's names.
+    """
     index = feats["rdkit_bounds_index"][0]
     if not index.shape[1]:
         return None
@@ -75,7 +90,12 @@ def ligand_bounds(feats: Features, parameters: Parameters) -> Term | None:
 
 
 def chiral_atoms(feats: Features, parameters: Parameters) -> Term | None:
-    """Keep the handedness of stereo centres of ligands."""
+    """Keep the handedness of stereo centres of ligands.
+
+    Args:
+        feats: compact features, collated.
+        parameters: of the potential, by Boltz's names.
+    """
     index, buffer = feats["chiral_atom_index"][0], parameters["buffer"]
     positive = feats["chiral_atom_orientations"][0].bool()
     lower, upper = torch.where(positive, buffer, -inf), torch.where(positive, inf, -buffer)
@@ -83,7 +103,12 @@ def chiral_atoms(feats: Features, parameters: Parameters) -> Term | None:
 
 
 def stereo_bonds(feats: Features, parameters: Parameters) -> Term | None:
-    """Keep double bonds of ligands on their side: cis near 0, trans near pi."""
+    """Keep double bonds of ligands on their side: cis near 0, trans near pi.
+
+    Args:
+        feats: compact features, collated.
+        parameters: of the potential, by Boltz's names.
+    """
     index, buffer = feats["stereo_bond_index"][0], parameters["buffer"]
     trans = feats["stereo_bond_orientations"][0].bool()
     lower, upper = torch.where(trans, pi - buffer, -inf), torch.where(trans, inf, buffer)
@@ -91,14 +116,24 @@ def stereo_bonds(feats: Features, parameters: Parameters) -> Term | None:
 
 
 def planar_bonds(feats: Features, parameters: Parameters) -> Term | None:
-    """Keep the neighbours of both ends of a planar double bond in its plane."""
+    """Keep the neighbours of both ends of a planar double bond in its plane.
+
+    Args:
+        feats: compact features, collated.
+        parameters: of the potential, by Boltz's names.
+    """
     atoms = feats["planar_bond_index"][0]  # [6, n]
     index = torch.cat((atoms[[1, 2, 3, 0]], atoms[[4, 5, 0, 3]]), dim=1)
     return UnsignedDihedrals(index, upper=parameters["buffer"]) if index.shape[1] else None
 
 
 def contacts(feats: Features, parameters: Parameters) -> Term | None:
-    """Enforce pocket and contact constraints that the input forces."""
+    """Enforce pocket and contact constraints that the input forces.
+
+    Args:
+        feats: compact features, collated.
+        parameters: of the potential, by Boltz's names.
+    """
     index, wanted = feats["contact_pair_index"][0], feats["contact_negation_mask"][0].bool()
     if not index.shape[1]:
         return None
@@ -108,7 +143,12 @@ def contacts(feats: Features, parameters: Parameters) -> Term | None:
 
 
 def templates(feats: Features, parameters: Parameters) -> Term | None:
-    """Hold the structure near templates that the input forces."""
+    """Hold the structure near templates that the input forces.
+
+    Args:
+        feats: compact features, collated.
+        parameters: of the potential, by Boltz's names.
+    """
     forced = feats.get("template_force")
     if forced is None or "template_mask_cb" not in feats or not forced.any():
         return None

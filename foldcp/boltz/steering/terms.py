@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from foldcp.modules.diffusion.superposition import Alignment
+from foldcp.modules.diffusion.superposition import Superposition
 
 Features = Mapping[str, Tensor]
 Parameters = Mapping[str, Any]
@@ -87,7 +87,13 @@ class Distances:
         return self.spread(coords, flat_bottom(value, self.lower, self.upper)[1], directions)
 
     def spread(self, coords: Tensor, slope: Tensor, directions: Tensor) -> Tensor:
-        """Sum slope [M, n] times directions [M, k, n, 3] over the atoms that they belong to."""
+        """Sum slope [M, n] times directions [M, k, n, 3] over the atoms that they belong to.
+
+        Args:
+            coords: gives shape and dtype, [M, A, 3].
+            slope: derivative by each value, [M, n].
+            directions: derivatives of the values by their k atoms, [M, k, n, 3].
+        """
         parts = (slope[:, None, :, None] * directions).flatten(1, 2)
         return torch.zeros_like(coords).index_add(1, self.index.flatten(), parts)
 
@@ -223,7 +229,7 @@ class TemplateDeviations:
     ) -> None:
         self._places, self._mask, self._rep_atom, self._token = places, mask, rep_atom, token
         self._upper = torch.where(mask.bool(), upper[:, None], inf)
-        self._align = [Alignment(m[None], int(m.sum())) for m in mask.to(places.dtype)]
+        self._align = [Superposition(m[None], int(m.sum())) for m in mask.to(places.dtype)]
 
     def energy(self, coords: Tensor, parameters: Parameters) -> Tensor:
         """See `Term`."""

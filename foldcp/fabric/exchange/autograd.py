@@ -83,7 +83,7 @@ def stream(
     """
     exchange = Exchange(mesh, plan, sources, dims, label, wires)
     if torch.is_grad_enabled() and any(x.requires_grad for x in sources):
-        flat = _Fetch.apply(exchange, *sources)
+        flat = _Fetch.apply(exchange, *sources)  # type: ignore[no-untyped-call]
         at = 0
         for s in plan.steps:
             yield flat[at : at + len(s.wants)]
@@ -100,7 +100,16 @@ def fetch(
     label: str,
     wires: Sequence[str] | None = None,
 ) -> tuple[Tensor, ...]:
-    """The regions of a one-step plan."""
+    """Fetch the regions of a one-step plan.
+
+    Args:
+        mesh: the mesh.
+        plan: this rank's plan, of one step.
+        sources: local tensors, one per source.
+        dims: their dimensions that boxes refer to.
+        label: name for the byte counters.
+        wires: "raw" or "fp8" of each source; None: raw.
+    """
     if torch.is_grad_enabled() and any(x.requires_grad for x in sources):
         (out,) = tuple(stream(mesh, plan, sources, dims, label, wires))
         return out
@@ -112,13 +121,23 @@ def fetch(
 def scatter_add(
     mesh: Mesh, plan: Plan, regions: Sequence[Tensor], dims: Sequence[Dims], label: str
 ) -> tuple[Tensor, ...]:
-    """Send regions of a one-step plan back to their owners, which add them up."""
+    """Send regions of a one-step plan back to their owners, which add them up.
+
+    Args:
+        mesh: the mesh.
+        plan: this rank's plan, of one step.
+        regions: tensors to send, one per want of the plan.
+        dims: their dimensions that boxes refer to.
+        label: name for the byte counters.
+
+    Returns:
+        The sums, one per source of the plan.
+    """
     like = [
         r.new_empty(shape_over(r.shape, d, box))
         for r, d, box in zip(regions, dims, plan.owned, strict=True)
     ]
     exchange = Exchange(mesh, plan, like, dims, label)
     if torch.is_grad_enabled() and any(r.requires_grad for r in regions):
-        sums: tuple[Tensor, ...] = _ScatterAdd.apply(exchange, *regions)
-        return sums
+        return tuple(_ScatterAdd.apply(exchange, *regions))  # type: ignore[no-untyped-call]
     return tuple(exchange.adjoint([tuple(regions)]))

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from foldcp.fabric.exchange import timeline, under_way
 from foldcp.fabric.mesh import Mesh
+from foldcp.fabric.transport.assembler import program
 from foldcp.fabric.transport.base import Flight
 from foldcp.fabric.transport.engine_transport import tag
-from foldcp.fabric.transport.program import Act, Dims, Place, program, shape_over
+from foldcp.fabric.transport.program import Act, Dims, Place, shape_over
 from foldcp.fabric.transport.wire import Message, staging_bytes
 from foldcp.layout.schedule import Piece, Plan, Step
 from foldcp.layout.tiles import Box
@@ -42,7 +43,7 @@ def _fits(x: Tensor, dims: Dims, owned: Box) -> bool:
 
 
 class Exchange:
-    """Runs one plan for one set of source tensors; a context manager that ends what is under way.
+    """Runs one plan for one set of source tensors; a context manager that ends its transfers.
 
     Args:
         mesh: the mesh.
@@ -54,7 +55,7 @@ class Exchange:
 
     Raises:
         ValueError: a source is on another device than the mesh, or does not fit the plan. The other
-            ranks are told where the transport can tell them.
+            ranks raise, too, if the transport can reach them.
     """
 
     def __init__(
@@ -115,7 +116,7 @@ class Exchange:
         self._pending = step, regions
 
     def wait(self) -> tuple[Tensor, ...]:
-        """The regions of the started step, one per want; they are views where nothing moved.
+        """Wait for the started step; returns one region per want, views where nothing moved.
 
         With several steps they live in two buffers in turn: they are valid until the step after the
         next is started.
@@ -134,7 +135,7 @@ class Exchange:
         return tuple(out)  # type: ignore[arg-type]
 
     def run(self) -> Iterator[tuple[Tensor, ...]]:
-        """The regions of all steps; the next step is under way while those of one are used."""
+        """Yield the regions of every step; the next step is in flight while one's are used."""
         steps = len(self.plan.steps)
         with self:
             self.start(0)
@@ -146,7 +147,7 @@ class Exchange:
                     yield held
 
     def close(self) -> None:
-        """Let everything land and give the buffers back; regions of several steps are gone then."""
+        """Wait for all transfers and return the buffers; multi-step regions become invalid."""
         if self._flight is not None:
             self._flight.land()
         self._flight = None
@@ -196,7 +197,7 @@ class Exchange:
         return x if place.shape == x.shape else place.of(x)
 
     def _regions(self, act: Act, slot: int) -> list[Tensor | None]:
-        """Where the wants of a step come together; None for one that is a view of a source."""
+        """Allocate regions for the wants of a step; None for one that is a view of a source."""
         if self._single:
             made: list[Tensor | None] = [
                 None if p is None else self.sources[w.source].new_empty(p.shape)

@@ -1,4 +1,4 @@
-"""Exchanges one after the other whose sources are made as they are needed.
+"""Run a sequence of exchanges whose source tensors are produced lazily.
 
 `chained` goes through the steps of exchanges with several: the first step of the next is posted
 before the last of one is used, so that only the first transfer of all has no math to run under.
@@ -94,7 +94,7 @@ def chained(
 def ahead(
     mesh: Mesh, moves: Iterator[Move], dims: Sequence[Dims], label: str, wires: Sequence[str]
 ) -> Iterator[Regions]:
-    """The regions of one exchange after the other; holds the sources of one at a time.
+    """Yield the regions of one exchange after the other; only one's sources exist at a time.
 
     Args:
         mesh: the mesh.
@@ -124,7 +124,15 @@ def ahead(
 def behind(
     mesh: Mesh, moves: Iterator[Move], dims: Sequence[Dims], label: str, wires: Sequence[str]
 ) -> Iterator[Regions]:
-    """As `ahead`, in the order for what is sent away: the sources of two exist at a time."""
+    """Run exchanges that send results away: two hold their sources at a time, see `ahead`.
+
+    Args:
+        mesh: the mesh.
+        moves: one-step plan and sources of each exchange, made when asked for.
+        dims: as of `foldcp.fabric.exchange.autograd.stream`, the same for all.
+        label: as of `foldcp.fabric.exchange.autograd.stream`, the same for all.
+        wires: as of `foldcp.fabric.exchange.autograd.stream`, the same for all.
+    """
     if torch.is_grad_enabled():
         yield from _one_by_one(mesh, moves, dims, label, wires)
         return

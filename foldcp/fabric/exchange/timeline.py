@@ -1,4 +1,4 @@
-"""When math and transfers ran on one rank: recorded for `foldcp bench rings`, free otherwise."""
+"""Record when math and transfers ran on one rank, for `foldcp bench rings`; free otherwise."""
 
 from __future__ import annotations
 
@@ -52,7 +52,12 @@ class Timeline:
 
     @contextmanager
     def math(self, label: str, step: int) -> Iterator[None]:
-        """What runs inside is the math of a step."""
+        """Time the math of a step that runs inside.
+
+        Args:
+            label: of the exchange.
+            step: of the exchange.
+        """
         self._labels.add(label)
         start = self._now()
         try:
@@ -114,12 +119,17 @@ def record(mesh: Mesh) -> Iterator[Timeline]:
 
 
 def math(label: str, step: int) -> AbstractContextManager[None]:
-    """Mark the math of a step of an exchange, where anybody records."""
+    """Mark the math of a step of an exchange, where anybody records.
+
+    Args:
+        label: of the exchange.
+        step: of the exchange.
+    """
     return nullcontext() if _recording is None else _recording.math(label, step)
 
 
 def hidden(intervals: Sequence[Interval]) -> float:
-    """Fraction of the time of transfers during which this rank's math ran; 1 without transfers."""
+    """Return the fraction of transfer time during which this rank computed; 1 without transfers."""
     busy = sorted((i.start, i.end) for i in intervals if i.kind == "math")
     total = covered = 0
     for t in intervals:

@@ -1,4 +1,4 @@
-"""What the exchanges of this process have come to: is it waiting for one, and which ones broke."""
+"""Exchange state of this process: whether it is waiting for peers, and which exchanges failed."""
 
 from __future__ import annotations
 

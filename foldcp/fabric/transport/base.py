@@ -58,10 +58,10 @@ class Flight(Protocol):
         """
 
     def arrive(self, slot: int) -> None:
-        """Make what was given to this device since then wait for the step in `slot`."""
+        """Make work queued on this device from now on wait for the step in `slot`."""
 
     def land(self) -> None:
-        """Wait likewise for everything that is still under way; the flight is over."""
+        """Make it wait for all steps that are still in flight, and end the flight."""
 
 
 class Transport(Protocol):

@@ -22,7 +22,12 @@ _WATCH = 0.2  # seconds between two looks for errors, own and those of other ran
 
 
 def tag(label: str, step: int) -> int:
-    """A number for one step of the exchanges of a label, alike on all ranks."""
+    """Number one step of the exchanges of a label, alike on all ranks.
+
+    Args:
+        label: of the exchange.
+        step: of the exchange.
+    """
     return _number(label) << 16 | step & 0xFFFF
 
 
@@ -35,7 +40,9 @@ class EngineTransport:
     """One engine of the extension.
 
     Args:
-        name: of the transport. ranks: that it joins. engine: its number.
+        name: of the transport.
+        ranks: that it joins.
+        engine: its number.
     """
 
     staged = True
@@ -51,7 +58,12 @@ class EngineTransport:
         return EngineFlight(self)
 
     def call(self, op: Callable[..., Any], *args: Any) -> Any:
-        """Call an operator of the engine; its errors become `TransportError`."""
+        """Call an operator of the engine; its errors become `TransportError`.
+
+        Args:
+            op: the operator.
+            args: its arguments after the engine's number.
+        """
         try:
             return op(self.engine, *args)
         except RuntimeError as error:
@@ -59,8 +71,8 @@ class EngineTransport:
             raise TransportError(f"{EXCHANGE} ({self.name}): {known}") from None
 
     def error(self) -> str:
-        """Why exchanges fail, "" while they do not."""
-        return self.ops.engine_error(self.engine)
+        """Return the reason why exchanges fail, "" while they do not."""
+        return str(self.ops.engine_error(self.engine))
 
     def abort(self, message: str) -> None:
         """Make the exchanges of all ranks fail with a message."""
@@ -71,7 +83,7 @@ class EngineTransport:
         self.call(self.ops.engine_trace, on)
 
     def take_trace(self) -> list[tuple[int, ...]]:
-        """Rows of (tag, start, packed, moved, end), times as time.perf_counter_ns()."""
+        """Take rows of (tag, start, packed, moved, end), times as time.perf_counter_ns()."""
         flat = self.call(self.ops.engine_take_trace)
         return [tuple(flat[i : i + 5]) for i in range(0, len(flat), 5)]
 
@@ -109,7 +121,15 @@ class EngineFlight:
         tag: int,
         staging: Tensor,
     ) -> None:
-        """Start a step, see `transport.Flight`."""
+        """Start a step, see `transport.Flight`.
+
+        Args:
+            slot: as of `Flight.post`.
+            sends: as of `Flight.post`.
+            recvs: as of `Flight.post`.
+            tag: as of `Flight.post`.
+            staging: as of `Flight.post`.
+        """
         lists = (*_flat(sends), *_flat(recvs))
         self._kept[slot] = lists, staging
         forwards = any(m.held for m in sends)
@@ -127,7 +147,16 @@ class EngineFlight:
         tag: int,
         staging: Tensor | None,
     ) -> None:
-        """Start a step of a program, see `transport.Flight`."""
+        """Start a step of a program, see `transport.Flight`.
+
+        Args:
+            slot: as of `Flight.replay`.
+            program: as of `Flight.replay`.
+            step: as of `Flight.replay`.
+            bases: as of `Flight.replay`.
+            tag: as of `Flight.replay`.
+            staging: as of `Flight.replay`.
+        """
         self._kept[slot] = tuple(bases), staging
         ops = self._ops
         handle = program.handles.get("native")
@@ -201,4 +230,5 @@ class _Watch:
 
     def _tell(self) -> None:
         text = f"rank {self._rank}: {self._transport.error()}"
-        self._store.compare_set(self._key, "", message.close(self._key, text.encode()))
+        sealed = message.close(self._key, text.encode())
+        self._store.compare_set(self._key, "", sealed)  # type: ignore[arg-type]  # takes bytes, too

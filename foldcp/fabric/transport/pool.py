@@ -14,8 +14,8 @@ _KEPT = 16 << 20  # bytes
 class Pool:
     """Byte buffers of one device, taken and given back.
 
-    A buffer that was given back may still be in use by what the device was told before: the next
-    user must be told to the same stream. Exchanges are, see csrc/engine/engine.h.
+    A returned buffer may still be used by work already queued; the next user must run on the same
+    stream. Exchanges do, see csrc/engine/engine.h.
 
     Args:
         device: of the buffers.
@@ -26,7 +26,7 @@ class Pool:
         self._free: list[Tensor] = []
 
     def take(self, count: int) -> Tensor:
-        """A buffer of at least `count` bytes: uint8, its content undefined."""
+        """Take a buffer of at least `count` bytes: uint8, its content undefined."""
         fitting = [i for i, x in enumerate(self._free) if x.numel() >= count]
         if fitting:
             return self._free.pop(min(fitting, key=lambda i: self._free[i].numel()))

@@ -32,10 +32,10 @@ class TorchTransport:
         return TorchFlight(self.ranks)
 
     def abort(self, message: str) -> None:
-        """Nothing: peers notice when this process ends."""
+        """Do nothing: peers notice when this process ends."""
 
     def close(self) -> None:
-        """Nothing: the process group belongs to who made it."""
+        """Do nothing: the process group belongs to the caller that made it."""
 
 
 class TorchFlight:
@@ -53,7 +53,15 @@ class TorchFlight:
         tag: int,
         staging: Tensor | None = None,
     ) -> None:
-        """Start a step, see `Flight`."""
+        """Start a step, see `Flight`.
+
+        Args:
+            slot: as of `Flight.post`.
+            sends: as of `Flight.post`.
+            recvs: as of `Flight.post`.
+            tag: as of `Flight.post`.
+            staging: as of `Flight.post`.
+        """
         device = self.ranks.device
         outbox = [pack(m, device) for m in sends]
         inbox = [torch.empty(m.bytes(), dtype=torch.uint8, device=device) for m in recvs]
@@ -71,7 +79,16 @@ class TorchFlight:
         tag: int,
         staging: Tensor | None,
     ) -> None:
-        """Start a step of a program, see `Flight`."""
+        """Start a step of a program, see `Flight`.
+
+        Args:
+            slot: as of `Flight.replay`.
+            program: as of `Flight.replay`.
+            step: as of `Flight.replay`.
+            bases: as of `Flight.replay`.
+            tag: as of `Flight.replay`.
+            staging: as of `Flight.replay`.
+        """
         self.post(slot, *program.acts[step].messages(bases), tag, staging)
 
     def _op(self, kind: Any, buffer: Tensor, message: Message) -> dist.P2POp:

@@ -1,4 +1,4 @@
-"""How regions look on the wire: parts of a message, raw or as FP8 with one scale per segment.
+"""The wire format of regions: parts of a message, raw or FP8 with one scale per segment.
 
 An FP8 part holds, per segment of 128 consecutive elements of the packed piece (for keys and values
 these are 128 channels), a float32 scale, then one e4m3 byte per element. The scale is the smallest
@@ -27,7 +27,7 @@ STAGING_ALIGN = 256  # bytes; of each message in a staging buffer
 
 @dataclass(frozen=True, eq=False)
 class Message:
-    """What travels between this rank and one peer in one step and direction.
+    """Pieces that travel between this rank and one peer in one step and direction.
 
     Args:
         peer: the other rank.
@@ -44,14 +44,14 @@ class Message:
     runs: int = 1
 
     def bytes(self) -> int:
-        """Bytes on the wire."""
+        """Return the bytes on the wire."""
         end = 0
         for view, fp8 in zip(self.views, self.fp8, strict=True):
             end = aligned(end) + part_bytes(view.numel(), view.element_size(), fp8)
         return end
 
     def direct(self) -> bool:
-        """One raw piece whose transfers are contiguous: it needs no packing."""
+        """Tell whether it is one raw piece with contiguous transfers, which needs no packing."""
         view = self.views[0]
         return (
             len(self.views) == 1
@@ -61,7 +61,13 @@ class Message:
 
 
 def in_runs(shape: tuple[int, ...], stride: tuple[int, ...], runs: int) -> bool:
-    """Whether a view is made of so many equal parts that lie in one stretch of memory each."""
+    """Tell whether a view splits into that many equal parts, each contiguous in memory.
+
+    Args:
+        shape: of the view.
+        stride: of the view.
+        runs: number of parts.
+    """
     inner, total = 1, prod(shape)
     for n, step in zip(reversed(shape), reversed(stride), strict=True):
         if n == 1:
@@ -73,12 +79,23 @@ def in_runs(shape: tuple[int, ...], stride: tuple[int, ...], runs: int) -> bool:
 
 
 def aligned(count: int, to: int = ALIGN) -> int:
-    """`count` bytes rounded up."""
+    """Round `count` bytes up.
+
+    Args:
+        count: bytes.
+        to: multiple of the result.
+    """
     return -(-count // to) * to
 
 
 def part_bytes(elements: int, itemsize: int, fp8: bool) -> int:
-    """Bytes of one piece on the wire, without alignment."""
+    """Return the bytes of one piece on the wire, without alignment.
+
+    Args:
+        elements: of the piece.
+        itemsize: bytes of an element.
+        fp8: it travels as FP8.
+    """
     return _scale_bytes(elements) + elements if fp8 else elements * itemsize
 
 
@@ -87,12 +104,17 @@ def _scale_bytes(elements: int) -> int:
 
 
 def staging_bytes(messages: Sequence[Message]) -> int:
-    """Bytes of the buffers that these messages are packed in."""
+    """Return the bytes of the buffers that these messages are packed in."""
     return sum(aligned(m.bytes(), STAGING_ALIGN) for m in messages if not m.direct())
 
 
 def pack(message: Message, device: torch.device) -> Tensor:
-    """The message as bytes: [bytes], uint8."""
+    """Pack the message into bytes: [bytes], uint8.
+
+    Args:
+        message: the pieces.
+        device: of the result.
+    """
     if message.runs == 1 and message.direct():
         return message.views[0].reshape(-1).view(torch.uint8)
     buffer = torch.empty(message.bytes(), dtype=torch.uint8, device=device)
@@ -107,7 +129,12 @@ def pack(message: Message, device: torch.device) -> Tensor:
 
 
 def unpack(buffer: Tensor, message: Message) -> None:
-    """Write the pieces of a message that has arrived into its views."""
+    """Write the pieces of a message that has arrived into its views.
+
+    Args:
+        buffer: [bytes], uint8.
+        message: the views to write.
+    """
     for part, view, fp8 in _parts(buffer, message):
         if fp8:
             scales = part[: 4 * -(-view.numel() // SEGMENT)].view(torch.float32)
@@ -130,7 +157,7 @@ def _parts(buffer: Tensor, message: Message) -> list[tuple[Tensor, Tensor, bool]
 
 
 def encode(x: Tensor) -> tuple[Tensor, Tensor]:
-    """FP8 of a piece.
+    """Encode a piece as FP8.
 
     Args:
         x: floating point, any shape and strides.
@@ -154,6 +181,11 @@ def encode(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def decode(scales: Tensor, payload: Tensor) -> Tensor:
-    """The numbers of an encoded piece: [elements], float32."""
+    """Decode the numbers of a piece: [elements], float32.
+
+    Args:
+        scales: of each segment, float32.
+        payload: FP8 numbers.
+    """
     values = payload.view(torch.float8_e4m3fn).to(torch.float32)
     return values * scales.repeat_interleave(SEGMENT)[: payload.numel()]

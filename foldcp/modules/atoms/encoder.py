@@ -104,7 +104,13 @@ class AtomEncoder(TiledModule):
         return known.add_(F.linear(pos, w[:, :3], linear.bias)).add_(charge[..., None] * w[:, 3])
 
     def add_single(self, c: Tensor, s_trunk: Tensor, block: AtomBlock) -> Tensor:
-        """Add the projected single of each atom's token [1, n, token_s] to c [1, a, atom_s]."""
+        """Add the projected single of each atom's token [1, n, token_s] to c [1, a, atom_s].
+
+        Args:
+            c: atom activations of the buffer [1, a, atom_s].
+            s_trunk: single shard [1, n, token_s].
+            block: this rank's atoms.
+        """
         return c + block.from_tokens(self.s_to_c_trans(wide(s_trunk)))
 
     def biases(

@@ -105,7 +105,12 @@ class FollowedStep(SamplingStep):
     gathered: Tensor | None = None
 
     def follow(self, update: OutTokenFeatUpdate, times: Tensor) -> None:
-        """Begin with nothing gathered; `times` [T, C] embeds the noise levels of the steps."""
+        """Begin with nothing gathered; `times` [T, C] embeds the noise levels of the steps.
+
+        Args:
+            update: gathers the tokens of each step.
+            times: embedded noise levels of the steps [T, C].
+        """
         self.update, self.times, self.gathered = update, times, None
 
     def finished(self, step: int, taken: Tensor | None) -> None:

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from foldcp.fabric.mesh import Mesh
-from foldcp.modules.model import Features, FoldOnMesh, Outputs
+from foldcp.modules.model import FoldOnMesh, Outputs
+from foldcp.modules.settings import Features
 from foldcp.modules.trunk.pair_embedding import PairEmbedding
 
 
@@ -40,7 +41,12 @@ class FoldBoltz1OnMesh(FoldOnMesh):
         return self._conditioner
 
     def rate(self, *trunk: Any, **options: Any) -> Outputs:
-        """Rate the samples, see `ConfidenceModule.forward`."""
+        """Rate the samples, see `ConfidenceModule.forward`.
+
+        Args:
+            trunk: the positional arguments of `ConfidenceModule.forward`.
+            options: its other arguments.
+        """
         sampler = self.model.structure_module
         tokens, sampler.gathered = sampler.gathered, None
         return super().rate(*trunk, s_diffusion=tokens, **options)

@@ -15,6 +15,7 @@ from foldcp.layout.tiles import PairLayout
 from foldcp.modules.base import TiledModule, wide
 from foldcp.modules.confidence.distogram import mirrored_rows
 from foldcp.modules.confidence.scores import ColumnGroups
+from foldcp.modules.sink import MatrixSink
 from foldcp_kernels.binned_heads import bin_centres, expectations, expected_values, tm_values
 from foldcp_kernels.core.chunking import chunk_length
 
@@ -183,3 +184,22 @@ def gather_errors(errors: Tensor, write: WriteRows | None, layout: PairLayout, m
         count = layout.valid((lo, lo + region.shape[1]))
         if write is not None and count:
             write(lo, region[:, :count, : layout.n])
+
+
+def to_memory(out: Tensor) -> WriteRows:
+    """Return a function that writes rows of PAE and PDE to `out` [2, N, N]."""
+
+    def write(lo: int, block: Tensor) -> None:
+        out[:, lo : lo + block.shape[1]].copy_(block)
+
+    return write
+
+
+def to_sink(sink: MatrixSink, sample: int) -> WriteRows:
+    """Return a function that hands rows of PAE and PDE to `sink`."""
+
+    def write(lo: int, block: Tensor) -> None:
+        sink.rows("pae", sample, lo, block[0])
+        sink.rows("pde", sample, lo, block[1])
+
+    return write

@@ -18,8 +18,9 @@ from foldcp.modules.base import TiledModule, wide
 from foldcp.modules.confidence.heads import (
     PDE_SUMS,
     ConfidenceHeads,
-    WriteRows,
     gather_errors,
+    to_memory,
+    to_sink,
 )
 from foldcp.modules.confidence.scores import (
     CONTACT,
@@ -72,7 +73,12 @@ class ConfidenceModule(TiledModule):
         self.adopt(twin, mesh)
 
     def adopt(self, twin: nn.Module, mesh: Mesh) -> None:
-        """Take over the twin's choices and put tiled modules in the place of its own."""
+        """Take over the twin's choices and put tiled modules in the place of its own.
+
+        Args:
+            twin: Boltz's confidence module.
+            mesh: the mesh.
+        """
         self.no_update_s = twin.no_update_s
         self.add_s_to_z_prod = twin.add_s_to_z_prod
         self.add_s_input_to_s = twin.add_s_input_to_s
@@ -144,9 +150,9 @@ class ConfidenceModule(TiledModule):
             errors, sums = self.confidence_heads.pair_errors(
                 tile, contact_probability, feats, groups, layout
             )
-            write = _to_memory(matrices[:, m]) if matrices is not None else None
+            write = to_memory(matrices[:, m]) if matrices is not None else None
             if sink is not None:
-                write = _to_sink(sink, m)
+                write = to_sink(sink, m)
             gather_errors(errors, write, layout, self.mesh)
             totals = row_totals(torch.cat([sums, near[:, None].to(sums)], 1), layout, self.mesh)
             found.append(self._scores(s_m, x_pred[m], totals, feats, groups, chains, layout))
@@ -158,11 +164,24 @@ class ConfidenceModule(TiledModule):
     def refine(
         self, tokens: Tokens, tile: Tensor, sample: int, feats: Feats, layout: PairLayout
     ) -> tuple[Tensor, Tensor]:
-        """Run the stack on one sample: (single shard, pair tile), the tile in place."""
+        """Run the stack on one sample: (single shard, pair tile), the tile in place.
+
+        Args:
+            tokens: what all samples share.
+            tile: pair tile of the sample [1, T_r, T_c, C], changed in place.
+            sample: its index.
+            feats: collated compact features.
+            layout: the tiling.
+        """
         return self.pairformer_stack(tokens.s, tile, layout)
 
     def singles(self, s_inputs: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the shards (input embedding, single) that the module works with."""
+        """Return the shards (input embedding, single) that the module works with.
+
+        Args:
+            s_inputs: shard of the input embedding [1, n, C_s].
+            s: single shard [1, n, C_s].
+        """
         s_inputs = self.s_inputs_norm(s_inputs)
         if not self.no_update_s:
             s = self.s_norm(s)
@@ -257,25 +276,6 @@ class ConfidenceModule(TiledModule):
             "complex_ipde": (between / (between_weight + EPS))[None],
             **tm_scores(sums[:, :-PDE_SUMS], groups, frames),
         }
-
-
-def _to_memory(out: Tensor) -> WriteRows:
-    """Writes rows of PAE and PDE to `out` [2, N, N]."""
-
-    def write(lo: int, block: Tensor) -> None:
-        out[:, lo : lo + block.shape[1]].copy_(block)
-
-    return write
-
-
-def _to_sink(sink: MatrixSink, sample: int) -> WriteRows:
-    """Hands rows of PAE and PDE to `sink`."""
-
-    def write(lo: int, block: Tensor) -> None:
-        sink.rows("pae", sample, lo, block[0])
-        sink.rows("pde", sample, lo, block[1])
-
-    return write
 
 
 def _join(found: list[dict[Any, Any]]) -> dict[Any, Any]:

@@ -32,6 +32,11 @@ def distances(x: Tensor, y: Tensor, points: int) -> Tensor:
 
     A part of a distance matrix must round as the whole does in stock: `points`, the size of the
     whole, selects the formula that `torch.cdist` would select for it.
+
+    Args:
+        x: [.., I, 3], angstrom.
+        y: [.., J, 3], angstrom.
+        points: number of points that decides on the algorithm, as in stock.
     """
     expanded = points > _EXPANDED_FROM
     mode = "use_mm_for_euclid_dist" if expanded else "donot_use_mm_for_euclid_dist"
@@ -58,7 +63,12 @@ class ColumnGroups:
 
     @classmethod
     def of(cls, feats: Feats, dtype: torch.dtype) -> ColumnGroups:
-        """Make the groups of one sample; one host sync."""
+        """Make the groups of one sample; one host sync.
+
+        Args:
+            feats: collated compact features.
+            dtype: of the groups' tensors.
+        """
         asym = feats["asym_id"][0]
         pairs = torch.stack([asym, feats["mol_type"][0]])
         kinds, group = torch.unique(pairs, dim=1, return_inverse=True)

@@ -31,10 +31,20 @@ class Steering(Protocol):
     strength: float
 
     def energy(self, coords: Tensor, time: float) -> Tensor:
-        """Sum the weighted energies of denoised coordinates [M, A, 3]: [M]."""
+        """Sum the weighted energies of denoised coordinates [M, A, 3]: [M].
+
+        Args:
+            coords: denoised coordinates [M, A, 3], angstrom.
+            time: of the step, 1 at the start and 0 at the end.
+        """
 
     def guidance(self, coords: Tensor, time: float) -> Tensor:
-        """Sum what all gradient steps of one sampling step add to the coordinates: [M, A, 3]."""
+        """Sum what all gradient steps of one sampling step add to the coordinates: [M, A, 3].
+
+        Args:
+            coords: denoised coordinates [M, A, 3], angstrom.
+            time: of the step, 1 at the start and 0 at the end.
+        """
 
 
 class Particles:

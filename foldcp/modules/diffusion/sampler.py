@@ -17,7 +17,11 @@ from foldcp.modules.diffusion.conditioning import Conditioning
 from foldcp.modules.diffusion.noise import NoiseStep, Scales, StepNumbers, noise_schedule
 from foldcp.modules.diffusion.particles import Particles, Steering
 from foldcp.modules.diffusion.score_model import DiffusionModule, Prepared
-from foldcp.modules.diffusion.superposition import Alignment, augmentation_shapes, rotation_matrix
+from foldcp.modules.diffusion.superposition import (
+    Superposition,
+    augmentation_shapes,
+    rotation_matrix,
+)
 from foldcp.modules.from_root import normal
 from foldcp.modules.graphs.step_graph import Steps, recorder
 
@@ -119,7 +123,7 @@ class AtomDiffusion(TiledModule):
         align = None
         if self.alignment_reverse_diff:
             mask = feats["atom_pad_mask"].to(coords.dtype)
-            align = Alignment(mask, int(mask.sum()))
+            align = Superposition(mask, int(mask.sum()))
         at_once = samples_at_once(count, at_most, sample_bytes(prepared, atoms), self.mesh)
         return self.step(self.score_model, prepared, align, at_once)
 
@@ -163,7 +167,7 @@ class SamplingStep:
         self,
         score_model: DiffusionModule,
         prepared: Prepared,
-        align: Alignment | None,
+        align: Superposition | None,
         at_once: int,
     ) -> None:
         self._score_model, self._prepared, self._at_once = score_model, prepared, at_once
@@ -208,7 +212,12 @@ class SamplingStep:
         return noisy + scale.move * ((noisy - denoised) / scale.sigma)
 
     def finished(self, step: int, taken: Tensor | None) -> None:
-        """Note the end of a step; `taken` [M] are the samples that it redrew, None for all."""
+        """Note the end of a step; `taken` [M] are the samples that it redrew, None for all.
+
+        Args:
+            step: index of the step.
+            taken: samples that it redrew [M], None for all in their order.
+        """
 
     def _score(self, r_noisy: Tensor, time: Tensor) -> Tensor:
         """The score model's update of all samples."""

@@ -127,7 +127,13 @@ class DiffusionModule(TiledModule):
         return self.with_tokens(prepared, r_noisy, s)[0]
 
     def with_tokens(self, prepared: Prepared, r_noisy: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
-        """Run `forward`, and also return the token activations of the update [M, n, 2 token_s]."""
+        """Run `forward`, and also return the token activations of the update [M, n, 2 token_s].
+
+        Args:
+            prepared: what the steps share.
+            r_noisy: scaled noisy coordinates [M, A, 3].
+            s: conditioning of the step.
+        """
         block, encoder = prepared.block, self.atom_attention_encoder
         q = prepared.q + encoder.r_to_q_trans(block.cut(r_noisy))
         q = atom_transformer(prepared.encoder, q)

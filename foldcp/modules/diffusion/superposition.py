@@ -34,7 +34,12 @@ def augmentation_shapes(count: int) -> tuple[tuple[int, int], tuple[int, int, in
 
 
 def random_augmentation(count: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Make a rotation [M, 3, 3], for row vectors, and a shift, see `augmentation_shapes`."""
+    """Make a rotation [M, 3, 3], for row vectors, and a shift, see `augmentation_shapes`.
+
+    Args:
+        count: M.
+        like: gives dtype and device.
+    """
     quaternion, shift = (
         torch.randn(shape, dtype=like.dtype, device=like.device)
         for shape in augmentation_shapes(count)
@@ -58,7 +63,7 @@ def rotation_matrix(quaternion: Tensor) -> Tensor:
     return torch.stack([torch.stack(row, -1) for row in rows], -2)
 
 
-class Alignment:
+class Superposition:
     """Rigid alignment with fixed weights; a call does not make the host wait for the device.
 
     Args:
@@ -125,7 +130,7 @@ def _signs(entry: str) -> list[float]:
 
 
 def _kabsch(covariance: Tensor) -> Tensor:
-    """Superpose by the decomposition that Boltz uses, see `Alignment._best`; syncs the host."""
+    """Superpose by the decomposition that Boltz uses, see `Superposition._best`; syncs the host."""
     # As in Boltz it is never narrower than float32.
     matrix = covariance if covariance.dtype == torch.float64 else covariance.float()
     u, _, vh = torch.linalg.svd(matrix, driver="gesvd" if matrix.is_cuda else None)

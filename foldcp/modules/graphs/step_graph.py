@@ -99,8 +99,8 @@ class CudaRecorder:
 def recover(graph: Any, pool: Any, device: torch.device) -> None:
     """Undo what torch leaves behind when a capture is cut short.
 
-    `capture_end` raises before it has told anyone that the capture is over. The allocator goes on
-    as if it were under way: tensors that several streams used are not freed any more. In torch 2.11
+    `capture_end` raises before it has announced that the capture is over. The allocator goes on
+    as if it were in progress and frees tensors of several streams no more. In torch 2.11
     the default generator does so too, and the next draw fails; it has no other way out than the end
     of a capture, or a new state with the same numbers, which needs no capture to succeed.
 
@@ -156,7 +156,7 @@ def recorder(mesh: Mesh, steered: bool = False, unique: bool = True) -> Recorder
     Args:
         mesh: the mesh.
         steered: potentials move the samples.
-        unique: see `Alignment.unique`.
+        unique: see `Superposition.unique`.
 
     Raises:
         ValueError: FOLDCP_GRAPHS=1, but nothing can be recorded.

@@ -11,7 +11,8 @@ from foldcp.layout.tiles import PairLayout, Span
 from foldcp.modules.base import Block, TiledModule, draw_dropout
 from foldcp.modules.from_root import drawn
 from foldcp.modules.graphs.block_graph import run_blocks
-from foldcp.modules.trunk.pairformer import PairformerNoSeqLayer, Progress, stack_masks
+from foldcp.modules.trunk.masks import stack_masks
+from foldcp.modules.trunk.pairformer import PairformerNoSeqLayer, Progress
 from foldcp.modules.trunk.transition import Transition
 from foldcp.rings.outer_product_mean import outer_product_mean
 from foldcp.rings.pair_weighted_averaging import column_weights, pair_weighted_averaging
@@ -110,7 +111,12 @@ def draw_row_dropout(m: Tensor) -> None:
 
 
 def msa_operations(z: Tensor, m: Tensor) -> float:
-    """Count the operations of a block's outer product mean and weighted averaging, roughly."""
+    """Count the operations of a block's outer product mean and weighted averaging, roughly.
+
+    Args:
+        z: pair tile [B, T_r, T_c, C].
+        m: MSA shard [B, S, n, C_m].
+    """
     return 2560.0 * m.shape[1] * z.shape[:3].numel()
 
 
@@ -204,7 +210,13 @@ class MSAModule(TiledModule):
         return out + z if torch.is_grad_enabled() else out.add_(z)
 
     def embed(self, s_inputs: Tensor, feats: Features, layout: PairLayout) -> tuple[Tensor, Tensor]:
-        """Embed the MSA: its shard [B, S, n, C_m] and its mask [B, S, n], 0 on padding."""
+        """Embed the MSA: its shard [B, S, n, C_m] and its mask [B, S, n], 0 on padding.
+
+        Args:
+            s_inputs: shard of the input embedding [B, n, C_s].
+            feats: compact features.
+            layout: the tiling.
+        """
         lo, hi = layout.shard_span()
         real = layout.valid((lo, hi))
         keys = ("msa", "has_deletion", "deletion_value", "msa_paired", "msa_mask")

@@ -82,7 +82,12 @@ class RelativePositionEncoder(TiledModule):
         return (chains[:, None] + place).flatten(0, 1)
 
     def positions(self, feats: Feats, layout: PairLayout) -> Positions:
-        """Return the positions that select each pair's table row; kept for the next row chunk."""
+        """Return the positions that select each pair's table row; kept for the next row chunk.
+
+        Args:
+            feats: collated compact features.
+            layout: the tiling.
+        """
         names = ("asym_id", "entity_id", "sym_id", "residue_index", "token_index", "cyclic_period")
         key = (layout, *(feats[k] for k in names))
         held = self._prepared
@@ -170,7 +175,14 @@ class PairEmbedding:
         self._lists: tuple[tuple[Any, ...], _Listed, _Listed] | None = None
 
     def relpos_rows(self, feats: Feats, layout: PairLayout, lo: int, hi: int) -> Tensor:
-        """Encode the relative positions of tile rows lo:hi, see `RelativePositionEncoder.rows`."""
+        """Encode the relative positions of tile rows lo:hi, see `RelativePositionEncoder.rows`.
+
+        Args:
+            feats: collated compact features.
+            layout: the tiling.
+            lo: first row of the tile.
+            hi: end of the rows, exclusive.
+        """
         return self.rel_pos.rows(feats, layout, lo, hi)
 
     @torch.no_grad()

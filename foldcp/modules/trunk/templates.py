@@ -49,7 +49,12 @@ class TemplateV2Module(TiledModule):
         self.pairformer = PairformerNoSeqModule(twin.pairformer, mesh)
 
     def groups(self, feats: Feats, template: int) -> Tensor:
-        """Return the visibility group of each token [N]; pairs across groups get no geometry."""
+        """Return the visibility group of each token [N]; pairs across groups get no geometry.
+
+        Args:
+            feats: collated compact features.
+            template: its index.
+        """
         return feats["visibility_ids"][0, template]
 
     @torch.no_grad()
@@ -156,5 +161,10 @@ class TemplateModule(TemplateV2Module):
     """The template module whose geometry stays within a chain."""
 
     def groups(self, feats: Feats, template: int) -> Tensor:
-        """Return the chain of each token [N]."""
+        """Return the chain of each token [N].
+
+        Args:
+            feats: collated compact features.
+            template: its index.
+        """
         return feats["asym_id"][0]

@@ -72,7 +72,8 @@ class Lock:
             wait: for whoever holds it, and say so in these words; "": do not.
 
         Raises:
-            Held: another run holds it. OSError: nothing can be written there.
+            Held: another run holds it.
+            OSError: nothing can be written there.
         """
         since, announced = time.monotonic(), False
         while (seen := self._claim(self.path)) is not None:

@@ -86,7 +86,8 @@ def open_regular(path: Path) -> BinaryIO:
     """Open a regular file for reading; never waits for somebody to write into a pipe.
 
     Raises:
-        Unsafe: it is another thing. OSError: it cannot be opened.
+        Unsafe: it is another thing.
+        OSError: it cannot be opened.
     """
     number = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     mode = os.fstat(number).st_mode

@@ -59,6 +59,7 @@ class Seen:
 
     @property
     def who(self) -> str:
+        """Holder of the lock, for messages."""
         return str(self.holder) if self.holder is not None else f"user number {self.owner}"
 
 

@@ -1,1 +1,1 @@
-"""Notice ranks that are gone, stopped or behind, and end the others in time."""
+"""Notice ranks that have ended, stopped or fallen behind, and end the others in time."""

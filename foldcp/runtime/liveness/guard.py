@@ -33,7 +33,7 @@ class Guard:
     """Ends this process in time.
 
     Args:
-        patience: seconds that a request may take; asked anew each time.
+        patience: seconds that a request may take; asked each time.
         account: says why all end, given what was waited for and how many seconds.
         spread: tells the other ranks, as far as it can; it may be held up.
 
@@ -95,6 +95,10 @@ class Guard:
         """Decide on the end, as the one thread that brings it about.
 
         No other thread returns from here: what it would say is only what followed.
+
+        Args:
+            message: why this process ends.
+            code: its exit code.
         """
         if not self._claimed.acquire(blocking=False):
             threading.Event().wait()

@@ -28,7 +28,7 @@ _GRACE = 3.0  # seconds in which the main thread may end by itself after Ctrl-C
 _HAS_SENDERS = hasattr(socket, "SO_PASSCRED")  # Linux
 _SENDER = struct.Struct("3i")  # pid, uid, gid of who wrote
 
-interrupted = threading.Event()  # this process got SIGINT: whatever then fails, fails of that
+interrupted = threading.Event()  # set after SIGINT: later failures are consequences of it
 
 
 class Ends(Protocol):
@@ -38,7 +38,12 @@ class Ends(Protocol):
     peers: Peers | None
 
     def fail(self, message: str, code: int = 1) -> NoReturn:
-        """End every rank with a message and an exit code."""
+        """End every rank with a message and an exit code.
+
+        Args:
+            message: why the run ends.
+            code: exit code.
+        """
 
 
 _on = threading.Event()  # signals end a session of this process

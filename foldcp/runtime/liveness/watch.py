@@ -27,11 +27,14 @@ class Watch(Meetings):
 
     Attributes:
         mesh: this rank's; None until it has one.
-        group, groups: data-parallel group of this rank, and their number.
-        epoch: how often the ranks of this group have been joined anew.
+        group: data-parallel group of this rank.
+        groups: number of groups.
+        epoch: how often the ranks of this group have been joined again.
         patience: seconds that a rank may be silent before all give up.
-        stage: what this rank is doing. serves: it serves the store.
-        guard: ends this process in time. peers: the others as this rank sees them.
+        stage: what this rank is doing.
+        serves: it serves the store.
+        guard: ends this process in time.
+        peers: the others as this rank sees them.
     """
 
     def __init__(self, place: Place) -> None:
@@ -50,7 +53,7 @@ class Watch(Meetings):
     def _end(self, store: Any, message: str, code: int = 1) -> NoReturn:
         """End this rank, and all others with it; one of them says why.
 
-        What is not known for certain to have been said is said here.
+        The message is printed here unless another rank is known to have printed it.
 
         Args:
             store: to tell the others.

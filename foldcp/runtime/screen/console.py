@@ -138,7 +138,7 @@ def _cut(text: str, room: int) -> str:
 
 
 def _fitted(what: str, room: int) -> str:
-    """What is done, with less or nothing of the input's name before it, where that is too long."""
+    """Shorten or drop the input's name before the stage, where both are too long."""
     name, _, stage = what.rpartition(": ")
     if not name or _cells(what) <= room:
         return what

@@ -27,7 +27,7 @@ def trunk_work(n: int) -> float:
 
 
 def sampling_work(n: int) -> float:
-    """Work of one sampling step of one sample in TFLOP, modelled likewise.
+    """Model the work of one sampling step of one sample, in TFLOP.
 
     Args:
         n: tokens.
@@ -78,7 +78,13 @@ class Progress:
                     _pace[name] = seconds / (self._finished[name] * self._work[name])
 
     def update(self, stage: str, done: int, total: int) -> None:
-        """Report that `done` of `total` units of a stage are finished."""
+        """Report that `done` of `total` units of a stage are finished.
+
+        Args:
+            stage: its name.
+            done: units that are finished.
+            total: units of the stage.
+        """
         kind, now = _kind(self.stage), time.monotonic()
         if kind in self._seconds:
             self._seconds[kind] += now - self._since

@@ -100,7 +100,7 @@ def _reach(host: str, port: int, seconds: float) -> None:
 
 
 def spoken(store: Any) -> None:
-    """Note that some rank has told why all ranks end."""
+    """Note that some rank has said why all ranks end."""
     with suppress(RuntimeError):  # the store is gone
         store.set("said", "1")
 

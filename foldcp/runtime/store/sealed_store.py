@@ -34,7 +34,12 @@ class SealedStore(PrefixStore):
         self._prefix, self._guard, self._named = prefix, guard, named
 
     def put(self, key: str, value: Any) -> None:
-        """Keep a value under a key, see `message.encode`."""
+        """Keep a value under a key, see `message.encode`.
+
+        Args:
+            key: names the value.
+            value: what `message.encode` takes.
+        """
         sealed = message.pack(value, self._context(key))
         with self._guard.asking(self._named):
             super().set(key, sealed)  # type: ignore[arg-type]  # takes bytes, too
@@ -50,7 +55,12 @@ class SealedStore(PrefixStore):
         return message.unpack(sealed, self._context(key))
 
     def set(self, key: str, value: str) -> None:
-        """Keep a text."""
+        """Keep a text.
+
+        Args:
+            key: names the text.
+            value: the text.
+        """
         sealed = message.close(self._context(key), value.encode())
         with self._guard.asking(self._named):
             super().set(key, sealed)  # type: ignore[arg-type]
@@ -71,12 +81,22 @@ class SealedStore(PrefixStore):
             return super().check(keys)
 
     def add(self, key: str, amount: int) -> int:
-        """Add to a counter; returns its new value."""
+        """Add to a counter; returns its new value.
+
+        Args:
+            key: names the counter.
+            amount: to add.
+        """
         with self._guard.asking(self._named):
             return super().add(key, amount)
 
     def compare_set(self, key: str, expected: str, desired: str) -> bytes:
         """Keep a text if there is none; `expected` must be "". Returns what is there.
+
+        Args:
+            key: names the text.
+            expected: "".
+            desired: the text to store.
 
         Raises:
             Forged: no rank of this run wrote it.

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from foldcp.modules.diffusion.superposition import Alignment, rotation_matrix
+from foldcp.modules.diffusion.superposition import Superposition, rotation_matrix
 
 M = 64  # clouds
 
@@ -52,9 +52,9 @@ def clouds(kind: str) -> tuple[Tensor, Tensor]:
 def test_alignment_is_that_of_the_decomposition(kind: str, tolerance: float) -> None:
     moving, target = clouds(kind)
     weight = torch.rand(M, moving.shape[1], generator=torch.Generator().manual_seed(2)).double()
-    ours, theirs = (Alignment(weight, n)(moving, target) for n in (3, 2))
+    ours, theirs = (Superposition(weight, n)(moving, target) for n in (3, 2))
     assert float((ours - theirs).abs().max()) <= tolerance
-    low = Alignment(weight.float(), 3)(moving.float(), target.float())
+    low = Superposition(weight.float(), 3)(moving.float(), target.float())
     assert low.dtype == torch.float32
     assert float((low - theirs).abs().max()) <= 1e9 * tolerance / 20
 
@@ -64,11 +64,11 @@ def test_alignment_without_one_best_turn_takes_one_of_them(gap: float) -> None:
     moving, target = clouds("nearly any turn")
     moving = gap * moving + (1 - gap) * torch.cat([torch.eye(3), -torch.eye(3)]).double() * 10
     weight = torch.ones(1, 6).double()
-    ours, theirs = (Alignment(weight, n)(moving, target) for n in (3, 2))
+    ours, theirs = (Superposition(weight, n)(moving, target) for n in (3, 2))
     losses = [((x - target) ** 2).sum((1, 2)) for x in (ours, theirs)]
     torch.testing.assert_close(*losses, rtol=1e-12, atol=1e-9)
     # A rotation: all distances are kept, and the image is not mirrored.
     torch.testing.assert_close(torch.cdist(ours, ours), torch.cdist(moving, moving))
     frames = [x[:, :3] - x[:, :3].mean(1, keepdim=True) + x[:, :1] for x in (ours, moving)]
     assert (torch.linalg.det(frames[0] - ours.mean(1, keepdim=True)).sign() == 1).all()
-    assert Alignment(weight, 6)(torch.zeros(1, 6, 3), torch.zeros(1, 6, 3)).isfinite().all()
+    assert Superposition(weight, 6)(torch.zeros(1, 6, 3), torch.zeros(1, 6, 3)).isfinite().all()
