@@ -15,6 +15,7 @@ import multiprocessing as mp
 import os
 import pickle
 import random
+import secrets
 import sys
 import time
 import traceback
@@ -29,6 +30,7 @@ import torch
 import torch.distributed as dist
 from strict import strict
 
+from foldcp.fabric import machine
 from foldcp.fabric.exchange.under_way import forget_broken
 from foldcp.fabric.mesh import Mesh
 from foldcp_kernels.core.chunking import set_chunk_bytes
@@ -40,7 +42,7 @@ MOST = 18  # ranks that wait for a call; beyond, those that waited longest are e
 _SEED = 0
 # What the server imports; the second is what torch's deterministic mode takes 2 s to import.
 _ALWAYS = ("torch.distributed", "torch._inductor.config", "foldcp.fabric.mesh")
-_IF_USED = ("triton", "boltz.main", "foldcp.boltz.switch", "foldcp.modules.model")
+_IF_USED = ("triton", "boltz.main", "foldcp.boltz.families.swap")
 _pools: dict[int, _Pool] = {}
 
 
@@ -169,6 +171,7 @@ class _Pool:
 def _serve(rank: int, size: int, end: Connection) -> None:
     within = timedelta(seconds=120)
     gc.freeze()  # what the server imported: collecting is for what a call leaves
+    machine._UNKNOWN = secrets.token_hex(16)  # which forks of one process share
     try:
         if rank == 0:
             store = dist.TCPStore("127.0.0.1", 0, None, True, within, wait_for_workers=False)
