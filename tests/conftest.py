@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 strict()
 # Folders whose tests start no process and need no Boltz, but for those marked `process`.
 QUICK = ("unit", "kernels")
+# Files that take minutes come first, so that no worker is left alone with one of them at the end.
+ORDER = ("kernels", "install", "modules", "runs", "compat", "fabric", "unit")
 # Markers of a folder's tests, and of those whose file uses a module of tests/support.
 OF_FOLDER = {"modules": "boltz", "runs": "boltz", "compat": "boltz", "install": "compile"}
 OF_SUPPORT = {
@@ -49,12 +51,15 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give tests the markers of their folder, and of what their file uses."""
+    """Order the folders, and give tests the markers of their folder and of what their file uses."""
+    place = {folder: at for at, folder in enumerate(ORDER)}
+    items.sort(key=lambda item: place.get(item.path.parent.name, len(place)))
     for item in items:
         used = {getattr(x, "__module__", "") for x in vars(item.module).values()}  # type: ignore[attr-defined]
         used |= set(vars(item.module))  # type: ignore[attr-defined]
         names = {name for module, name in OF_SUPPORT.items() if module in used}
-        for name in names | {OF_FOLDER.get(item.path.parent.name)} - {None}:
+        names |= {name for folder, name in OF_FOLDER.items() if folder == item.path.parent.name}
+        for name in sorted(names):
             item.add_marker(name)
 
 

@@ -1,6 +1,6 @@
 """The compile gate: every kernel for every chip, without a GPU.
 
-It takes minutes and comes first by its name, so that other tests run beside it (`make test`).
+It takes minutes and comes first (tests/conftest.py), so that other tests run beside it.
 """
 
 from __future__ import annotations
