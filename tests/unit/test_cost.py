@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from bench import roofline
-from bench.fake_mesh import fake_mesh
+from bench.synthetic.mesh import fake_mesh
 from foldcp.fabric.policy import STRATEGIES
 from foldcp.layout import triangle_plans as plans
 from foldcp.layout.plans import chunks
