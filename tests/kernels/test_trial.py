@@ -162,7 +162,7 @@ torch.cuda.is_available = lambda: True
 torch.cuda.get_device_capability = lambda *a: (8, 0)
 torch.cuda.current_device = lambda: 0
 torch._C._cuda_getCurrentRawStream = lambda device: 0
-from foldcp_kernels import trial
+from foldcp_kernels.core import trial
 def answer(**environ):
     os.environ.update(environ)
     print(trial.launch_on(torch.device("cpu")))
@@ -178,6 +178,7 @@ answer(TRITON_CACHE_DIR="/proc/nowhere")
 """
 
 
+@pytest.mark.process
 def test_what_a_launch_of_triton_lacks(tmp_path: Path) -> None:
     """Triton itself, up to where it asks for the driver, on machines without its tools."""
     environ = {k: v for k, v in os.environ.items() if k not in ("CC", "TRITON_INTERPRET")}

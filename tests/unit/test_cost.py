@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from bench import roofline
-from bench.fake_mesh import fake_mesh
+from bench.synthetic.mesh import fake_mesh
 from foldcp.fabric.policy import STRATEGIES
 from foldcp.layout.cuts import channel_widths
 from foldcp.layout.schedule import Plan, volume

@@ -7,7 +7,7 @@ from math import lcm
 
 import pytest
 
-from bench.fake_mesh import fake_mesh
+from bench.synthetic.mesh import fake_mesh
 from foldcp.layout.cuts import line_chunks
 from foldcp.layout.plans import partials_plan, root_plan, slots_plan, token_plan, transpose_plan
 from foldcp.layout.schedule import Plan, intersect, volume
