@@ -28,7 +28,8 @@ from bench.synthetic.mesh import fake_mesh
 from foldcp.fabric.exchange.autograd import Exchange
 from foldcp.fabric.policy import STRATEGIES
 from foldcp.fabric.transport.wire import part_bytes
-from foldcp.layout.schedule import Piece, intersect, volume
+from foldcp.layout.boxes import intersect, volume
+from foldcp.layout.schedule import Piece
 from foldcp.layout.tiles import PairLayout
 from foldcp.rings.triangle_attention import triangle_attention
 from foldcp.rings.triangle_multiplication import triangle_multiplication

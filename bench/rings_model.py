@@ -21,10 +21,11 @@ from typing import Any
 from bench.bytes_moved import CHANNELS, bound_tiles
 from bench.machine import own_folder, write_csv
 from foldcp.fabric.policy import STRATEGIES
+from foldcp.layout.strategies import ATTENTION, MULTIPLICATION, Sizes
 from foldcp.layout.tiles import PairLayout
 from foldcp.layout.volumes import cannon_tiles
 from foldcp.planner.choice import cheapest, estimate, received
-from foldcp.planner.cost import ATTENTION, MULTIPLICATION, Estimate, Sizes
+from foldcp.planner.job import Estimate
 from foldcp.planner.rates import (
     B200,
     BLACKWELL,

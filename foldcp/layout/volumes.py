@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isqrt
 
-from foldcp.layout.schedule import Owners, Schedule, holders, volume
+from foldcp.layout.boxes import Owners, volume
+from foldcp.layout.schedule import Schedule, holders
 
 
 @dataclass(frozen=True)

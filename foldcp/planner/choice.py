@@ -12,16 +12,10 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from foldcp.layout.cuts import chunk_counts
+from foldcp.layout.strategies import ATTENTION, MULTIPLICATION, Sizes
 from foldcp.layout.tiles import PairLayout
-from foldcp.planner.cost import (
-    ATTENTION,
-    CHUNK_BYTES,
-    MULTIPLICATION,
-    Estimate,
-    Job,
-    Sizes,
-    of_ranks,
-)
+from foldcp.planner.cost import of_ranks
+from foldcp.planner.job import CHUNK_BYTES, Estimate, Job
 from foldcp.planner.rates import CPU, H100, HOPPER, ONE_MACHINE, Chip, Links
 from foldcp_kernels.core.chunking import chunk_bytes
 

@@ -13,14 +13,15 @@ import torch
 from bench import roofline
 from bench.synthetic.mesh import fake_mesh
 from foldcp.fabric.policy import STRATEGIES
+from foldcp.layout.boxes import volume
 from foldcp.layout.cuts import channel_widths
-from foldcp.layout.schedule import Plan, volume
-from foldcp.layout.strategies import exchanges
+from foldcp.layout.schedule import Plan
+from foldcp.layout.strategies import ATTENTION, MULTIPLICATION, Sizes, exchanges
 from foldcp.layout.tiles import PairLayout
 from foldcp.layout.volumes import Load, cannon_tiles, volumes
 from foldcp.planner import choice, rates
 from foldcp.planner.choice import chunk_count, estimate, received, strategy
-from foldcp.planner.cost import ATTENTION, CHUNK_BYTES, MULTIPLICATION, Estimate, Job, Sizes
+from foldcp.planner.job import CHUNK_BYTES, Estimate, Job
 from foldcp.planner.rates import BLACKWELL, CHIPS, H100, HOPPER, NDR, NVLINK4, PCIE4, Link, Links
 from foldcp.rings.channel_multiplication import channel_chunks
 from foldcp_kernels.core.chunking import set_chunk_bytes

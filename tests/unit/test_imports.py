@@ -121,6 +121,7 @@ def test_checks_see_what_is_wrong(tmp_path: Path) -> None:
     assert [x.split(" imports ")[0] for x in upward(graph)] == ["foldcp.fabric.c"] * 2
 
 
+@pytest.mark.process
 def test_importing_needs_neither_boltz_nor_triton() -> None:
     code = (
         "import sys\n"

@@ -8,9 +8,10 @@ from math import lcm
 import pytest
 
 from bench.synthetic.mesh import fake_mesh
+from foldcp.layout.boxes import intersect, volume
 from foldcp.layout.cuts import line_chunks
 from foldcp.layout.plans import partials_plan, root_plan, slots_plan, token_plan, transpose_plan
-from foldcp.layout.schedule import Plan, intersect, volume
+from foldcp.layout.schedule import Plan
 from foldcp.layout.tiles import Box, PairLayout
 from foldcp.layout.triangle_plans import (
     channel_back_plan,
