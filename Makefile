@@ -1,5 +1,6 @@
 # make demo   what foldcp does, on a CPU: stock Boltz's structure, in less memory (under 4 minutes)
-# make test   all tests (about 25 minutes on 2 cores, two at a time)
+# make quick  tests that start no process and need no Boltz (under 2 minutes on 2 cores)
+# make test   all tests (under 18 minutes on 2 cores, two at a time)
 # make lint   format, mistakes, types, spelling and docstrings; clang-format for C++
 # make docs   the documentation, site/ (mkdocs); rewrites its generated parts first
 # make bench  the tables behind the documentation (about 30 minutes); writes bench/results
@@ -12,13 +13,15 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := demo
-.PHONY: setup demo test lint docs bench clean
+.PHONY: setup demo quick test lint docs bench clean
 
 TORCH := torch==2.13.0
 TORCH_INDEX ?=
 DEMO ?=
 # Bounds how long four ranks take: runs by itself.
 TIMED := tests/runs/test_faults.py
+# Two files at a time, in the order of their names; the slowest tests are listed.
+SHARED := -n 2 --dist loadfile --no-loadscope-reorder --durations=20 --maxfail=10
 SUPPORTED := import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))
 PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.10; do \
 	$$p -c "$(SUPPORTED)" 2>/dev/null && echo $$p && break; done)
@@ -46,9 +49,12 @@ $(PY):
 demo: setup
 	@$(PY) -m bench.demo $(DEMO)
 
+quick: setup
+	@$(PY) -m pytest tests/unit tests/kernels -m "not process" --without-boltz $(SHARED)
+
 test: setup
-	@$(PY) -m pytest tests -x -n 2 --dist loadfile --no-loadscope-reorder --ignore $(TIMED)
-	@$(PY) -m pytest $(TIMED) -x
+	@$(PY) -m pytest tests $(SHARED) --ignore $(TIMED)
+	@$(PY) -m pytest $(TIMED) --maxfail=10
 
 lint: setup
 	@$(PY) -m ruff check .

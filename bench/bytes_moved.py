@@ -1,6 +1,6 @@
 """Bytes that each rank moves in the triangle operations, against the plan and the lower bound.
 
-Every rank of a mesh runs the operation on shapes alone, without the others (`bench.fake_mesh`), so
+Every rank of a mesh runs the operation on shapes alone, without the others (`synthetic.mesh`), so
 what it posts is what it would send and receive. A tile is one 128-channel plane of a or b over the
 pairs of one rank. The lower bound is that of ranks which compute their own tile: every element that
 one needs and does not own, once; strategies that compute elsewhere go below it.
@@ -23,8 +23,8 @@ from unittest import mock
 
 import torch
 
-from bench.fake_mesh import fake_mesh
 from bench.machine import ROOT, write_csv
+from bench.synthetic.mesh import fake_mesh
 from foldcp.fabric.exchange.autograd import Exchange
 from foldcp.fabric.policy import STRATEGIES
 from foldcp.fabric.transport.wire import part_bytes

@@ -1,9 +1,9 @@
 """Live bytes of each stage of a prediction, in units of N^2, with no GPU.
 
 Boltz-2 in its real dimensions is built from shapes alone and runs on a fake CUDA device under
-bfloat16 autocast (`bench.fake_device`): 2 pairformer blocks, 1 MSA block and 1 confidence block,
+bfloat16 autocast (`synthetic.device`): 2 pairformer blocks, 1 MSA block and 1 confidence block,
 because depth adds no memory, but all 24 token layers, whose biases are kept. Activations are
-counted, weights are not. Peers of a mesh do not exist (`bench.fake_mesh`).
+counted, weights are not. Peers of a mesh do not exist (`synthetic.mesh`).
 
     python -m bench.live_memory                  # bench/results/memory/live.csv
     python -m bench.live_memory --mesh 1x1 --explain
@@ -30,10 +30,10 @@ from boltz.model.models.boltz1 import Boltz1
 from boltz.model.models.boltz2 import Boltz2
 from torch import Tensor, nn
 
-from bench.fake_device import FakeDevice, fake_cuda
-from bench.fake_mesh import fake_mesh
 from bench.machine import ROOT, write_csv
 from bench.synthetic.checkpoint import hyperparameters
+from bench.synthetic.device import FakeDevice, fake_cuda
+from bench.synthetic.mesh import fake_mesh
 from foldcp.boltz.families.swap import apply
 from foldcp.modules.settings import Settings
 from foldcp_kernels.core.chunking import set_chunk_bytes, spans

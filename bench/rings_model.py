@@ -22,8 +22,9 @@ from bench.bytes_moved import CHANNELS, bound_tiles
 from bench.machine import own_folder, write_csv
 from foldcp.fabric.policy import STRATEGIES
 from foldcp.layout.tiles import PairLayout
-from foldcp.planner.choice import cheapest, predict, received
-from foldcp.planner.cost import ATTENTION, MULTIPLICATION, Prediction, Sizes
+from foldcp.layout.volumes import cannon_tiles
+from foldcp.planner.choice import cheapest, estimate, received
+from foldcp.planner.cost import ATTENTION, MULTIPLICATION, Estimate, Sizes
 from foldcp.planner.rates import (
     B200,
     BLACKWELL,
@@ -39,7 +40,6 @@ from foldcp.planner.rates import (
     Chip,
     Links,
 )
-from foldcp.planner.traffic import cannon_tiles
 
 SIDES, LOCAL, WIRES = (2, 4, 8, 16), (512, 1024, 2048, 4096), ("raw", "fp8")
 PLATFORMS = ((H100, HOPPER), (H200, HOPPER), (B200, BLACKWELL), (SM80, Links(PCIE4, NDR)))
@@ -65,12 +65,12 @@ class Case:
         """The tiling."""
         return PairLayout(self.local * self.side, self.side, self.side, 0)
 
-    def predicted(self, name: str) -> Prediction:
+    def predicted(self, name: str) -> Estimate:
         """The cost by one strategy, mean over both directions."""
         given = Sizes(wire=self.wire), self.chip, self.links
-        both = [predict(self.op, name, self.layout, *given, first) for first in (True, False)]
+        both = [estimate(self.op, name, self.layout, *given, first) for first in (True, False)]
         means = [statistics.mean(x) for x in zip(*map(astuple, both), strict=True)]
-        return Prediction(*means)
+        return Estimate(*means)
 
     def auto(self) -> str:
         """The strategy that foldcp takes, whatever the GPU."""
@@ -198,7 +198,7 @@ def markdown() -> str:
                 gb = f"{p.received_bytes / 1e9:.2f}"
                 lines.append(
                     f"| {side**2} | {case.layout.n:,} | {op.replace('_', ' ')} | `{name}` | "
-                    f"{1e3 * p.compute_s:.1f} | {1e3 * p.total_s:.1f} | {p.efficiency:.0%} | {gb} |"
+                    f"{1e3 * p.compute_s:.1f} | {1e3 * p.total_s:.1f} | {p.efficiency:.1%} | {gb} |"
                 )
     return "\n".join(lines)
 

@@ -21,10 +21,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from bench.fake_device import LiveBytes
 from bench.live_memory import birth, features, shallow_model
 from bench.machine import ROOT, write_csv
 from bench.synthetic.checkpoint import build_model
+from bench.synthetic.device import LiveBytes
 from foldcp.boltz.families.swap import apply
 from foldcp.fabric.mesh import Mesh
 from foldcp.modules.settings import Settings

@@ -1,12 +1,14 @@
-"""Test session: repository root importable, one thread, uninitialised memory poisoned."""
+"""Test session: root importable, one thread, uninitialised memory poisoned; tiers and markers."""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 # Before torch is imported; processes that the tests start inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -23,6 +25,56 @@ if TYPE_CHECKING:
     from parity import Prepared
 
 strict()
+# Folders whose tests start no process and need no Boltz, but for those marked `process`.
+QUICK = ("unit", "kernels")
+# Files that take minutes come first, so that no worker is left alone with one of them at the end.
+ORDER = ("kernels", "install", "modules", "runs", "compat", "fabric", "unit")
+# Markers of a folder's tests, and of those whose file uses a module of tests/support.
+OF_FOLDER = {"modules": "boltz", "runs": "boltz", "compat": "boltz", "install": "compile"}
+OF_SUPPORT = {
+    "ranks": "ranks",
+    "forked": "predict",
+    "predict_runs": "predict",
+    "native": "native",
+}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add what `make quick` asks for."""
+    parser.addoption("--without-boltz", action="store_true", help="fail where Boltz is imported")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make Boltz impossible to import, if asked for."""
+    if config.getoption("--without-boltz"):
+        sys.modules["boltz"] = None  # type: ignore[assignment]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Order the folders, and give tests the markers of their folder and of what their file uses."""
+    place = {folder: at for at, folder in enumerate(ORDER)}
+    items.sort(key=lambda item: place.get(item.path.parent.name, len(place)))
+    for item in items:
+        used = {getattr(x, "__module__", "") for x in vars(item.module).values()}  # type: ignore[attr-defined]
+        used |= set(vars(item.module))  # type: ignore[attr-defined]
+        names = {name for module, name in OF_SUPPORT.items() if module in used}
+        names |= {name for folder, name in OF_FOLDER.items() if folder == item.path.parent.name}
+        for name in sorted(names):
+            item.add_marker(name)
+
+
+@pytest.fixture(autouse=True)
+def _no_process(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail a test of the quick tier where it starts a process and is not marked so."""
+    if request.path.parent.name not in QUICK or request.node.get_closest_marker("process"):
+        return
+
+    def refused(*_: Any, **__: Any) -> Any:
+        pytest.fail("this test starts a process: mark it `process`, or move it to another folder")
+
+    monkeypatch.setattr(subprocess.Popen, "__init__", refused)
+    monkeypatch.setattr(multiprocessing.process.BaseProcess, "start", refused)
+    monkeypatch.setattr(os, "fork", refused)
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@
 #   4. summary.txt first: a part that failed says why, log.txt has the rest. Figures of a row whose
 #      status is not "ok" do not exist. Then, if all is right:
 #      - foldcp_kernels/core/triton_configs.py: entries by tune.csv, with that file as their source
-#      - README.md, docs/index.md, docs/limits.md: "Nothing has run on a GPU yet"; docs/features.md (The
+#      - README.md, docs/index.md, docs/limits.md: "has not run on a GPU yet"; docs/features.md (The
 #        sampler), docs/design/*.md, docs/benchmarking.md: "has run on a GPU": replace by what is true
 #        then. Figures go to docs/results through a block of bench/pages/results.py
 #   5. a second call with time left: PARTS=predict (more and larger N), PARTS=kernels (all other

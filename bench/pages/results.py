@@ -218,7 +218,7 @@ def rings_model() -> str:
     body = [
         (r["gpus"], f"{int(r['tokens']):,}", _op(r["op"]), f"`{r['strategy']}`",
          f"{float(r['compute_ms_modelled']):.1f}", f"{float(r['total_ms_modelled']):.1f}",
-         f"{float(r['efficiency_modelled']):.0%}", f"{int(float(r['received_bytes'])) / 1e9:.2f}")
+         f"{float(r['efficiency_modelled']):.1%}", f"{int(float(r['received_bytes'])) / 1e9:.2f}")
         for r in chosen
     ]  # fmt: skip
     return f"{markdown(head, body)}\n\n{source('rings/model.csv', MODELLED)}"

@@ -1,12 +1,22 @@
-"""A synthetic Boltz cache: molecules and untrained checkpoints, made offline in seconds."""
+"""Stand-ins that benches and tests share.
+
+A synthetic Boltz cache of molecules and untrained checkpoints, made offline in seconds; a GPU and a
+mesh of which only the shapes exist. Importing this needs no Boltz; making a cache does.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Literal
 
-from bench.synthetic.checkpoint import FILE_NAMES, Kind, Size, write_checkpoint
-from bench.synthetic.molecules import write_molecules
+Size = Literal["tiny", "real"]
+Kind = Literal["boltz2", "boltz2_affinity", "boltz1"]
+FILE_NAMES: dict[str, str] = {
+    "boltz2": "boltz2_conf.ckpt",
+    "boltz2_affinity": "boltz2_aff.ckpt",
+    "boltz1": "boltz1_conf.ckpt",
+}
 
 
 def make_cache(
@@ -30,6 +40,9 @@ def make_cache(
     Returns:
         The folder.
     """
+    from bench.synthetic.checkpoint import write_checkpoint
+    from bench.synthetic.molecules import write_molecules
+
     cache = Path(cache)
     write_molecules(cache, ccd)
     for kind in kinds:

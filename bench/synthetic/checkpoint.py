@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from boltz.model.layers import initialize
@@ -23,13 +23,8 @@ from boltz.model.models.boltz2 import Boltz2
 from omegaconf import OmegaConf
 from torch import nn
 
-Size = Literal["tiny", "real"]
-Kind = Literal["boltz2", "boltz2_affinity", "boltz1"]
-FILE_NAMES: dict[str, str] = {
-    "boltz2": "boltz2_conf.ckpt",
-    "boltz2_affinity": "boltz2_aff.ckpt",
-    "boltz1": "boltz1_conf.ckpt",
-}
+from bench.synthetic import FILE_NAMES, Kind, Size
+
 # See `wake`. Chosen so that pLDDT and PAE use much of their range while a relative change of 1e-7
 # in all weights moves no coordinate by more than 1e-3 angstrom at 16 blocks, 1e-2 at 64.
 MATRIX_GAIN, VECTOR_NOISE, CONFIDENCE_GAIN, DISTANCE_GAIN = 0.5, 0.05, 4.0, 0.05

@@ -4,14 +4,9 @@ from __future__ import annotations
 
 from functools import lru_cache
 
+from foldcp.layout.cuts import chunks
 from foldcp.layout.schedule import Plan, Schedule, Want, plan
-from foldcp.layout.tiles import Box, PairLayout, Span
-
-
-def chunks(length: int, count: int) -> tuple[Span, ...]:
-    """Cut `length` in at most `count` spans of (nearly) equal size; at least one span."""
-    width = max(1, -(-length // max(1, count)))
-    return tuple((i, min(i + width, length)) for i in range(0, max(length, 1), width))
+from foldcp.layout.tiles import Box, PairLayout
 
 
 @lru_cache(maxsize=512)

@@ -8,19 +8,27 @@ from the peer that used it one step before instead of from its owner.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import pairwise, product
+from math import prod
 from typing import Any
 
 from foldcp.config import ROUTES
-from foldcp.layout.tiles import Box
+from foldcp.layout.tiles import Box, Span
 
 
 def intersect(a: Box, b: Box) -> Box | None:
-    """The common part of two boxes, None when it is empty."""
-    out = tuple((max(x[0], y[0]), min(x[1], y[1])) for x, y in zip(a, b, strict=True))
-    return None if any(hi <= lo for lo, hi in out) else out
+    """Return the common part of two boxes, None when it is empty."""
+    out = []
+    for (a_lo, a_hi), (b_lo, b_hi) in zip(a, b, strict=True):
+        lo, hi = max(a_lo, b_lo), min(a_hi, b_hi)
+        if hi <= lo:
+            return None
+        out.append((lo, hi))
+    return tuple(out)
 
 
 def volume(box: Box) -> int:
@@ -124,6 +132,7 @@ class Plan:
     owned: tuple[Box, ...]
     steps: tuple[Step, ...]
     adjoint: tuple[Step, ...]
+    schedule: Schedule
     programs: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     @cached_property
@@ -142,58 +151,95 @@ class Plan:
         return sent, sum(volume(p.box) for s in steps for p in s.recvs)
 
 
-def _holder(schedule: Schedule, rank: int, step: int, slot: int, want: Want) -> int | None:
-    """The nearest rank that wanted exactly this region one step before, None if there is none."""
-    if schedule.route != "ring" or step == 0:
-        return None
-    size = schedule.size
-    users = [
-        peer
-        for peer in range(size)
-        if slot < len(schedule.want(peer, step - 1)) and schedule.want(peer, step - 1)[slot] == want
-    ]
-    # One user per receiver: the k-th rank that wants the region takes it from the k-th user.
-    takers = [
-        p
-        for p in range(size)
-        if slot < len(schedule.want(p, step)) and schedule.want(p, step)[slot] == want
-    ]
-    if len(users) < len(takers):
-        return None
-    return users[takers.index(rank)]
+Holders = dict[tuple[int, int], int]
 
 
-def _pieces(schedule: Schedule, rank: int, step: int, only: int | None = None) -> list[Piece]:
-    """Every piece that a rank needs at a step (from `only` one peer); `peer` is its origin."""
-    out = []
-    peers = range(schedule.size) if only is None else (only,)
-    for slot, want in enumerate(schedule.want(rank, step)):
-        if volume(want.box) == 0:
-            continue
-        holder = _holder(schedule, rank, step, slot, want)
-        if holder is not None:
-            if holder in peers:
-                box = want.box
-                out.append(Piece(holder, slot, want.source, box, slot, origin=box, region=box))
-            continue
-        for peer in peers:
-            own = schedule.own(peer, want.source)
-            part = intersect(want.box, own)
+class Owners:
+    """Find the ranks that own the parts of a region of one source.
+
+    Where the boxes of all ranks form a grid, as those of tiles do, a region is looked up by its
+    bounds in each dimension; other boxes are gone through one by one.
+
+    Args:
+        boxes: of the source, one per rank; they do not overlap.
+    """
+
+    def __init__(self, boxes: Sequence[Box]) -> None:
+        self.boxes = boxes
+        owned = [(rank, box) for rank, box in enumerate(boxes) if volume(box)]
+        self._spans = [sorted(set(spans)) for spans in zip(*(box for _, box in owned), strict=True)]
+        self._at = {box: rank for rank, box in owned}
+        apart = all(a[1] <= b[0] for spans in self._spans for a, b in pairwise(spans))
+        self._grid = apart and prod(map(len, self._spans)) == len(owned)
+
+    def parts(self, box: Box) -> list[tuple[int, Box]]:
+        """Return (rank, what it owns of the region) of every owner, by rank."""
+        if not self._grid:
+            found = ((rank, intersect(box, own)) for rank, own in enumerate(self.boxes))
+            return [(rank, part) for rank, part in found if part is not None]
+        hit = []
+        for (lo, hi), spans in zip(box, self._spans, strict=False):
+            first = bisect_right(spans, lo, key=lambda span: span[1])
+            last = bisect_left(spans, hi, key=lambda span: span[0])
+            hit.append(spans[first:last])
+        out = []
+        for at in product(*hit):
+            part = intersect(box, at)
             if part is not None:
-                out.append(Piece(peer, slot, want.source, part, origin=own, region=want.box))
-    return out
+                out.append((self._at[at], part))
+        return sorted(out)
 
 
-def _step(schedule: Schedule, rank: int, step: int) -> Step:
-    mine = _pieces(schedule, rank, step)
-    sends = []
-    for peer in range(schedule.size):
-        if peer == rank:
-            continue
-        for p in _pieces(schedule, peer, step, only=rank):
-            sends.append(replace(p, peer=peer))
+def holders(before: Sequence[tuple[Want, ...]], now: Sequence[tuple[Want, ...]]) -> Holders:
+    """Pair each (rank, slot) with the rank that wanted the same region one step before.
+
+    One user per receiver: the k-th rank that wants a region takes it from the k-th user. Where
+    there are fewer users than receivers, all take it from its owner.
+
+    Args:
+        before: wants of every rank at the step before.
+        now: wants of every rank.
+    """
+    users: dict[tuple[int, Want], list[int]] = {}
+    takers: dict[tuple[int, Want], list[int]] = {}
+    for found, wants in ((users, before), (takers, now)):
+        for rank, mine in enumerate(wants):
+            for slot, want in enumerate(mine):
+                found.setdefault((slot, want), []).append(rank)
+    return {
+        (taker, slot): user
+        for (slot, want), who in takers.items()
+        if len(users.get((slot, want), ())) >= len(who)
+        for taker, user in zip(who, users[slot, want], strict=False)
+    }
+
+
+def _step(
+    rank: int, wants: Sequence[tuple[Want, ...]], owners: Sequence[Owners], held: Holders
+) -> Step:
+    """Derive a rank's part of one step from the wants of every rank."""
+    mine: list[Piece] = []
+    sends: list[Piece] = []
+    for taker, its in enumerate(wants):
+        for slot, want in enumerate(its):
+            box = want.box
+            holder = held.get((taker, slot))
+            if holder is not None:
+                if rank in (taker, holder) and volume(box):
+                    found, peer = (mine, holder) if taker == rank else (sends, taker)
+                    found.append(Piece(peer, slot, want.source, box, slot, origin=box, region=box))
+                continue
+            if taker == rank:
+                for peer, part in owners[want.source].parts(box):
+                    own = owners[want.source].boxes[peer]
+                    mine.append(Piece(peer, slot, want.source, part, origin=own, region=box))
+                continue
+            own = owners[want.source].boxes[rank]
+            part = intersect(box, own)
+            if part is not None:
+                sends.append(Piece(taker, slot, want.source, part, origin=own, region=box))
     return Step(
-        wants=schedule.want(rank, step),
+        wants=wants[rank],
         local=tuple(p for p in mine if p.peer == rank),
         recvs=tuple(p for p in mine if p.peer != rank),
         sends=tuple(sends),
@@ -219,13 +265,57 @@ def plan(schedule: Schedule, rank: int, sources: int) -> Plan:
     """
     if schedule.route not in ROUTES:
         raise ValueError(f"`route` must be one of {ROUTES}, got {schedule.route!r}")
-    steps = tuple(_step(schedule, rank, t) for t in range(schedule.steps))
-    adjoint = steps
-    if schedule.route != "direct":
-        straight = Schedule(schedule.size, schedule.steps, schedule.own, schedule.want)
-        adjoint = tuple(_step(straight, rank, t) for t in range(schedule.steps))
-    owned = tuple(schedule.own(rank, i) for i in range(sources))
-    return Plan(rank, schedule.size, owned, steps, adjoint)
+    ranks = range(schedule.size)
+    owners = [Owners([schedule.own(r, i) for r in ranks]) for i in range(sources)]
+    wants = [[schedule.want(r, t) for r in ranks] for t in range(schedule.steps)]
+    direct = tuple(_step(rank, now, owners, {}) for now in wants)
+    steps = direct
+    if schedule.route == "ring":
+        held = [{}, *(holders(a, b) for a, b in pairwise(wants))]
+        steps = tuple(_step(rank, now, owners, h) for now, h in zip(wants, held, strict=True))
+    owned = tuple(owner.boxes[rank] for owner in owners)
+    return Plan(rank, schedule.size, owned, steps, direct, schedule)
+
+
+def in_parts(whole: Plan, spans: Sequence[Span]) -> Plan:
+    """Cut every region of a plan along its first dimension; each part is a step of its own.
+
+    All steps of one part come before those of the next.
+
+    Args:
+        whole: its regions span the whole first dimension.
+        spans: of the first dimension.
+    """
+    if len(spans) == 1:
+        return whole
+    schedule = whole.schedule
+
+    def want(rank: int, step: int) -> tuple[Want, ...]:
+        part, at = divmod(step, schedule.steps)
+        return tuple(Want(w.source, _cut(w.box, spans[part])) for w in schedule.want(rank, at))
+
+    def cut(step: Step, span: Span) -> Step:
+        return Step(
+            tuple(Want(w.source, _cut(w.box, span)) for w in step.wants),
+            *(tuple(_part(p, span) for p in ps) for ps in (step.local, step.recvs, step.sends)),
+        )
+
+    steps, adjoint = (
+        tuple(cut(step, span) for span in spans for step in found)
+        for found in (whole.steps, whole.adjoint)
+    )
+    parts = replace(schedule, steps=len(spans) * schedule.steps, want=want)
+    return Plan(whole.rank, whole.size, whole.owned, steps, adjoint, parts)
+
+
+def _cut(box: Box, span: Span) -> Box:
+    return (span, *box[1:]) if box else box
+
+
+def _part(piece: Piece, span: Span) -> Piece:
+    origin = piece.origin if piece.held < 0 else _cut(piece.origin, span)
+    box, region = _cut(piece.box, span), _cut(piece.region, span)
+    return replace(piece, box=box, origin=origin, region=region)
 
 
 def boxes_plan(size: int, rank: int, own: tuple[Box, ...], want: tuple[Box, ...]) -> Plan:

@@ -7,13 +7,12 @@ and the rings for the memory.
 
 from __future__ import annotations
 
-from functools import cache, lru_cache
+from functools import lru_cache
 
-from foldcp.layout.plans import chunks
-from foldcp.layout.schedule import Plan, Schedule, Want, plan
+from foldcp.layout.cuts import blocks_of_lines, by_blocks, chunks, share_of_channels
+from foldcp.layout.schedule import Plan, Schedule, Want, in_parts, plan
 from foldcp.layout.tiles import Box, PairLayout, Span
 
-_MOST_PRODUCTS = 4  # of a panel
 # A region, a span of it, and a span of the tile.
 Block = tuple[int, Span, Span]
 
@@ -37,8 +36,7 @@ def triangle_multiplication_plan(
     `blocks_of_lines` of a tile is a source of its own, first those of a, then those of b; wants are
     by blocks too.
     """
-    spans, own_panels = chunks(channels, pieces), layout.panels_of(outgoing)
-    blocks = blocks_of_lines(layout, outgoing)
+    own_panels, blocks = layout.panels_of(outgoing), blocks_of_lines(layout, outgoing)
     lines = (layout.tile_rows if outgoing else layout.tile_cols) // blocks
 
     def own(rank: int, source: int) -> Box:
@@ -48,45 +46,20 @@ def triangle_multiplication_plan(
         span = lo, lo + lines
         return ((0, channels), *((span, cols) if outgoing else (rows, span)))
 
-    @cache  # asked for each pair of ranks
     def want(rank: int, step: int) -> tuple[Want, ...]:
-        depth, t = divmod(step, layout.panels)
-        panel = layout.panel_at(rank, t)
+        panel = layout.panel_at(rank, step)
         k, out = layout.panel_span(panel), []
         for operand, (lo, hi) in enumerate((layout.row_span(rank), layout.col_span(rank))):
-            each = lines if _by_blocks(layout) else hi - lo
+            each = lines if by_blocks(layout) else hi - lo
             for at in range(lo, hi, each):
                 source = (operand * blocks + at // lines % blocks) * own_panels
                 span = at, at + each
-                box = (spans[depth], *((span, k) if outgoing else (k, span)))
+                box = ((0, channels), *((span, k) if outgoing else (k, span)))
                 out.append(Want(source + panel % own_panels, box))
         return tuple(out)
 
-    steps, sources = len(spans) * layout.panels, 2 * blocks * own_panels
-    return plan(Schedule(layout.size, steps, own, want, route), layout.rank, sources)
-
-
-def blocks_of_lines(layout: PairLayout, outgoing: bool) -> int:
-    """In how many blocks the planes of triangle multiplication are written, by their lines.
-
-    As many as other ranks want them in, so that what travels of a block is one run of memory; 1
-    where wants are not by blocks, see `products_of_panel`.
-    """
-    return layout.panels_of(not outgoing) if _by_blocks(layout) else 1
-
-
-def products_of_panel(layout: PairLayout) -> int:
-    """How many products a panel of triangle multiplication is, by blocks of rows and columns.
-
-    One where neither side of the mesh divides the other, so that a want is a part of several
-    blocks, or one side is so much longer that products would be small and many.
-    """
-    return layout.panels**2 // layout.size if _by_blocks(layout) else 1
-
-
-def _by_blocks(layout: PairLayout) -> bool:
-    divides = layout.panels == max(layout.mesh_rows, layout.mesh_cols)
-    return divides and layout.panels**2 // layout.size <= _MOST_PRODUCTS
+    schedule = Schedule(layout.size, layout.panels, own, want, route)
+    return in_parts(plan(schedule, layout.rank, 2 * blocks * own_panels), chunks(channels, pieces))
 
 
 @lru_cache(maxsize=512)
@@ -103,7 +76,7 @@ def channel_plan(layout: PairLayout, channels: int, outgoing: bool) -> Plan:
         return ((0, channels), *layout.tile_box(rank))
 
     def want(rank: int, step: int) -> tuple[Want, ...]:
-        share, every = _share(layout, channels, rank), (0, layout.padded)
+        share, every = share_of_channels(channels, layout.size, rank), (0, layout.padded)
         return tuple(
             Want(source, (share, *((span, every) if outgoing else (every, span))))
             for source in (0, 1)
@@ -121,7 +94,7 @@ def channel_back_plan(layout: PairLayout, channels: int) -> Plan:
     """
 
     def own(rank: int, source: int) -> Box:
-        return (_share(layout, channels, rank), *layout.tile_box(source))
+        return (share_of_channels(channels, layout.size, rank), *layout.tile_box(source))
 
     def want(rank: int, step: int) -> tuple[Want, ...]:
         return (Want(rank, ((0, channels), *layout.tile_box(rank))),)
@@ -154,11 +127,6 @@ def _tile_spans(layout: PairLayout, rows: bool) -> list[Span]:
     return [(i * side, (i + 1) * side) for i in range(count)]
 
 
-def _share(layout: PairLayout, channels: int, rank: int) -> Span:
-    """A rank's share of the channels (none where there are more ranks)."""
-    return channels * rank // layout.size, channels * (rank + 1) // layout.size
-
-
 @lru_cache(maxsize=512)
 def triangle_attention_plan(
     layout: PairLayout, starting: bool, chunk: Span, route: str, masked: bool = False
@@ -182,7 +150,6 @@ def triangle_attention_plan(
             return rows, cols
         return (lines(rank), cols) if starting else (rows, lines(rank))
 
-    @cache  # asked for each pair of ranks
     def want(rank: int, step: int) -> tuple[Want, ...]:
         panel = layout.panel_at(rank, step)
         k, at = layout.panel_span(panel), panel % own_panels
@@ -200,17 +167,6 @@ def key_panels(layout: PairLayout) -> tuple[Span, ...]:
     """The real tokens of the panels of keys in the order of this rank's steps; may be empty."""
     panels = [layout.panel_span(layout.panel_at(layout.rank, t)) for t in range(layout.panels)]
     return tuple((lo, lo + layout.valid((lo, hi))) for lo, hi in panels)
-
-
-def line_chunks(layout: PairLayout, starting: bool, count: int) -> tuple[Span, ...]:
-    """Cut the lines of a tile in at most `count` chunks that the ranks of their group share evenly.
-
-    The group of a tile's rows are the ranks of its mesh row, that of its columns those of its mesh
-    column. There are as many shards of lines in a tile as ranks in the group, so that every chunk
-    has the same number of lines, at least one, for each of them.
-    """
-    group = layout.mesh_cols if starting else layout.mesh_rows
-    return tuple((lo * group, hi * group) for lo, hi in chunks(layout.shard, count))
 
 
 def _parts_of_lines(layout: PairLayout, starting: bool, chunk: Span, rank: int, whole: bool) -> Box:

@@ -11,20 +11,27 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from foldcp.layout.cuts import chunk_counts
 from foldcp.layout.tiles import PairLayout
-from foldcp.planner.cost import ATTENTION, MULTIPLICATION, Job, Prediction, Sizes, of_ranks
+from foldcp.planner.cost import (
+    ATTENTION,
+    CHUNK_BYTES,
+    MULTIPLICATION,
+    Estimate,
+    Job,
+    Sizes,
+    of_ranks,
+)
 from foldcp.planner.rates import CPU, H100, HOPPER, ONE_MACHINE, Chip, Links
+from foldcp_kernels.core.chunking import chunk_bytes
 
 if TYPE_CHECKING:
     from foldcp.fabric.mesh import Mesh
 
-# Chunks of channels and of lines, at most. Each chunk of lines fetches its part of the bias again,
-# of `rows` the whole bias, H N^2 elements: P / 32 tiles at 4 heads and 128 channels.
-_MOST_CHUNKS, _MOST_LINE_CHUNKS = 16, 8
 _AS_GOOD = 1.03  # more chunks must save more than the model is good for
 
 
-def predict(
+def estimate(
     op: str,
     name: str,
     layout: PairLayout,
@@ -33,7 +40,8 @@ def predict(
     links: Links = HOPPER,
     first: bool = True,
     count: int = 0,
-) -> Prediction:
+    chunk_bytes: int = CHUNK_BYTES,
+) -> Estimate:
     """The modelled cost of one triangle op.
 
     Args:
@@ -45,12 +53,13 @@ def predict(
         links: the network between them.
         first: outgoing or starting; False is incoming or ending.
         count: of chunks of lines or channels; 0 is what the rings take.
+        chunk_bytes: largest temporary of a chunk (FOLDCP_CHUNK_MB).
 
     Source: docs/design/strategies-and-cost.md.
     """
     shape = layout.mesh_rows, layout.mesh_cols
-    count = count or chunk_count(op, name, layout.padded, shape, sizes, chip, links)
-    ranks = of_ranks(op, name, Job(layout, sizes, chip, links, first, count))
+    count = count or chunk_count(op, name, layout.padded, shape, sizes, chip, links, chunk_bytes)
+    ranks = of_ranks(op, name, Job(layout, sizes, chip, links, first, count, chunk_bytes))
     slowest = max(ranks, key=lambda r: r.total_s)
     return replace(slowest, received_bytes=sum(r.received_bytes for r in ranks) / len(ranks))
 
@@ -61,11 +70,11 @@ def received(
     """Bytes that each rank receives on the wire.
 
     Args:
-        op: as of `predict`.
-        name: as of `predict`.
-        layout: as of `predict`.
-        sizes: as of `predict`.
-        first: as of `predict`.
+        op: as of `estimate`.
+        name: as of `estimate`.
+        layout: as of `estimate`.
+        sizes: as of `estimate`.
+        first: as of `estimate`.
         count: chunks of lines or channels; 0 is what GPUs take.
     """
     shape = layout.mesh_rows, layout.mesh_cols
@@ -83,37 +92,33 @@ def chunk_count(
     sizes: Sizes,
     chip: Chip = H100,
     links: Links = HOPPER,
-    least: int = 0,
+    chunk_bytes: int = CHUNK_BYTES,
 ) -> int:
     """In how many chunks of lines or channels an op is cut: the fewest with about the least time.
 
-    There are as many at least as keep what a chunk takes within a quarter of z, or within `least`,
-    and four times as many at most.
+    There are as many at least as `chunk_counts` asks for, and four times as many at most.
 
     Args:
-        op: as of `predict`.
-        name: as of `predict`.
-        sizes: as of `predict`.
-        chip: as of `predict`.
-        links: as of `predict`.
+        op: as of `estimate`.
+        name: as of `estimate`.
+        sizes: as of `estimate`.
+        chip: as of `estimate`.
+        links: as of `estimate`.
         n: tokens, padded.
         shape: of the mesh.
-        least: bytes below which no memory is saved; 0 is six pieces of the chip.
+        chunk_bytes: largest temporary of a chunk.
     """
     layout = PairLayout(n, *shape, 0)
     if name not in ("channel", "rows") and op == MULTIPLICATION:
         return 1
-    # a, b and product, which travel both ways at a time; or q, k, v and o.
-    operands = 6 if name == "channel" else 4
     elements = layout.tile_rows * layout.tile_cols * sizes.channels
-    limit = max(least or 6 * chip.piece_bytes, sizes.z_itemsize * elements // 4)
-    most = _MOST_CHUNKS if name == "channel" else _MOST_LINE_CHUNKS
-    if name == "rows":
-        most = max(2, min(most, 64 // layout.size))
-    fewest = min(most, -(-operands * sizes.itemsize * elements // limit))
+    bytes_of = sizes.z_itemsize * elements, sizes.itemsize * elements
+    fewest, most = chunk_counts(name, layout, *bytes_of, chunk_bytes)
 
     def seconds(count: int) -> float:
-        jobs = (Job(layout, sizes, chip, links, first, count) for first in (True, False))
+        jobs = (
+            Job(layout, sizes, chip, links, first, count, chunk_bytes) for first in (True, False)
+        )
         return sum(max(r.total_s for r in of_ranks(op, name, job)) for job in jobs)
 
     found = {count: seconds(count) for count in (min(most, fewest * i) for i in (1, 2, 4))}
@@ -135,7 +140,7 @@ def chunks_taken(
     """
     chip, links = (CPU, ONE_MACHINE) if mesh.device.type == "cpu" else (H100, HOPPER)
     shape = layout.mesh_rows, layout.mesh_cols
-    return chunk_count(op, name, layout.padded, shape, sizes, chip, links, 3 * largest // 4)
+    return chunk_count(op, name, layout.padded, shape, sizes, chip, links, largest)
 
 
 def strategy(
@@ -174,12 +179,19 @@ def strategy(
         return "panel-direct" if layout.size == 1 else asked
     sizes = Sizes(z_itemsize, itemsize, channels, heads, mesh.policy.wire)
     shape, on_cpu = (layout.mesh_rows, layout.mesh_cols), mesh.device.type == "cpu"
-    return cheapest(op, layout.padded, shape, mesh.policy.route, sizes, on_cpu)
+    largest = chunk_bytes(mesh.device)
+    return cheapest(op, layout.padded, shape, mesh.policy.route, sizes, on_cpu, largest)
 
 
 @lru_cache
 def cheapest(
-    op: str, n: int, shape: tuple[int, int], route: str, sizes: Sizes, on_cpu: bool = False
+    op: str,
+    n: int,
+    shape: tuple[int, int],
+    route: str,
+    sizes: Sizes,
+    on_cpu: bool = False,
+    largest: int = CHUNK_BYTES,
 ) -> str:
     """The strategy with the least time for both directions of an op.
 
@@ -190,12 +202,16 @@ def cheapest(
         route: of panels.
         sizes: of the op.
         on_cpu: by the figures of CPUs, else of H100 GPUs.
+        largest: bytes of a chunk.
     """
     layout = PairLayout(n, *shape, 0)
     chip, links = (CPU, ONE_MACHINE) if on_cpu else (H100, HOPPER)
 
     def seconds(name: str) -> float:
-        both = (predict(op, name, layout, sizes, chip, links, first) for first in (True, False))
+        both = (
+            estimate(op, name, layout, sizes, chip, links, first, 0, largest)
+            for first in (True, False)
+        )
         return sum(p.total_s for p in both)
 
     return min((f"panel-{route}", "channel" if op == MULTIPLICATION else "rows"), key=seconds)

@@ -19,44 +19,61 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from math import gcd
 
-from foldcp.layout.plans import chunks
-from foldcp.layout.tiles import PairLayout
-from foldcp.layout.triangle_plans import blocks_of_lines, products_of_panel
-from foldcp.planner.rates import Chip, Links
-from foldcp.planner.traffic import (
-    Loads,
-    bias_loads,
-    channel_loads,
-    channel_widths,
-    channels_of,
-    line_loads,
-    panel_loads,
+from foldcp.layout.cuts import (
+    blocks_of_lines,
+    channel_groups,
+    channel_pieces,
+    chunks,
+    line_chunks,
+    products_of_panel,
+    share_of_channels,
 )
+from foldcp.layout.strategies import (
+    ATTENTION,
+    MULTIPLICATION,
+    Sizes,
+    channel_multiplication,
+    exchanges,
+)
+from foldcp.layout.tiles import PairLayout
+from foldcp.layout.volumes import Loads, volumes
+from foldcp.planner.rates import Chip, Links
 
-MULTIPLICATION, ATTENTION = "triangle_multiplication", "triangle_attention"
-# How the rings cut panels of triangle multiplication: groups of channels and pieces of a group.
-GROUPS, PIECES = 4, 8
+__all__ = ["ATTENTION", "MULTIPLICATION", "Estimate", "Job", "Sizes", "of_ranks"]
+
+CHUNK_BYTES = 256_000_000  # of a chunk on a GPU, see foldcp_kernels/core/chunking.py
+
+
+@lru_cache(maxsize=256)
+def unit_loads(
+    op: str, name: str, mesh: tuple[int, int], first: bool, channels: int, count: int, node: int
+) -> tuple[tuple[Loads, ...], ...]:
+    """Return what every rank moves in each exchange of a strategy, with one token per shard.
+
+    Elements grow with the square of the shard; nothing else about a load does.
+
+    Args:
+        op: as of `exchanges`.
+        name: as of `exchanges`.
+        mesh: R and Q.
+        first: as of `exchanges`.
+        channels: D of the strategy "channel"; of the others 1 stands for all.
+        count: as of `exchanges`; only of the strategy "channel".
+        node: ranks of a node.
+
+    Returns:
+        For each exchange its steps.
+    """
+    unit = PairLayout(mesh[0] * mesh[1], *mesh, 0)
+    found = exchanges(op, name, unit, Sizes(channels=channels), first, count, CHUNK_BYTES)
+    return tuple(volumes(x.plan.schedule, x.kinds, node) for x in found)
 
 
 @dataclass(frozen=True)
-class Sizes:
-    """Bytes of an element of z and of what is computed in, C = D channels, H heads, wire format."""
-
-    z_itemsize: int = 4
-    itemsize: int = 2
-    channels: int = 128
-    heads: int = 4
-    wire: str = "raw"
-
-    def travels(self, itemsize: int) -> float:
-        """Bytes of an element on the wire; FP8 has a float32 scale per 128 elements."""
-        return 1 + 4 / 128 if self.wire == "fp8" else itemsize
-
-
-@dataclass(frozen=True)
-class Prediction:
+class Estimate:
     """Modelled cost of one op on its slowest rank.
 
     Args:
@@ -88,7 +105,17 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Job:
-    """One op on one mesh; `chunks` is the number of chunks, of lines or of channels."""
+    """One op on one mesh.
+
+    Args:
+        layout: the tiling, of any rank.
+        sizes: of the op.
+        chip: processor of each rank.
+        links: network between them.
+        first: outgoing or starting; False is incoming or ending.
+        chunks: of lines or of channels.
+        chunk_bytes: largest temporary of a chunk.
+    """
 
     layout: PairLayout
     sizes: Sizes
@@ -96,6 +123,7 @@ class Job:
     links: Links
     first: bool
     chunks: int
+    chunk_bytes: int = CHUNK_BYTES
 
     @property
     def tile(self) -> int:
@@ -152,9 +180,11 @@ class Job:
             self.math(4 * x * c, x * (2 * s.z_itemsize + s.itemsize)),
         )
 
-    def line_chunks(self) -> int:
-        """Chunks that the lines of a tile are cut in."""
-        return len(chunks(self.layout.shard, self.chunks))
+    def loads(self, op: str, name: str) -> tuple[tuple[Loads, ...], ...]:
+        """Return what every rank moves in each exchange, see `unit_loads`."""
+        channels, count = (self.sizes.channels, self.chunks) if name == "channel" else (1, 1)
+        mesh = self.layout.mesh_rows, self.layout.mesh_cols
+        return unit_loads(op, name, mesh, self.first, channels, count, self.links.node)
 
     def done(
         self,
@@ -163,10 +193,10 @@ class Job:
         times: int,
         exchanges: int,
         launches: int,
-        found: Prediction,
+        found: Estimate,
         more: int = 0,
         products: int = 0,
-    ) -> Prediction:
+    ) -> Estimate:
         """A prediction with what the host takes, `times` the steps of some loads.
 
         Args:
@@ -185,37 +215,36 @@ def _streamed(math: float, transfers: Sequence[float]) -> float:
     return transfers[0] + sum(max(math, t) for t in transfers[1:]) + math
 
 
-def _panel_multiplication(job: Job, route: str) -> list[Prediction]:
+def _panel_multiplication(job: Job, name: str) -> list[Estimate]:
     lay, s, c = job.layout, job.sizes, job.sizes.channels
-    least = job.chip.piece_bytes
-    groups = GROUPS if c * s.itemsize * job.tile >= GROUPS * least else 1
-    each = -(-c // groups)
-    panel = each * s.itemsize * job.tile * max(lay.mesh_rows, lay.mesh_cols) // lay.panels
-    pieces = max(1, min(each, PIECES, panel // least))
+    spans = channel_groups(lay, c, s.itemsize, job.chunk_bytes)
+    groups = len(spans)
+    pieces = channel_pieces(lay, spans[0][1] - spans[0][0], s.itemsize, job.chunk_bytes)
     parts = groups * pieces
     project, output = job.multiplication(groups)
     moved = c * s.itemsize * (lay.tile_rows + lay.tile_cols) * lay.padded
     accumulated = 8 * c * job.tile * lay.panels
     core = job.math(2 * job.tile * lay.padded * c, moved + accumulated)
-    loads = panel_loads(lay.mesh_rows, lay.mesh_cols, job.first, route, job.links.node)
-    wire, raw = ([c * lay.shard**2 * w] * 2 for w in (s.travels(s.itemsize), s.itemsize))
+    (loads,) = job.loads(MULTIPLICATION, name)
+    wire, raw = ([c * lay.shard**2 * w] for w in (s.travels(s.itemsize), s.itemsize))
     steps = [job.transfers(x, wire, raw, parts) for x in loads]
     out = []
     for rank, mine in enumerate(zip(*steps, strict=True)):
         stream = _streamed(core / (parts * lay.panels), mine * parts)
         got = sum(step[rank].received(wire) for step in loads)
         ends = project + output
-        found = Prediction(ends + core, core, parts * sum(mine), ends + stream, got)
+        found = Estimate(ends + core, core, parts * sum(mine), ends + stream, got)
         launches = groups * blocks_of_lines(lay, job.first) + parts * lay.panels + 1
         products = parts * lay.panels * (products_of_panel(lay) - 1)
         out.append(job.done(rank, loads, parts, groups, launches, found, 0, products))
     return out
 
 
-def _panel_attention(job: Job, route: str) -> list[Prediction]:
-    lay, s, n = job.layout, job.sizes, job.line_chunks()
+def _panel_attention(job: Job, name: str) -> list[Estimate]:
+    lay, s = job.layout, job.sizes
+    n = len(chunks(lay.tile_rows if job.first else lay.tile_cols, job.chunks))
     bias, project, core, output = job.attention(n, lay.tile_cols if job.first else lay.tile_rows)
-    loads = panel_loads(lay.mesh_rows, lay.mesh_cols, job.first, route, job.links.node)
+    (loads,) = job.loads(ATTENTION, name)
     kv, b = 2 * s.channels * lay.shard**2, n * s.heads * s.itemsize * lay.shard**2
     wire, raw = (kv * s.travels(s.itemsize), b), (kv * s.itemsize, b)
     steps = [job.transfers(x, wire, raw, n) for x in loads]
@@ -224,18 +253,18 @@ def _panel_attention(job: Job, route: str) -> list[Prediction]:
     for rank, mine in enumerate(zip(*steps, strict=True)):
         stream = _streamed(core / (n * lay.panels), mine * n)
         got = sum(step[rank].received(wire) for step in loads)
-        found = Prediction(ends + core, core, n * sum(mine), ends + stream, got)
+        found = Estimate(ends + core, core, n * sum(mine), ends + stream, got)
         out.append(job.done(rank, loads, n, n, 1 + n * (2 + lay.panels), found))
     return out
 
 
-def _rows(job: Job) -> list[Prediction]:
-    lay, s, n = job.layout, job.sizes, job.line_chunks()
+def _rows(job: Job) -> list[Estimate]:
+    lay, s = job.layout, job.sizes
+    n = len(line_chunks(lay, job.first, job.chunks))
     bias, project, core, output = job.attention(n, lay.padded)
     x = s.channels * lay.shard**2
     ends = bias + job.math(0, job.tile * s.channels * (s.z_itemsize + s.itemsize))  # LayerNorm
-    mesh = lay.mesh_rows, lay.mesh_cols, job.first, job.links.node
-    lines, panels = line_loads(*mesh), bias_loads(*mesh)
+    (lines,), panels, _ = job.loads(ATTENTION, "rows")
     there = back = job.transfers(lines, [x * s.travels(s.itemsize)], [x * s.itemsize], n)
     b = [s.heads * s.itemsize * lay.shard**2]
     steps = [job.transfers(panel, b, b) for panel in panels]
@@ -250,19 +279,21 @@ def _rows(job: Job) -> list[Prediction]:
         got = lines[rank].received([2 * x * s.travels(s.itemsize)])
         got += n * sum(panel[rank].received(b) for panel in panels)
         moving = n * (there[rank] + back[rank] + sum(mine))
-        found = Prediction(ends + under, under, moving, total, got)
+        found = Estimate(ends + under, under, moving, total, got)
         steps_of_chunk = [lines, lines, *panels]
         out.append(job.done(rank, steps_of_chunk, n, 3 * n, 1 + n * (3 + lay.panels), found))
     return out
 
 
-def _channel(job: Job) -> list[Prediction]:
+def _channel(job: Job) -> list[Estimate]:
     lay, s, size = job.layout, job.sizes, job.layout.size
-    widths = channel_widths(lay, s.channels, job.chunks)
-    last, each = len(widths) - 1, -(-len(widths) // GROUPS)
-    project, output = job.multiplication(-(-len(widths) // each))
-    wire, raw = [job.tile * s.travels(s.itemsize)], [job.tile * s.itemsize]
-    loads = [channel_loads(size, d, job.links.node) for d in widths]
+    grouped = channel_multiplication(lay, s.channels, job.chunks)
+    widths = [hi - lo for group in grouped for lo, hi in group]
+    last = len(widths) - 1
+    project, output = job.multiplication(len(grouped))
+    wire, raw = [lay.shard**2 * s.travels(s.itemsize)], [lay.shard**2 * s.itemsize]
+    moves = [load for (load,) in job.loads(MULTIPLICATION, "channel")]
+    loads = list(zip(moves[::2], moves[1::2], strict=True))
     there, back = ([job.transfers(x[i], wire, raw) for x in loads] for i in (0, 1))
     plane = lay.padded**2
     # A tile is as many blocks as its sides overlap with rows (columns) of tiles.
@@ -270,7 +301,8 @@ def _channel(job: Job) -> list[Prediction]:
     products = (rows if job.first else cols) * (rows + cols - gcd(rows, cols))
     out = []
     for rank in range(size):
-        own = [channels_of(rank, size, d) for d in widths]
+        shares = [share_of_channels(d, size, rank) for d in widths]
+        own = [hi - lo for lo, hi in shares]
         maths = [job.math(2 * plane * lay.padded * d, 3 * plane * s.itemsize * d) for d in own]
         core, ends = sum(maths), project + output
         total = ends + there[0][rank] + back[last][rank]
@@ -279,9 +311,9 @@ def _channel(job: Job) -> list[Prediction]:
             total += max(maths[i], beside)
         moving = sum(x[rank] for x in (*there, *back))
         got = sum(load[rank].received(wire) for both in loads for load in both)
-        found = Prediction(ends + core, core, moving, total, got)
+        found = Estimate(ends + core, core, moving, total, got)
         steps = [step for both in loads for step in both]
-        launches = -(-len(widths) // each) + len(widths) + 1
+        launches = len(grouped) + len(widths) + 1
         # Each channel of a and b is a transfer, of what a rank receives and as much that it sends.
         more = sum((2 * d - 1) * 2 * (size - 1) for d in own if d)
         done = 2 * len(widths), launches, found, more, products * len(widths)
@@ -289,7 +321,7 @@ def _channel(job: Job) -> list[Prediction]:
     return out
 
 
-def of_ranks(op: str, name: str, job: Job) -> list[Prediction]:
+def of_ranks(op: str, name: str, job: Job) -> list[Estimate]:
     """Model an op on every rank of its mesh.
 
     Args:
@@ -300,7 +332,6 @@ def of_ranks(op: str, name: str, job: Job) -> list[Prediction]:
     Returns:
         A prediction for each rank, in their order.
     """
-    route = name.removeprefix("panel-")
     if op == MULTIPLICATION:
-        return _channel(job) if name == "channel" else _panel_multiplication(job, route)
-    return _rows(job) if name == "rows" else _panel_attention(job, route)
+        return _channel(job) if name == "channel" else _panel_multiplication(job, name)
+    return _rows(job) if name == "rows" else _panel_attention(job, name)

@@ -18,7 +18,6 @@ Backward: results and planes go the same ways in reverse; every element has one 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -26,11 +25,10 @@ from torch import Tensor
 from foldcp.fabric.exchange import timeline
 from foldcp.fabric.exchange.pipeline import Move, ahead, behind
 from foldcp.fabric.mesh import Mesh
+from foldcp.layout.strategies import MULTIPLICATION, Sizes, channel_multiplication
 from foldcp.layout.tiles import PairLayout, Span
 from foldcp.layout.triangle_plans import channel_back_plan, channel_plan, tile_blocks
 from foldcp.planner.choice import chunks_taken
-from foldcp.planner.cost import GROUPS, MULTIPLICATION, Sizes
-from foldcp.planner.traffic import channel_widths
 from foldcp_kernels.core.chunking import chunk_bytes
 from foldcp_kernels.core.dispatch import compute_dtype
 from foldcp_kernels.triangle_attention import swapped
@@ -44,11 +42,7 @@ LABEL = "triangle_multiplication"
 
 
 def channel_chunks(z: Tensor, channels: int, layout: PairLayout, mesh: Mesh) -> list[list[Span]]:
-    """Chunks of channels (see `foldcp.planner.choice.chunk_count`) by group.
-
-    The planes of a group are projected together. A projection reads all of z again, in float32 as
-    many bytes as a and b of all channels have in bfloat16: one per chunk would do so more often,
-    fewer groups would hold more planes at a time.
+    """Cut channels in chunks, by the groups whose planes are projected together.
 
     Args:
         z: pair tile [B, T_r, T_c, C].
@@ -58,11 +52,7 @@ def channel_chunks(z: Tensor, channels: int, layout: PairLayout, mesh: Mesh) -> 
     """
     sizes = Sizes(z.element_size(), compute_dtype(z).itemsize, channels, wire=mesh.policy.wire)
     count = chunks_taken(MULTIPLICATION, "channel", layout, mesh, sizes, chunk_bytes(z.device))
-    widths = channel_widths(layout, channels, count)
-    ends = list(accumulate(widths))
-    spans = [(end - width, end) for end, width in zip(ends, widths, strict=True)]
-    each = -(-len(spans) // GROUPS)
-    return [spans[i : i + each] for i in range(0, len(spans), each)]
+    return channel_multiplication(layout, channels, count)
 
 
 def channel_products(

@@ -30,22 +30,21 @@ from torch import Tensor
 from foldcp.fabric.exchange.pipeline import Move, Regions, ahead, behind, chained
 from foldcp.fabric.mesh import Mesh
 from foldcp.fabric.transport.wire import FP8_THERE
-from foldcp.layout.tiles import PairLayout
+from foldcp.layout.cuts import line_chunks
+from foldcp.layout.strategies import ATTENTION, Sizes
+from foldcp.layout.tiles import PairLayout, Span
 from foldcp.layout.triangle_plans import (
-    key_panels,
-    line_chunks,
     rows_back_plan,
     rows_bias_plan,
     rows_plan,
 )
 from foldcp.planner.choice import chunks_taken
-from foldcp.planner.cost import ATTENTION, Sizes
+from foldcp.rings.key_panels import Panel, attend_step
 from foldcp_kernels.attention.carry import Carry
 from foldcp_kernels.core.chunking import chunk_bytes
 from foldcp_kernels.core.dispatch import compute_dtype
 from foldcp_kernels.triangle_attention import (
     TriangleAttentionWeights,
-    attend_lines,
     attended,
     key_mask,
     least_chunks,
@@ -108,7 +107,7 @@ def row_attention(
         whole = ahead(mesh, lines(), (_DIMS,) * count, LABEL, (wire, "raw")[:count])
         # Boxes are (rows, columns) of the tile: for the ending node, rows are keys. The first panel
         # of the next chunk is asked for before the lines of the one after it.
-        again = iter([(rows_bias_plan(layout, starting), bias)] * len(chunks))
+        again = iter([(None, rows_bias_plan(layout, starting), bias)] * len(chunks))
         dims, wires = ((2, 3) if starting else (3, 2),) * len(bias), ("raw",) * len(bias)
         panels = chained(mesh, again, dims, LABEL, wires)
         for chunk in chunks:
@@ -133,7 +132,7 @@ def row_attention(
 def _attended(
     x: Tensor,
     keep: Tensor | None,
-    panels: Iterator[Regions],
+    panels: Iterator[tuple[None, int, Regions]],
     w: TriangleAttentionWeights,
     layout: PairLayout,
 ) -> Tensor:
@@ -145,23 +144,24 @@ def _attended(
     parts, samples, _, width, _ = x.shape
     mine = project_normed(x.flatten(0, 1), w)
     (kv,) = (t.unflatten(0, (parts, samples)) for t in mine.kv)
-    spans = key_panels(layout)
-    last = max(t for t, (lo, hi) in enumerate(spans) if lo < hi)
     carry: Carry | None = None
-    for step, (lo, hi) in enumerate(spans):
-        (b,) = next(panels)
-        if lo == hi:
-            continue
-        part, keys = lo // width, slice(lo % width, lo % width + hi - lo)
+    for _ in range(layout.panels):
+        _, step, (bias,) = next(panels)
 
-        def of_all(t: Tensor, part: int = part, keys: slice = keys) -> Tensor:
-            return t[part, :, :, keys].expand(parts, *(-1,) * (t.ndim - 1)).flatten(0, 1)
+        def take(span: Span, bias: Tensor = bias, kv: Tensor = kv) -> Panel:
+            part, lo = divmod(span[0], width)
+            count = span[1] - span[0]
 
-        # Queries of a part have its share of the bias: [parts * B, H, T, K].
-        b = b[..., : hi - lo].unflatten(2, (parts, width)).permute(2, 0, 1, 3, 4).flatten(0, 1)
-        masked = None if keep is None else of_all(keep)
-        carry = attend_lines(mine, of_all(kv), b, masked, carry, step == last)
+            def of_all(t: Tensor) -> Tensor:
+                own = t[part, :, :, lo : lo + count]
+                return own.expand(parts, *(-1,) * own.ndim).flatten(0, 1)
+
+            # Queries of a part have its share of the bias: [parts * B, H, T, K].
+            b = bias[..., :count].unflatten(2, (parts, width)).permute(2, 0, 1, 3, 4).flatten(0, 1)
+            return of_all(kv), b, None if keep is None else of_all(keep)
+
+        carry = attend_step(step, mine, take, carry, layout)
     assert carry is not None
-    del mine, kv
+    del mine, kv, take
     out: Tensor = attended(carry).unflatten(0, (parts, samples))
     return out

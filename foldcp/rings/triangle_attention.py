@@ -17,27 +17,27 @@ Backward: the gradients of k, v and the bias are added up at their owners.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator
+from functools import partial
 
+import torch
 from torch import Tensor
 
 from foldcp.fabric.exchange.autograd import Dims
-from foldcp.fabric.exchange.pipeline import Move, Regions, chained
+from foldcp.fabric.exchange.pipeline import Regions, chained
 from foldcp.fabric.mesh import Mesh
+from foldcp.layout.schedule import Plan
+from foldcp.layout.strategies import ATTENTION, Sizes, panel_attention
 from foldcp.layout.tiles import PairLayout, Span
-from foldcp.layout.triangle_plans import key_panels, triangle_attention_plan
 from foldcp.planner.choice import chunks_taken, strategy
-from foldcp.planner.cost import ATTENTION, Sizes
-from foldcp.rings.row_attention import row_attention
+from foldcp.rings.key_panels import Panel, attend_step
+from foldcp.rings.row_attention import LABEL, row_attention
 from foldcp_kernels.attention.carry import Carry
-from foldcp_kernels.core import chunking
-from foldcp_kernels.core.chunking import chunk_bytes, map_chunks
+from foldcp_kernels.core.chunking import chunk_bytes
 from foldcp_kernels.core.dispatch import compute_dtype
 from foldcp_kernels.core.recompute import nothing
 from foldcp_kernels.triangle_attention import (
     TriangleAttentionWeights,
-    attend_lines,
     key_mask,
     least_chunks,
     line_output,
@@ -84,64 +84,49 @@ def triangle_attention(
         return row_attention(z, mask, w, starting, layout, mesh)
     route = name.removeprefix("panel-")
     dim, keep = (1 if starting else 2), key_mask(mask)
-    own_panels = layout.panels_of(starting)
+    own_panels, lines_of_tile = layout.panels_of(starting), z.shape[dim]
+
+    def along(x: Tensor) -> Tensor:
+        return x if starting else x.transpose(1, 2)
+
+    def chunk_of(x: Tensor, span: Span) -> Tensor:
+        return along(x.narrow(dim, span[0], span[1] - span[0]))
+
     # The bias lies as the lines read it: [B, H, T_r, panel], or for the ending node its transpose.
-    bias = bias_panels(z if starting else z.transpose(1, 2), w, own_panels)
+    bias = bias_panels(along(z), w, own_panels)
     if layout.size == 1:
-        length = lines_per_chunk(z, dim, w)
+        count = -(-lines_of_tile // lines_per_chunk(z, dim, w))
     else:
         made = Sizes(*sizes, w.q.shape[0], w.heads, mesh.policy.wire)
         count = chunks_taken(ATTENTION, name, layout, mesh, made, chunk_bytes(z.device))
-        length = -(-z.shape[dim] // max(count, least_chunks(z, dim, w)))
-    projected: deque[Lines] = deque()
+        count = max(count, least_chunks(z, dim, w))
 
-    def moves() -> Iterator[Move]:
-        for lo, hi in chunking.spans(z.shape[dim], length):
-            x = z.narrow(dim, lo, hi - lo)
-            x = x if starting else x.transpose(1, 2)
-            projected.append(project_lines(x, w, panels=own_panels))
-            plan = triangle_attention_plan(layout, starting, (lo, hi), route, keep is not None)
-            keys = () if keep is None else _key_panels(keep.narrow(dim, lo, hi - lo))
-            yield plan, (*projected[-1].kv, *bias, *keys)
-
-    def _key_panels(keep: Tensor) -> tuple[Tensor, ...]:
-        keep = keep if starting else keep.transpose(1, 2)
-        return tuple(k.contiguous() for k in keep.chunk(own_panels, 2))
+    def moves() -> Iterator[tuple[tuple[Span, Lines], Plan, tuple[Tensor, ...]]]:
+        for span, plan in panel_attention(layout, starting, count, route, keep is not None):
+            lines = project_lines(chunk_of(z, span), w, panels=own_panels)
+            keys = () if keep is None else chunk_of(keep, span).chunk(own_panels, 2)
+            yield (span, lines), plan, (*lines.kv, *bias, *(k.contiguous() for k in keys))
+            del lines
 
     # Boxes are (rows, columns) of the tile: for the ending node, rows are positions.
     keys, pairs = ((1, 2), (2, 3)) if starting else ((2, 1), (3, 2))
     kinds = ((keys, mesh.policy.wire), (pairs, "raw"), (keys, "raw"))[: 2 if keep is None else 3]
     dims: list[Dims] = [d for d, _ in kinds for _ in range(own_panels)]
     wires = [wire for _, wire in kinds for _ in range(own_panels)]
-    panels = chained(mesh, moves(), dims, "triangle_attention", wires)
-
-    def update(x: Tensor, chunk: Span) -> Tensor:
-        if starting:
-            return _lines(x, panels, projected, w, layout)
-        return _lines(x.transpose(1, 2), panels, projected, w, layout).transpose(1, 2)
-
-    out = map_chunks(z, dim, length, update)
-    assert next(panels, None) is None  # the last exchange ends
-    return out
-
-
-def _lines(
-    x: Tensor,
-    panels: Iterator[Regions],
-    projected: deque[Lines],
-    w: TriangleAttentionWeights,
-    layout: PairLayout,
-) -> Tensor:
-    """One chunk of lines [B, lines, positions, C] with its update, in place without gradients."""
-    spans_of_keys = key_panels(layout)
-    last = max(t for t, (lo, hi) in enumerate(spans_of_keys) if lo < hi)
     carry: Carry | None = None
-    for step, (lo, hi) in enumerate(spans_of_keys):
-        kv, b, *rest = next(panels)
-        if lo == hi:
-            continue
-        kv, b, masks = kv[:, :, : hi - lo], b[..., : hi - lo], [m[:, :, : hi - lo] for m in rest]
-        carry = attend_lines(projected[0], kv, b, masks[0] if masks else None, carry, step == last)
-    assert carry is not None
-    projected.popleft()
-    return line_output(x, carry, w)
+    updated = []  # in place without gradients
+    for (span, lines), step, regions in chained(mesh, moves(), dims, LABEL, wires):
+        carry = attend_step(step, lines, partial(_panel, regions), carry, layout)
+        if step + 1 == layout.panels:
+            assert carry is not None
+            updated.append(along(line_output(chunk_of(z, span), carry, w)))
+            carry = None
+        del lines
+    return torch.cat(updated, dim) if torch.is_grad_enabled() else z
+
+
+def _panel(regions: Regions, span: Span) -> Panel:
+    """Cut a panel to its real keys."""
+    count = span[1] - span[0]
+    kv, bias, *keep = regions
+    return kv[:, :, :count], bias[..., :count], keep[0][:, :, :count] if keep else None

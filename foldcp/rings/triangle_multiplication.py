@@ -19,13 +19,13 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from foldcp.fabric.exchange.pipeline import Move, Regions, chained
+from foldcp.fabric.exchange.pipeline import Regions, chained
 from foldcp.fabric.mesh import Mesh
-from foldcp.layout.plans import chunks
-from foldcp.layout.tiles import PairLayout, Span
-from foldcp.layout.triangle_plans import blocks_of_lines, triangle_multiplication_plan
+from foldcp.layout.cuts import blocks_of_lines
+from foldcp.layout.schedule import Plan
+from foldcp.layout.strategies import panel_multiplication
+from foldcp.layout.tiles import PairLayout
 from foldcp.planner.choice import strategy
-from foldcp.planner.cost import GROUPS, PIECES
 from foldcp.rings.channel_multiplication import LABEL, channel_products
 from foldcp_kernels.core.chunking import chunk_bytes
 from foldcp_kernels.core.dispatch import compute_dtype, default_impl
@@ -38,31 +38,6 @@ from foldcp_kernels.triangle_multiplication import (
     plane_panels,
 )
 from foldcp_kernels.triangle_multiplication import triangle_multiplication as local
-
-# Panels are cut in pieces of at least this part of a chunk's bytes: below it, latency and launches
-# cost more than the memory is worth.
-_PIECES_OF_CHUNK = 8
-
-
-def channel_groups(layout: PairLayout, channels: int, plane_bytes: int, least: int) -> list[Span]:
-    """Channels whose planes exist at the same time; a mesh keeps a quarter to make room for panels.
-
-    Args:
-        layout: the tiling.
-        channels: D.
-        plane_bytes: bytes of one channel of a tile.
-        least: bytes below which a panel is not cut.
-    """
-    many = layout.size > 1 and channels * plane_bytes >= GROUPS * least
-    return list(chunks(channels, GROUPS if many else 1))
-
-
-def channel_pieces(layout: PairLayout, channels: int, plane_bytes: int, least: int) -> int:
-    """Channel chunks of one group's exchange: received panels stay small beside the tile."""
-    if layout.size == 1:
-        return 1
-    panel = channels * plane_bytes * max(layout.mesh_rows, layout.mesh_cols) // layout.panels
-    return max(1, min(channels, PIECES, panel // least))
 
 
 def triangle_multiplication(
@@ -149,7 +124,7 @@ def _panel_products(
 ) -> Iterator[Tensor]:
     """The contraction over all panels, in chunks of channels."""
     channels = w.p_in.shape[0] // 2
-    plane_bytes = compute_dtype(z).itemsize * layout.tile_rows * layout.tile_cols
+    itemsize = compute_dtype(z).itemsize
     # With transposed planes the incoming update is the same product as the outgoing one: k is last
     # in memory, and each of its panels is contiguous.
     dims, own_panels = (1, 2, 3) if outgoing else (1, 3, 2), layout.panels_of(outgoing)
@@ -157,23 +132,22 @@ def _panel_products(
     if not outgoing:
         z, mask = z.transpose(1, 2), None if mask is None else mask.transpose(1, 2)
     masks = (None,) * blocks if mask is None else mask.chunk(blocks, 1)
-    least = chunk_bytes(z.device) // _PIECES_OF_CHUNK
+    largest = chunk_bytes(z.device)
 
-    def moves() -> Iterator[Move]:
-        for group in channel_groups(layout, channels, plane_bytes, least):
+    def moves() -> Iterator[tuple[None, Plan, tuple[Tensor, ...]]]:
+        groups = panel_multiplication(layout, channels, itemsize, outgoing, route, largest)
+        for group, plan in groups:
             planes: list[Tensor] = []
             for x, keep in zip(z.chunk(blocks, 1), masks, strict=True):
                 planes += plane_panels(x, keep, w, group, own_panels)
             d = group[1] - group[0]
-            pieces = channel_pieces(layout, d, plane_bytes, least)
-            plan = triangle_multiplication_plan(layout, d, outgoing, pieces, route)
-            yield plan, (*(p[:, :d] for p in planes), *(p[:, d:] for p in planes))
+            yield None, plan, (*(p[:, :d] for p in planes), *(p[:, d:] for p in planes))
             del planes
 
     sources = 2 * blocks * own_panels
     panels = chained(mesh, moves(), (dims,) * sources, LABEL, (mesh.policy.wire,) * sources)
     acc: Tensor | None = None
-    for step, regions in enumerate(panels):
+    for _, step, regions in panels:
         acc = _added(acc, regions, layout)
         if (step + 1) % layout.panels == 0:
             out, acc = acc.to(regions[0].dtype), None

@@ -66,7 +66,7 @@ def on_the_stand_in(mesh: Mesh, library: str) -> dict[str, Any]:
 
 def test_nccl_of_a_mesh(tmp_path: Path) -> None:
     library = compile_shared(SOURCES / "mock_nccl.cpp", tmp_path / LIBRARY)
-    found = run(2, 2, on_the_stand_in, str(library), transport="gloo")
+    found = run(2, 2, on_the_stand_in, str(library), transport="gloo", fresh=True)
     for rank, result in enumerate(found):
         assert result["same"] and result["name"] == "nccl"
         assert result["seconds"] < 5, found
@@ -80,7 +80,7 @@ def test_nccl_of_a_mesh(tmp_path: Path) -> None:
 
 def test_nccl_that_is_not_there() -> None:
     with pytest.raises(AssertionError, match="transport nccl cannot run here, rank 0: NCCL cannot"):
-        run(1, 2, missing, transport="gloo")
+        run(1, 2, missing, transport="gloo", fresh=True)
 
 
 def missing(mesh: Mesh) -> None:
@@ -102,7 +102,7 @@ def corrupting(mesh: Mesh, library: str) -> str:
 
 def test_a_link_that_corrupts_long_messages(tmp_path: Path) -> None:
     library = compile_shared(SOURCES / "mock_nccl.cpp", tmp_path / LIBRARY)
-    for said in run(1, 2, corrupting, str(library), transport="gloo"):
+    for said in run(1, 2, corrupting, str(library), transport="gloo", fresh=True):
         assert "rank 1: a trial exchange with rank 0 brought wrong numbers" in said
         assert "IOMMU or ACS" in said and "NCCL_P2P_DISABLE=1" in said
 
@@ -126,7 +126,7 @@ def gpus(mesh: Mesh, count: int) -> dict[str, Any]:
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_every_rank_takes_the_gpu_of_its_local_rank(count: int) -> None:
-    found = run(1, 2, gpus, count, transport="gloo")
+    found = run(1, 2, gpus, count, transport="gloo", fresh=True)
     assert [x["gpu"] for x in found] == ([0, 0] if count == 1 else [0, 1])
     for x in found:
         assert x["shared"] is None

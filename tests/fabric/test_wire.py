@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+from cutting import pad_tile, rand, valid, whole
 from ranks import run
-from test_ops import _pad_tile, _rand, _valid, _whole
 from torch import Tensor
 
 from foldcp.fabric.mesh import Mesh
@@ -35,16 +35,16 @@ def distances(mesh: Mesh, n: int) -> dict[str, tuple[float, float]]:
     layout = PairLayout(n, mesh.rows, mesh.cols, mesh.rank)
     g = torch.Generator().manual_seed(3)
     c, h = 32, 2
-    z, dout = _rand(g, 1, n, n, c), _rand(g, 1, n, n, c)
+    z, dout = rand(g, 1, n, n, c), rand(g, 1, n, n, c)
     mask = torch.ones(1, n, n, dtype=torch.float64)
-    keep = _pad_tile(mask, layout, (1, 2), 0.0)
+    keep = pad_tile(mask, layout, (1, 2), 0.0)
     shapes = {
         "triangle_multiplication": [(c,), (c,), (2 * c, c), (2 * c, c), (c,), (c,), (c, c), (c, c)],
         "triangle_attention": [(c,), (c,), (h, c), *[(c, c)] * 5],
     }
     out = {}
     for op, names in STRATEGIES.items():
-        ws = [_rand(g, *s) / c**0.5 + (len(s) == 1) for s in shapes[op]]
+        ws = [rand(g, *s) / c**0.5 + (len(s) == 1) for s in shapes[op]]
         for first in (True, False):
 
             def call(
@@ -63,20 +63,20 @@ def distances(mesh: Mesh, n: int) -> dict[str, tuple[float, float]]:
             leaf = z.clone().requires_grad_()
             want = call(leaf, None)
             (grad,) = torch.autograd.grad(want, leaf, dout)
-            want, grad = (_whole(x, layout, (1, 2)) for x in (want.detach() - z, grad - dout))
+            want, grad = (whole(x, layout, (1, 2)) for x in (want.detach() - z, grad - dout))
             for name in names[1:]:
                 field = op.removeprefix("triangle_")
                 chosen = mesh.with_policy(wire="fp8", **{field: name})
-                tile = _pad_tile(z, layout, (1, 2), 0.0)
+                tile = pad_tile(z, layout, (1, 2), 0.0)
                 with torch.no_grad():
                     got = call(tile.clone(), chosen) - tile
                 mine = tile.clone().requires_grad_()
                 back = torch.autograd.grad(
-                    call(mine, chosen), mine, _pad_tile(dout, layout, (1, 2), 0.0)
-                )[0] - _pad_tile(dout, layout, (1, 2), 0.0)
+                    call(mine, chosen), mine, pad_tile(dout, layout, (1, 2), 0.0)
+                )[0] - pad_tile(dout, layout, (1, 2), 0.0)
                 out[f"{op} {name} {first}"] = (
-                    _off(_valid(got, layout, (1, 2)), want),
-                    _off(_valid(back, layout, (1, 2)), grad),
+                    _off(valid(got, layout, (1, 2)), want),
+                    _off(valid(back, layout, (1, 2)), grad),
                 )
     return out
 

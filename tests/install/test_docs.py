@@ -19,6 +19,7 @@ from foldcp.cli.main import BENCHES
 from foldcp.config import VARIABLES, Config
 
 NAMES = [str(p.relative_to(ROOT)) for p in pages()] + ["CONTRIBUTING.md", "CHANGELOG.md"]
+NAMES += ["examples/README.md"]
 TEXTS = {name: (ROOT / name).read_text() for name in NAMES}
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.M | re.S)
 ARCHAIC = r"\b(told|gone|heard|dear|likewise|thereof|said of)\b"
@@ -49,7 +50,7 @@ def test_links_lead_somewhere(name: str) -> None:
             continue
         file, _, anchor = target.partition("#")
         path = (ROOT / name).parent / file if file else ROOT / name
-        assert path.is_file(), f"{name} links to {target}"
+        assert path.exists(), f"{name} links to {target}"
         assert not anchor or anchor in _slugs(path), f"{name} links to {target}"
 
 
@@ -70,6 +71,13 @@ def test_named_files_and_tests_exist(name: str) -> None:
         for test in re.findall(r"^test_\w+", code):
             files = (ROOT / "tests").rglob("test_*.py")
             assert any(f"def {test}(" in f.read_text() for f in files), f"{name} names {test}"
+
+
+def test_named_cases_exist() -> None:
+    (file,) = (ROOT / "tests").rglob("test_predict.py")
+    cases = set(re.findall(r'^ +"(\w+)": Wanted\(', file.read_text(), re.M))
+    named = set(re.findall(r"`\[(\w+)\]`", TEXTS["docs/features.md"]))
+    assert named and named <= cases
 
 
 def test_named_variables_exist() -> None:

@@ -1,6 +1,6 @@
 """The compile gate: every kernel for every chip, without a GPU.
 
-It takes minutes and comes first by its name, so that other tests run beside it (`make test`).
+It takes minutes and comes first (tests/conftest.py), so that other tests run beside it.
 """
 
 from __future__ import annotations
@@ -11,12 +11,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from bench import aot
 
 ROOT = Path(__file__).parents[2]
 CHIPS = "80,90,100,120"
 
 
+@pytest.mark.compile
+@pytest.mark.process
 def test_kernels_compile_for_every_chip(tmp_path: Path) -> None:
     """No spills, shared memory within the chip, tensor cores; the published table is current."""
     table = tmp_path / "aot.csv"

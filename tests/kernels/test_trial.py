@@ -178,6 +178,7 @@ answer(TRITON_CACHE_DIR="/proc/nowhere")
 """
 
 
+@pytest.mark.process
 def test_what_a_launch_of_triton_lacks(tmp_path: Path) -> None:
     """Triton itself, up to where it asks for the driver, on machines without its tools."""
     environ = {k: v for k, v in os.environ.items() if k not in ("CC", "TRITON_INTERPRET")}

@@ -17,9 +17,9 @@ from syncs import Tape
 from torch import Tensor
 
 from bench.block import randomised
-from bench.fake_device import fake_cuda
-from bench.fake_mesh import fake_mesh
 from bench.live_memory import features, few_chunks, onto, shapes_of_model
+from bench.synthetic.device import fake_cuda
+from bench.synthetic.mesh import fake_mesh
 from foldcp.boltz.families.swap import apply
 from foldcp.fabric.mesh import Mesh
 from foldcp.layout.tiles import PairLayout

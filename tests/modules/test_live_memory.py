@@ -10,8 +10,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bench.fake_device import fake_cuda
 from bench.live_memory import BYTES_PER_PAIR, SHARE_OF_2X2, TOKENS, measure
+from bench.synthetic.device import fake_cuda
 from foldcp_kernels.core.chunking import chunk_bytes
 
 N = TOKENS // 2

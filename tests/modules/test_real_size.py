@@ -53,7 +53,7 @@ def test_real_size_on_2x2(tmp_path: Path) -> None:
     finally:
         strict()
     del model
-    got = run(2, 2, predict, str(tmp_path), weights)[0]
+    got = run(2, 2, predict, str(tmp_path), weights, fresh=True)[0]
     compared = TOLERANCES.keys() & want.keys()
     assert {"coords", "plddt", "pae", "pde", "ptm", "iptm"} <= compared
     for key in compared:

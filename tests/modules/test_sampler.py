@@ -17,9 +17,9 @@ from syncs import Syncs, Tape
 from test_diffusion import Case, _shard, make_case, stock_sampler
 from torch import Tensor
 
-from bench.fake_device import fake_cuda
-from bench.fake_mesh import fake_mesh
 from bench.live_memory import features, few_chunks, onto, shapes_of_model, taken_as_finite
+from bench.synthetic.device import fake_cuda
+from bench.synthetic.mesh import fake_mesh
 from foldcp.boltz.families.swap import apply
 from foldcp.fabric.mesh import Mesh
 from foldcp.modules.diffusion import batch_size, superposition
@@ -76,7 +76,7 @@ def watched_and_short(mesh: Mesh) -> tuple[list[str], list[list[int]], Any]:
 @pytest.mark.parametrize(("rows", "cols"), [(1, 1), (2, 2)])
 def test_no_step_waits_and_all_ranks_decide_and_draw_alike(rows: int, cols: int) -> None:
     for rank, (found, sizes, drawn) in enumerate(
-        ranks.run(rows, cols, watched_and_short, transport="host")
+        ranks.run(rows, cols, watched_and_short, transport="host", fresh=True)
     ):
         assert found == [], f"rank {rank}"
         # At most 5 of 6; room for 4 on rank 0 and for 1 on the last of four; room for none.

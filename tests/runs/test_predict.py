@@ -22,7 +22,7 @@ from predict_runs import Case, Ended, run_cases
 from ranks import run
 from result_files import differences
 
-from bench.synthetic import write_checkpoint
+from bench.synthetic.checkpoint import write_checkpoint
 from foldcp import __version__
 from foldcp.boltz.api import predictions
 from foldcp.boltz.families.swap import apply

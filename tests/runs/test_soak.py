@@ -11,6 +11,7 @@ import pytest
 
 from bench.soak import PLANTS, growth, sample
 
+pytestmark = pytest.mark.soak
 COUNT = 12
 
 

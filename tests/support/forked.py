@@ -10,18 +10,17 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
-import traceback
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+
+from logged import fork, free_ports, place
 
 BLOCKS = 4  # of the trunk: loading 64 of them is most of a run's time
 LIMIT = 60  # seconds that a case may take
@@ -101,23 +100,9 @@ def _main() -> None:
     if not getattr(boltz.main, "foldcp_switched", False):
         sys.exit("the import hook is not installed here: pip install -e . --no-build-isolation")
     cases = json.load(sys.stdin)
-    ports = _free_ports()
+    ports = free_ports()
     ends = {name: asdict(_run(case, next(ports))) for name, case in cases.items()}
     json.dump(ends, sys.stdout)
-
-
-def _free_ports() -> Iterator[int]:
-    """Ports that nobody listens at, below those that connections are given."""
-    first = os.getpid() * 37
-    for number in range(20000):
-        port = 10000 + (first + number) % 20000
-        with socket.socket() as s:
-            s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                s.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-        yield port
 
 
 def _run(case: dict[str, Any], port: int) -> Ended:
@@ -125,9 +110,8 @@ def _run(case: dict[str, Any], port: int) -> Ended:
     with tempfile.TemporaryDirectory() as folder:
         children = {}
         for rank in range(case["world"]):
-            pid = os.fork()
-            if pid == 0:
-                _child(case, rank, port, Path(folder))
+            stdout = Path(folder, f"stdout{rank}")
+            pid = fork(Path(folder, f"stderr{rank}"), _child, case, rank, port, stdout=stdout)
             children[pid] = rank
         codes, times = [0] * len(children), []
         rig = case["rig"].split()
@@ -151,36 +135,22 @@ def _run(case: dict[str, Any], port: int) -> Ended:
     return Ended(codes, stderr, stdout, times[-1] - start, times[-1] - times[0])
 
 
-def _child(case: dict[str, Any], rank: int, port: int, folder: Path) -> None:
+def _child(case: dict[str, Any], rank: int, port: int) -> None:
     import boltz.main
 
-    for stream, number in (("stdout", 1), ("stderr", 2)):
-        file = os.open(folder / f"{stream}{rank}", os.O_WRONLY | os.O_CREAT)
-        os.dup2(file, number)
-    code = 1
-    try:
-        os.environ.update(_place(case, rank, port))
-        os.environ.update(case["environ"])
-        os.environ.update(case["rank_environ"].get(str(rank), {}))
-        os.chdir(case["rank_folder"].get(str(rank), "."))
-        arguments = [*case["arguments"], *case["rank_arguments"].get(str(rank), [])]
-        sys.argv = ["boltz", *arguments]
-        boltz.main.PairformerArgsV2 = partial(boltz.main.PairformerArgsV2, num_blocks=BLOCKS)
-        _rig(case["rig"])
-        if case["program"]:
-            sys.argv = ["program.py", *arguments]
-            exec(compile(case["program"], "program.py", "exec"), {"__name__": "__main__"})
-        else:
-            boltz.main.cli()
-        code = 0
-    except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else int(end.code is not None)
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+    os.environ.update(_place(case, rank, port))
+    os.environ.update(case["environ"])
+    os.environ.update(case["rank_environ"].get(str(rank), {}))
+    os.chdir(case["rank_folder"].get(str(rank), "."))
+    arguments = [*case["arguments"], *case["rank_arguments"].get(str(rank), [])]
+    sys.argv = ["boltz", *arguments]
+    boltz.main.PairformerArgsV2 = partial(boltz.main.PairformerArgsV2, num_blocks=BLOCKS)
+    _rig(case["rig"])
+    if case["program"]:
+        sys.argv = ["program.py", *arguments]
+        exec(compile(case["program"], "program.py", "exec"), {"__name__": "__main__"})
+    else:
+        boltz.main.cli()
 
 
 def _place(case: dict[str, Any], rank: int, port: int) -> dict[str, str]:
@@ -192,15 +162,7 @@ def _place(case: dict[str, Any], rank: int, port: int) -> dict[str, str]:
             "SLURM_NODELIST": "localhost",
             "SLURM_JOB_ID": str(port),
         }
-    if case["world"] == 1:
-        return {}
-    return {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(case["world"]),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
+    return place(rank, case["world"], port)
 
 
 def _rig(what: str) -> None:

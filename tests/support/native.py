@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import subprocess
-import traceback
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from foldcp.fabric.mesh import Mesh
 
 ROOT = Path(__file__).parents[2]
 CSRC = ROOT / "csrc"
@@ -84,81 +82,25 @@ def decode(message: Tensor, like: Tensor) -> Tensor:
 
 @dataclass
 class Place:
-    """A rank among the processes of `run_ranks`.
+    """A rank of a mesh, for cases that use the extension's operators alone.
 
     Args:
-        rank: of this process.
-        size: number of processes.
-        folder: that all see.
-        barrier: of all.
+        mesh: for meetings.
+        folder: that all ranks see.
     """
 
-    rank: int
-    size: int
+    mesh: Mesh
     folder: Path
-    barrier: Any
+
+    @property
+    def rank(self) -> int:
+        """Number of this rank."""
+        return self.mesh.rank
 
     def meet(self) -> None:
         """Wait for the others."""
-        self.barrier.wait(60)
+        self.mesh.barrier()
 
-    def gather(self, name: str, text: str) -> list[str]:
-        """Every rank's text; `name` must be new."""
-        (self.folder / f"{name}.{self.rank}").write_text(text)
-        self.meet()
-        return [(self.folder / f"{name}.{rank}").read_text() for rank in range(self.size)]
-
-
-def run_ranks(size: int, folder: Path, cases: dict[str, Callable[[Place], Any]]) -> dict[str, str]:
-    """Run cases one after the other in `size` processes.
-
-    Args:
-        size: number of processes.
-        folder: for what they share.
-        cases: functions at the top level of a module, by name.
-
-    Returns:
-        For each case what failed: tracebacks with their ranks, or "".
-    """
-    context = multiprocessing.get_context("spawn")
-    barrier, queue = context.Barrier(size), context.Queue()
-    places = [Place(rank, size, folder, barrier) for rank in range(size)]
-    processes = [context.Process(target=_serve, args=(p, cases, queue)) for p in places]
-    for process in processes:
-        process.start()
-    try:
-        told = [queue.get(timeout=300) for _ in places]
-    finally:
-        for process in processes:
-            process.join(10)
-            process.kill()
-    reports = {}
-    for name in cases:
-        texts = [(rank, failed.get(name, "not run")) for rank, failed in told]
-        # Ranks that only missed another one at the barrier come last.
-        texts.sort(key=lambda x: "BrokenBarrier" in x[1])
-        reports[name] = "\n".join(f"rank {rank}: {text}" for rank, text in texts if text)
-    return reports
-
-
-def _serve(place: Place, cases: dict[str, Callable[[Place], Any]], queue: Any) -> None:
-    torch.set_num_threads(1)
-    failed = {}
-    for name, case in cases.items():
-        before = dict(os.environ)
-        try:
-            place.meet()
-            case(place)
-            failed[name] = ""
-        except BaseException:  # pytest's failures are no Exceptions
-            failed[name] = traceback.format_exc()
-            place.barrier.abort()
-        for variable in set(os.environ) - set(before):
-            del os.environ[variable]
-        os.environ.update(before)
-        if failed[name]:
-            break
-    queue.put((place.rank, failed))
-    queue.close()
-    queue.join_thread()
-    os._exit(0)  # threads of an exchange that hangs may still be at work
+    def gather(self, text: str) -> list[str]:
+        """Collect every rank's text, in rank order."""
+        return self.mesh.all_gather_object(text)

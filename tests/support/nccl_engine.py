@@ -41,7 +41,7 @@ class Engine:
             os.environ[f"MOCK_NCCL_{variable.upper()}"] = str(value)
         order_nccl(os.environ)
         mine = self.ops.nccl_unique_id(self.library) if self.rank == 0 else ""
-        identifier = place.gather(f"{name}.ids", mine)[0]
+        identifier = place.gather(mine)[0]
         self.handle = self.ops.nccl_open(self.library, -1, self.rank, SIZE, identifier, 5, deadline)
 
     def post(self, flight: int, slot: int, sends: dict, recvs: dict) -> None:

@@ -14,8 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -23,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from logged import fork, free_ports, place
 
 LIMIT = 200  # seconds that a command may take
 BLOCKS = 2  # of the trunk; `boltz predict` gives it 64
@@ -86,9 +86,9 @@ def _main(folder: Path) -> None:
     import parity  # noqa: F401
 
     cases = {name: Case(**case) for name, case in json.load(sys.stdin).items()}
-    port = 20000 + os.getpid() % 20000
+    ports = free_ports()
     waiting = [
-        _Running(name, case, port + 10 * i, folder / f"log_{i}")
+        _Running(name, case, ports, folder / f"log_{i}")
         for i, (name, case) in enumerate(cases.items())
     ]
     running: list[_Running] = []
@@ -108,8 +108,8 @@ def _main(folder: Path) -> None:
 class _Running:
     """A case under way."""
 
-    def __init__(self, name: str, case: Case, port: int, log: Path) -> None:
-        self.name, self.case, self.port, self.log = name, case, port, log
+    def __init__(self, name: str, case: Case, ports: Iterator[int], log: Path) -> None:
+        self.name, self.case, self.ports, self.log = name, case, ports, log
         self.slots = max(1, case.ranks)
         self._left = list(case.commands)
         self._children: dict[int, int] = {}
@@ -125,12 +125,10 @@ class _Running:
         if arguments[0] == "remove":
             Path(arguments[1]).unlink(missing_ok=True)
             return
-        self.port += 1
+        port = next(self.ports)
         for rank in range(self.slots):
-            pid = os.fork()
-            if pid == 0:
-                _child(self.case, arguments, rank, self.port, self.log)
-            self._children[pid] = rank
+            log = Path(f"{self.log}_{rank}")
+            self._children[fork(log, _child, self.case, arguments, rank, port)] = rank
 
     def step(self) -> bool:
         """Look after the processes; returns whether the case has ended."""
@@ -155,37 +153,19 @@ class _Running:
         return Ended(self._codes, output, round(time.monotonic() - self._begun, 1))
 
 
-def _child(case: Case, arguments: list[str], rank: int, port: int, log: Path) -> None:
-    file = os.open(f"{log}_{rank}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
-    code = 1
-    try:
-        import boltz.main
+def _child(case: Case, arguments: list[str], rank: int, port: int) -> None:
+    import boltz.main
 
-        os.environ.update(case.environ)
-        sys.argv = ["boltz", *arguments]
-        # Without --seed every rank begins elsewhere; they must do as the root, which is rank 0.
-        torch.manual_seed(100 + rank)
-        np.random.seed(100 + rank)
-        random.seed(100 + rank)
-        _rig(case)
-        if case.ranks:
-            os.environ["FOLDCP"] = "1"
-            place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": case.ranks}
-            place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-            if case.ranks > 1:
-                os.environ.update({name: str(value) for name, value in place.items()})
-        boltz.main.cli.main()
-        code = 0
-    except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else int(end.code is not None)
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+    os.environ.update(case.environ)
+    sys.argv = ["boltz", *arguments]
+    # Without --seed every rank begins elsewhere; they must do as the root, which is rank 0.
+    torch.manual_seed(100 + rank)
+    np.random.seed(100 + rank)
+    random.seed(100 + rank)
+    _rig(case)
+    if case.ranks:
+        os.environ.update({"FOLDCP": "1", **place(rank, case.ranks, port)})
+    boltz.main.cli.main()
 
 
 def _rig(case: Case) -> None:

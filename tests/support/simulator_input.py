@@ -25,13 +25,13 @@ from foldcp.fabric.exchange.pipeline import Move, ahead, behind
 from foldcp.fabric.transport.pool import Pool
 from foldcp.fabric.transport.program import Program
 from foldcp.fabric.transport.wire import Message, staging_bytes
+from foldcp.layout.cuts import line_chunks
 from foldcp.layout.plans import root_plan
 from foldcp.layout.schedule import Plan
 from foldcp.layout.tiles import Box, PairLayout
 from foldcp.layout.triangle_plans import (
     channel_back_plan,
     channel_plan,
-    line_chunks,
     rows_back_plan,
     rows_bias_plan,
     rows_plan,

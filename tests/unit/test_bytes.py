@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from bench.bytes_moved import MESHES, OPS, one_rank, strategies
+from foldcp.layout.strategies import Sizes
 from foldcp.layout.tiles import PairLayout
 from foldcp.planner.choice import received
-from foldcp.planner.cost import Sizes
 
 N = 288  # a multiple of every mesh: without padding, messages have no alignment gaps
 CASES = [(op, name) for op in OPS for name in strategies(op)]

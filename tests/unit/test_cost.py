@@ -2,64 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise, product
+from typing import Any
 
 import pytest
 import torch
 
 from bench import roofline
-from bench.fake_mesh import fake_mesh
+from bench.synthetic.mesh import fake_mesh
 from foldcp.fabric.policy import STRATEGIES
-from foldcp.layout import triangle_plans as plans
-from foldcp.layout.plans import chunks
+from foldcp.layout.cuts import channel_widths
 from foldcp.layout.schedule import Plan, volume
+from foldcp.layout.strategies import exchanges
 from foldcp.layout.tiles import PairLayout
-from foldcp.planner import rates
-from foldcp.planner.choice import chunk_count, predict, received, strategy
-from foldcp.planner.cost import ATTENTION, MULTIPLICATION, Sizes
+from foldcp.layout.volumes import Load, cannon_tiles, volumes
+from foldcp.planner import choice, rates
+from foldcp.planner.choice import chunk_count, estimate, received, strategy
+from foldcp.planner.cost import ATTENTION, CHUNK_BYTES, MULTIPLICATION, Estimate, Job, Sizes
 from foldcp.planner.rates import BLACKWELL, CHIPS, H100, HOPPER, NDR, NVLINK4, PCIE4, Link, Links
-from foldcp.planner.traffic import (
-    Load,
-    bias_loads,
-    cannon_tiles,
-    channel_loads,
-    channel_widths,
-    line_loads,
-    panel_loads,
-)
 from foldcp.rings.channel_multiplication import channel_chunks
+from foldcp_kernels.core.chunking import set_chunk_bytes
 
 MESHES = [(r, q) for r in range(1, 17) for q in range(1, 17) if 1 < r * q <= 16]
 CASES = [(op, name) for op, names in STRATEGIES.items() for name in names[1:]]
 TILE = 128 * 2  # bytes of a pair of a or b in bf16
-
-
-def parts(
-    op: str, name: str, layout: PairLayout, s: Sizes, first: bool, count: int
-) -> Iterator[tuple[Plan, tuple[int, ...]]]:
-    """The plans of an op and the bytes of an element of each source."""
-    route, e = name.removeprefix("panel-"), s.itemsize
-    if name == "channel":
-        for width in channel_widths(layout, s.channels, count):
-            yield plans.channel_plan(layout, width, first), (e, e)
-            yield plans.channel_back_plan(layout, width), (e,) * layout.size
-    elif op == MULTIPLICATION:
-        plan = plans.triangle_multiplication_plan(layout, s.channels, first, 1, route)
-        yield plan, (e,) * len(plan.owned)
-    elif name == "rows":
-        for chunk in plans.line_chunks(layout, first, count):
-            yield plans.rows_plan(layout, first, chunk, 1), (s.channels * e,)
-            yield plans.rows_back_plan(layout, first, chunk), (s.channels * e,)
-            plan = plans.rows_bias_plan(layout, first)
-            yield plan, (s.heads * e,) * len(plan.owned)
-    else:
-        lines = layout.tile_rows if first else layout.tile_cols
-        for chunk in chunks(lines, count):
-            plan = plans.triangle_attention_plan(layout, first, chunk, route)
-            panels = len(plan.owned) // 2
-            yield plan, (2 * s.channels * e,) * panels + (s.heads * e,) * panels
 
 
 @pytest.mark.parametrize(("op", "name"), CASES)
@@ -74,65 +42,48 @@ def test_bytes_are_those_of_the_plans(op: str, name: str) -> None:
         modelled = received(op, name, layouts[0], sizes, first, count)
         for layout in layouts:
             planned = sum(
-                volume(piece.box) * weights[piece.source]
-                for plan, weights in parts(op, name, layout, sizes, first, count)
-                for step in plan.steps
+                volume(piece.box) * moved.wire[moved.kinds[piece.source]]
+                for moved in exchanges(op, name, layout, sizes, first, count, CHUNK_BYTES)
+                for step in moved.plan.steps
                 for piece in step.recvs
             )
             assert modelled[layout.rank] == planned, (rows, cols, first, layout.rank)
 
 
-def counted(plan: Plan, step: int, kinds: int, node: int) -> Load:
+def counted(plan: Plan, step: int, kinds: tuple[int, ...], node: int) -> Load:
     """The load of a step of a plan."""
-    elements = [[0] * 4 for _ in range(kinds)]
+    elements = [[0] * 4 for _ in range(max(kinds) + 1)]
     messages = [set(), set()]
     for pieces, at in ((plan.steps[step].recvs, 0), (plan.steps[step].sends, 2)):
         for piece in pieces:
             far = piece.peer // node != plan.rank // node
-            # Sources of one kind follow one another.
-            kind = piece.source * kinds // len(plan.owned)
-            elements[kind][at + far] += volume(piece.box)
+            elements[kinds[piece.source]][at + far] += volume(piece.box)
             if at == 0:
                 messages[far].add(piece.peer)
     return Load(tuple(tuple(k) for k in elements), (len(messages[0]), len(messages[1])))
 
 
-@pytest.mark.parametrize("first", [True, False])
-def test_loads_are_those_of_the_plans(first: bool) -> None:
-    node = 3
-    for rows, cols in ((1, 4), (2, 2), (2, 3), (3, 3), (2, 4), (4, 2)):
-        size, mesh = rows * cols, (rows, cols, first)
-        for rank in range(size):
-            layout = PairLayout(size, rows, cols, rank)
-            for route in ("direct", "ring"):
-                plan = plans.triangle_multiplication_plan(layout, 1, first, 1, route)
-                for step, load in enumerate(panel_loads(*mesh, route, node)):
-                    expected = counted(plan, step, 2, node)
-                    # The incoming update has its own lines in b, source 1.
-                    kinds = expected.elements if first else expected.elements[::-1]
-                    assert load[rank] == replace(expected, elements=kinds), (rows, cols, route)
-            plan = plans.rows_bias_plan(layout, first)
-            for step, load in enumerate(bias_loads(*mesh, node)):
-                assert load[rank] == counted(plan, step, 1, node)
-            (chunk,) = plans.line_chunks(layout, first, 1)
-            lines = line_loads(*mesh, node)[rank]
-            assert lines == counted(plans.rows_plan(layout, first, chunk, 1), 0, 1, node)
-            assert lines == counted(plans.rows_back_plan(layout, first, chunk), 0, 1, node)
-            # Units of channels are tiles, of one token per shard.
-            there, back = (loads[rank] for loads in channel_loads(size, size + 1, node))
-            plan = counted(plans.channel_plan(layout, size + 1, first), 0, 2, node)
-            a_and_b = [sum(x) for x in zip(*plan.elements, strict=True)]
-            assert [x * size for x in there.elements[0]] == a_and_b
-            assert there.messages == plan.messages
-            plan = counted(plans.channel_back_plan(layout, size + 1), 0, 1, node)
-            assert tuple(x * size for x in back.elements[0]) == plan.elements[0]
-            assert back.messages == plan.messages
+@pytest.mark.parametrize(("op", "name"), CASES)
+def test_loads_are_those_of_the_plans(op: str, name: str) -> None:
+    """Of every rank, step and exchange: what the model prices is what a rank's own plan says."""
+    node, sizes = 3, Sizes(channels=7)
+    for (rows, cols), first in product(((1, 4), (2, 2), (2, 3), (3, 3), (2, 4)), (True, False)):
+        size = rows * cols
+        given = sizes, first, 2, CHUNK_BYTES
+        of_ranks = [
+            list(exchanges(op, name, PairLayout(2 * size, rows, cols, rank), *given))
+            for rank in range(size)
+        ]
+        for moves in zip(*of_ranks, strict=True):
+            for step, load in enumerate(volumes(moves[0].plan.schedule, moves[0].kinds, node)):
+                expected = [counted(x.plan, step, x.kinds, node) for x in moves]
+                assert list(load) == expected, (rows, cols, first, step)
 
 
 def mean(name: str, size: int, op: str = MULTIPLICATION, n: int = 1024, wire: str = "raw") -> float:
     side = int(size**0.5)
     layout = PairLayout(n * side, side, side, 0)
-    return predict(op, name, layout, Sizes(wire=wire)).received_bytes / (n * n)
+    return estimate(op, name, layout, Sizes(wire=wire)).received_bytes / (n * n)
 
 
 def test_channels_move_less_the_more_ranks_there_are() -> None:
@@ -177,7 +128,7 @@ def test_auto_is_the_cheapest(op: str, route: str) -> None:
     for shape, n in product([(1, 2), (2, 2), (4, 4), (8, 8), (16, 16)], (64, 1024, 4096)):
         layout = PairLayout(n * shape[1], *shape, 0)
         totals = {
-            name: sum(predict(op, name, layout, first=first).total_s for first in (True, False))
+            name: sum(estimate(op, name, layout, first=first).total_s for first in (True, False))
             for name in (f"panel-{route}", other)
         }
         name = strategy(op, layout, fake_mesh(*shape, 0, "meta", route), 4, 2)
@@ -201,7 +152,7 @@ def test_named_strategies_are_taken() -> None:
 def test_what_is_faster_never_takes_longer(op: str, name: str) -> None:
     def totals(change: Callable[[float], Links]) -> list[float]:
         layout = PairLayout(4096, 4, 4, 0)
-        return [predict(op, name, layout, links=change(x)).total_s for x in (0.25, 1, 4, 1e9)]
+        return [estimate(op, name, layout, links=change(x)).total_s for x in (0.25, 1, 4, 1e9)]
 
     near = totals(lambda x: Links(replace(NVLINK4, gbs=NVLINK4.gbs * x), NDR))
     far = totals(lambda x: Links(NVLINK4, replace(NDR, gbs=NDR.gbs * x)))
@@ -212,18 +163,18 @@ def test_what_is_faster_never_takes_longer(op: str, name: str) -> None:
     # With links that cost nothing, math and what packs for them is left.
     free = Links(Link("free", 1e12, 0), Link("free", 1e12, 0))
     chip = replace(H100, tbs=1e9, host=0)
-    ideal = predict(op, name, PairLayout(4096, 4, 4, 0), chip=chip, links=free)
+    ideal = estimate(op, name, PairLayout(4096, 4, 4, 0), chip=chip, links=free)
     assert ideal.total_s == pytest.approx(ideal.compute_s, rel=1e-6)
 
 
 @pytest.mark.parametrize(("op", "name"), CASES)
 def test_transfers_run_under_math(op: str, name: str) -> None:
     layout = PairLayout(8192, 2, 2, 0)
-    p = predict(op, name, layout)
+    p = estimate(op, name, layout)
     assert 0 < p.exposed_s < 0.9 * p.transfer_s
     # Where the link is the limit, math hides instead: of panels all but what has no next step.
     slow = Link("slow", 1, 0)
-    p = predict(op, name, layout, links=Links(slow, slow))
+    p = estimate(op, name, layout, links=Links(slow, slow))
     hidden = p.transfer_s - p.exposed_s
     assert 0.2 * p.core_s < hidden <= p.core_s * (1 + 1e-9)
 
@@ -234,11 +185,11 @@ def test_attention_hides_its_transfers() -> None:
         layout = PairLayout(2 * n, 2, 2, 0)
         name = strategy(ATTENTION, layout, fake_mesh(2, 2, 0, "meta"), 4, 2)
         for first in (True, False):
-            p = predict(ATTENTION, name, layout, first=first)
+            p = estimate(ATTENTION, name, layout, first=first)
             assert p.efficiency >= 0.85, (n, name, p)
             assert p.exposed_s == pytest.approx(p.total_s - p.compute_s)
     # The bound means something: it does not hold over PCIe.
-    slow = predict(ATTENTION, name, PairLayout(2048, 2, 2, 0), links=Links(PCIE4, NDR))
+    slow = estimate(ATTENTION, name, PairLayout(2048, 2, 2, 0), links=Links(PCIE4, NDR))
     assert slow.efficiency < 0.5
 
 
@@ -273,5 +224,35 @@ def test_chunks_cost_the_host() -> None:
     for host, count in ((0, 2), (1, 1)):
         chip = replace(H100, host=host)
         assert chunk_count(ATTENTION, "rows", 1024, shape, Sizes(), chip) == count
-    p = predict(MULTIPLICATION, "channel", PairLayout(2048, 2, 4, 0), chip=replace(H100, host=100))
+    p = estimate(MULTIPLICATION, "channel", PairLayout(2048, 2, 4, 0), chip=replace(H100, host=100))
     assert p.total_s == p.host_s > p.compute_s
+
+
+def test_the_model_prices_the_run_that_happens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """FOLDCP_CHUNK_MB changes how a ring cuts panels, and so what each strategy costs."""
+    priced: list[int] = []
+    done = Job.done
+
+    def recorded(job: Job, rank: int, loads: Any, times: int, *rest: Any) -> Estimate:
+        priced.append(times * len(loads))
+        return done(job, rank, loads, times, *rest)
+
+    monkeypatch.setattr(Job, "done", recorded)
+    layout, steps = PairLayout(2048, 2, 2, 0), {}
+    for megabytes in (8, 32, 256, 1024):
+        largest = megabytes * 10**6
+        for name in ("panel-direct", "panel-ring"):
+            priced.clear()
+            estimate(MULTIPLICATION, name, layout, chunk_bytes=largest)
+            planned = exchanges(MULTIPLICATION, name, layout, Sizes(), True, 1, largest)
+            steps[megabytes] = sum(len(x.plan.steps) for x in planned)
+            assert set(priced) == {steps[megabytes]}, (megabytes, name)
+    assert steps[8] == steps[32] > steps[256] > steps[1024]
+    asked: list[int] = []
+    monkeypatch.setattr(choice, "cheapest", lambda *args: asked.append(args[-1]) or "channel")
+    set_chunk_bytes(12_345_678)
+    try:
+        strategy(MULTIPLICATION, layout, fake_mesh(2, 2, 0, "meta"), 4, 2)
+    finally:
+        set_chunk_bytes(None)
+    assert asked == [12_345_678]

@@ -212,6 +212,7 @@ def test_unusable_variables_are_named(variables: dict[str, str], told: str) -> N
         Place.find(variables)
 
 
+@pytest.mark.process
 def test_a_rank_that_is_alone_says_for_whom_it_waits(tmp_path: Path) -> None:
     """As in the shell of `srun --ntasks=4 --pty`, where nothing starts the other ranks."""
     code = (

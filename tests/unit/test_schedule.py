@@ -7,7 +7,8 @@ from math import lcm
 
 import pytest
 
-from bench.fake_mesh import fake_mesh
+from bench.synthetic.mesh import fake_mesh
+from foldcp.layout.cuts import line_chunks
 from foldcp.layout.plans import partials_plan, root_plan, slots_plan, token_plan, transpose_plan
 from foldcp.layout.schedule import Plan, intersect, volume
 from foldcp.layout.tiles import Box, PairLayout
@@ -15,7 +16,6 @@ from foldcp.layout.triangle_plans import (
     channel_back_plan,
     channel_plan,
     key_panels,
-    line_chunks,
     rows_back_plan,
     rows_bias_plan,
     rows_plan,

@@ -32,11 +32,11 @@ class Prediction:
     """The prediction of one input: M samples, the most confident first.
 
     Args:
-        name: of the input.
+        name: name of the input.
         coords: [M, A, 3], float32, angstrom.
         plddt: [M, N], 0 to 1, per token.
         pae: [M, N, N], angstrom, row: the token aligned on.
-        pde: [M, N, N], angstrom. Boltz-1 gives them where it is asked to (`write_full_pae`,
+        pde: [M, N, N], angstrom. Boltz-1 gives pae and pde if asked to (`write_full_pae`,
             `write_full_pde`), else they are None.
         scores: by Boltz's names, each [M]: confidence_score, ptm, iptm, ligand_iptm, protein_iptm,
             complex_plddt, complex_iplddt, complex_pde, complex_ipde.

@@ -50,19 +50,20 @@ def load(
 ) -> Model:
     """Prepare one of Boltz's models for predictions; under torchrun every rank calls it.
 
-    FOLDCP_* variables mean what they mean for `boltz predict`; torchrun starts the ranks.
+    FOLDCP_* variables have the same meaning as for `boltz predict`; torchrun starts the ranks.
 
     Args:
         model: "boltz2" or "boltz1".
-        checkpoint: file of its weights; None: Boltz's own, which the first prediction downloads.
-        cache: folder of weights and molecules; None: Boltz's choice, BOLTZ_CACHE or ~/.boltz.
-        accelerator: "gpu" or "cpu"; None: a GPU where one is visible.
+        checkpoint: file of the weights. None: Boltz's own, which the first prediction downloads.
+        cache: folder of weights and molecules. None: Boltz's choice, BOLTZ_CACHE or ~/.boltz.
+        accelerator: "gpu" or "cpu". None: a GPU if one is visible.
 
     Returns:
         The model; its weights are loaded with each prediction.
 
     Raises:
-        UserError: Boltz, the checkpoint, or a variable's value is not what can be used.
+        UserError: Boltz is missing or not supported, there is no such checkpoint, or a FOLDCP_*
+            variable has a wrong value.
     """
     if model not in MODELS:
         raise UserError(f"there is no model {model!r}: use {' or '.join(MODELS)}")
@@ -84,7 +85,7 @@ def load(
 
 
 class Model:
-    """One of Boltz's models, as `load` makes it.
+    """A model of Boltz that predicts; `load` makes it.
 
     Args:
         main: `boltz.main`, switched over.
@@ -112,21 +113,21 @@ class Model:
         """Fold one complex; under torchrun every rank calls it, with the same arguments.
 
         Args:
-            data: path of a YAML or FASTA file, or what would stand in a YAML file, as a dict.
-            seed: of everything random; the program's own generators are then left as they were.
+            data: path of a YAML or FASTA file, or the contents of a YAML file as a dict.
+            seed: seed of all random draws. The program's own generators are left as they were.
             recycling_steps: times the trunk runs again on its own result.
             sampling_steps: denoising steps of the sampler.
             diffusion_samples: structures to sample.
-            out_dir: keep the files of `boltz predict` there; None: they are removed.
-            name: of the input, where `data` is a dict.
+            out_dir: folder that keeps the files of `boltz predict`. None: they are removed.
+            name: name of the input if `data` is a dict.
             options: any other option of `boltz predict`, such as `use_msa_server=True`.
 
         Returns:
             The prediction on rank 0, None on the others.
 
         Raises:
-            UserError: what is wrong with the input or the options, or why it could not be folded.
-                With several ranks anything else that happens ends all of them, with one message.
+            UserError: the input or an option is wrong, or the input could not be folded; the text
+                says why. With several ranks any other failure ends all of them, with one message.
         """
         options |= {"seed": seed, "recycling_steps": recycling_steps}
         options |= {"sampling_steps": sampling_steps, "diffusion_samples": diffusion_samples}

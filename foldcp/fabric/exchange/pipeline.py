@@ -19,6 +19,7 @@ Backward: each exchange is a node of its own; all ranks run the nodes in the rev
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -28,49 +29,57 @@ from foldcp.fabric.exchange.autograd import Dims, Exchange, fetch, stream
 from foldcp.fabric.mesh import Mesh
 from foldcp.layout.schedule import Plan
 
+Made = TypeVar("Made")
 Move = tuple[Plan, tuple[Tensor, ...]]
 Regions = tuple[Tensor, ...]
 
 
 def chained(
-    mesh: Mesh, moves: Iterator[Move], dims: Sequence[Dims], label: str, wires: Sequence[str]
-) -> Iterator[Regions]:
-    """Yield the regions of all steps of one exchange after the other.
+    mesh: Mesh,
+    moves: Iterator[tuple[Made, Plan, tuple[Tensor, ...]]],
+    dims: Sequence[Dims],
+    label: str,
+    wires: Sequence[str],
+) -> Iterator[tuple[Made, int, Regions]]:
+    """Run exchanges of several steps one after the other.
 
     Args:
         mesh: the mesh.
-        moves: plan and sources of each exchange, made when asked for; the sources of two exist at
-            the last step of one.
+        moves: what the loop needs beside the regions, plan and sources of each exchange, made when
+            asked for; the sources of two exist at the last step of one.
         dims: as of `foldcp.fabric.exchange.autograd.stream`, the same for all.
         label: as of `foldcp.fabric.exchange.autograd.stream`, the same for all.
         wires: as of `foldcp.fabric.exchange.autograd.stream`, the same for all.
 
     Returns:
-        An iterator over steps; each item has one tensor per want, valid until it is advanced. With
-        gradients on, no exchange runs ahead.
+        An iterator over (what came with the move, step, one tensor per want), valid until it is
+        advanced. With gradients on, no exchange runs ahead.
 
     Source: docs/design/exchanges-and-transports.md.
     """
-    if torch.is_grad_enabled():
-        for plan, sources in moves:
-            yield from stream(mesh, plan, sources, dims, label, wires)
+    if torch.is_grad_enabled() or mesh.size == 1:
+        for made, plan, sources in moves:
+            if plan.given is not None and not torch.is_grad_enabled():
+                yield made, 0, tuple(sources[i] for i in plan.given)
+                continue
+            for step, held in enumerate(stream(mesh, plan, sources, dims, label, wires)):
+                yield made, step, held
+                del held
+            del made, sources
         return
 
-    if mesh.size == 1:
-        yield from _alone(mesh, moves, dims, label, wires)
-        return
-
-    def begin() -> Exchange | None:
+    def begin() -> tuple[Made, Exchange] | None:
         move = next(moves, None)
         if move is None:
             return None
-        exchange = Exchange(mesh, *move, dims, label, wires)
+        made, plan, sources = move
+        exchange = Exchange(mesh, plan, sources, dims, label, wires)
         exchange.start(0)
-        return exchange
+        return made, exchange
 
     following = begin()
-    while (exchange := following) is not None:
-        following = None
+    while following is not None:
+        (made, exchange), following = following, None
         with exchange:
             for step in range(1, len(exchange.plan.steps) + 1):
                 held = exchange.wait()
@@ -79,7 +88,7 @@ def chained(
                 else:
                     following = begin()
                 with timeline.math(label, step - 1):
-                    yield held
+                    yield made, step - 1, held
 
 
 def ahead(
@@ -137,16 +146,6 @@ def behind(
         del arrived
     if under_way is not None:
         yield next(under_way)
-
-
-def _alone(
-    mesh: Mesh, moves: Iterator[Move], dims: Sequence[Dims], label: str, wires: Sequence[str]
-) -> Iterator[Regions]:
-    for plan, sources in moves:
-        if plan.given is None:
-            yield from stream(mesh, plan, sources, dims, label, wires)
-        else:
-            yield tuple(sources[i] for i in plan.given)
 
 
 def _one_by_one(

@@ -1,0 +1,138 @@
+"""Cut the work of each strategy: groups and pieces of channels, chunks of lines. Integers only."""
+
+from __future__ import annotations
+
+from foldcp.layout.tiles import PairLayout, Span
+
+# Triangle multiplication keeps the planes of a quarter of the channels at a time, to make room for
+# panels; a group is cut in as many pieces at most.
+GROUPS, PIECES = 4, 8
+# Below this part of a chunk's bytes panels are not cut: latency and launches would cost more than
+# the memory is worth.
+_PIECES_OF_CHUNK = 8
+_MOST_PRODUCTS = 4  # of a panel
+# Chunks of channels and of lines, at most. Each chunk of lines fetches its part of the bias again,
+# of `rows` the whole bias, H N^2 elements: P / 32 tiles at 4 heads and 128 channels.
+_MOST_CHUNKS, _MOST_LINE_CHUNKS = 16, 8
+
+
+def chunks(length: int, count: int) -> tuple[Span, ...]:
+    """Cut `length` in at most `count` spans of (nearly) equal size; at least one span."""
+    width = max(1, -(-length // max(1, count)))
+    return tuple((i, min(i + width, length)) for i in range(0, max(length, 1), width))
+
+
+def channel_groups(
+    layout: PairLayout, channels: int, itemsize: int, chunk_bytes: int
+) -> tuple[Span, ...]:
+    """Cut channels in the groups whose planes exist at the same time.
+
+    Args:
+        layout: the tiling.
+        channels: D.
+        itemsize: bytes of an element of a plane.
+        chunk_bytes: largest temporary of a chunk.
+    """
+    planes = channels * itemsize * layout.tile_rows * layout.tile_cols
+    many = layout.size > 1 and planes >= GROUPS * (chunk_bytes // _PIECES_OF_CHUNK)
+    return chunks(channels, GROUPS if many else 1)
+
+
+def channel_pieces(layout: PairLayout, channels: int, itemsize: int, chunk_bytes: int) -> int:
+    """Return the channel chunks of one group's exchange: panels stay small beside the tile.
+
+    Args:
+        layout: the tiling.
+        channels: of the group.
+        itemsize: bytes of an element of a plane.
+        chunk_bytes: largest temporary of a chunk.
+    """
+    if layout.size == 1:
+        return 1
+    plane = itemsize * layout.tile_rows * layout.tile_cols
+    panel = channels * plane * max(layout.mesh_rows, layout.mesh_cols) // layout.panels
+    return max(1, min(channels, PIECES, panel // max(1, chunk_bytes // _PIECES_OF_CHUNK)))
+
+
+def channel_widths(layout: PairLayout, channels: int, count: int) -> tuple[int, ...]:
+    """Return the channels of each chunk of the strategy "channel".
+
+    A chunk has a multiple of P channels; the last may have fewer.
+
+    Args:
+        layout: the tiling.
+        channels: D.
+        count: chunks, at most.
+    """
+    width = layout.size * -(-channels // (layout.size * count))
+    return tuple(min(width, channels - lo) for lo in range(0, channels, width))
+
+
+def share_of_channels(channels: int, size: int, rank: int) -> Span:
+    """Return a rank's share of the channels (none where there are more ranks).
+
+    Args:
+        channels: of a chunk.
+        size: number of ranks.
+        rank: whose share.
+    """
+    return channels * rank // size, channels * (rank + 1) // size
+
+
+def blocks_of_lines(layout: PairLayout, outgoing: bool) -> int:
+    """In how many blocks the planes of triangle multiplication are written, by their lines.
+
+    As many as other ranks want them in, so that what travels of a block is one run of memory; 1
+    where wants are not by blocks, see `products_of_panel`.
+    """
+    return layout.panels_of(not outgoing) if by_blocks(layout) else 1
+
+
+def products_of_panel(layout: PairLayout) -> int:
+    """How many products a panel of triangle multiplication is, by blocks of rows and columns.
+
+    One where neither side of the mesh divides the other, so that a want is a part of several
+    blocks, or one side is so much longer that products would be small and many.
+    """
+    return layout.panels**2 // layout.size if by_blocks(layout) else 1
+
+
+def by_blocks(layout: PairLayout) -> bool:
+    """Return True where panels of triangle multiplication are wanted by blocks."""
+    divides = layout.panels == max(layout.mesh_rows, layout.mesh_cols)
+    return divides and layout.panels**2 // layout.size <= _MOST_PRODUCTS
+
+
+def line_chunks(layout: PairLayout, starting: bool, count: int) -> tuple[Span, ...]:
+    """Cut the lines of a tile in at most `count` chunks that the ranks of their group share evenly.
+
+    The group of a tile's rows are the ranks of its mesh row, that of its columns those of its mesh
+    column. There are as many shards of lines in a tile as ranks in the group, so that every chunk
+    has the same number of lines, at least one, for each of them.
+    """
+    group = layout.mesh_cols if starting else layout.mesh_rows
+    return tuple((lo * group, hi * group) for lo, hi in chunks(layout.shard, count))
+
+
+def chunk_counts(
+    name: str, layout: PairLayout, z_bytes: int, op_bytes: int, chunk_bytes: int
+) -> tuple[int, int]:
+    """Return the fewest and the most chunks of lines or channels that a strategy takes.
+
+    The fewest keep what a chunk takes within a quarter of z, or within three quarters of a chunk's
+    bytes where that is more.
+
+    Args:
+        name: of the strategy.
+        layout: the tiling.
+        z_bytes: of this rank's tile of z.
+        op_bytes: of the tile in what the op computes in.
+        chunk_bytes: largest temporary of a chunk.
+    """
+    most = _MOST_CHUNKS if name == "channel" else _MOST_LINE_CHUNKS
+    if name == "rows":
+        most = max(2, min(most, 64 // layout.size))
+    # a, b and product, which travel both ways at a time; or q, k, v and o.
+    operands = 6 if name == "channel" else 4
+    limit = max(3 * chunk_bytes // 4, z_bytes // 4)
+    return min(most, -(-operands * op_bytes // max(1, limit))), most

@@ -1,0 +1,171 @@
+"""List the exchanges of each strategy of the triangle ops, in the order in which they run.
+
+Rings, the cost model, the simulator and tests read them here. Nothing else says what travels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import accumulate
+
+from foldcp.layout.cuts import (
+    GROUPS,
+    channel_groups,
+    channel_pieces,
+    channel_widths,
+    chunks,
+    line_chunks,
+)
+from foldcp.layout.schedule import Plan
+from foldcp.layout.tiles import PairLayout, Span
+from foldcp.layout.triangle_plans import (
+    channel_back_plan,
+    channel_plan,
+    rows_back_plan,
+    rows_bias_plan,
+    rows_plan,
+    triangle_attention_plan,
+    triangle_multiplication_plan,
+)
+
+MULTIPLICATION, ATTENTION = "triangle_multiplication", "triangle_attention"
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes of a triangle op that what it moves follows from.
+
+    Args:
+        z_itemsize: bytes of an element of z.
+        itemsize: bytes of an element of what is computed in.
+        channels: C = D.
+        heads: H.
+        wire: format of panels, "raw" or "fp8".
+    """
+
+    z_itemsize: int = 4
+    itemsize: int = 2
+    channels: int = 128
+    heads: int = 4
+    wire: str = "raw"
+
+    def travels(self, itemsize: int) -> float:
+        """Return the bytes of an element on the wire; FP8 has a float32 scale per 128 elements."""
+        return 1 + 4 / 128 if self.wire == "fp8" else itemsize
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """One exchange of a strategy.
+
+    Args:
+        plan: of a rank.
+        kinds: kind of each source, counted from 0.
+        wire: bytes that a pair of each kind has on the wire.
+        raw: bytes that a pair of each kind has in memory.
+    """
+
+    plan: Plan
+    kinds: tuple[int, ...]
+    wire: tuple[float, ...]
+    raw: tuple[float, ...]
+
+
+def panel_multiplication(
+    layout: PairLayout, channels: int, itemsize: int, outgoing: bool, route: str, chunk_bytes: int
+) -> Iterator[tuple[Span, Plan]]:
+    """List the groups of channels of triangle multiplication over panels, each with its plan.
+
+    Args:
+        layout: the tiling.
+        channels: D.
+        itemsize: bytes of an element of a plane.
+        outgoing: Algorithm 12 (True) or 13 (False).
+        route: "direct" or "ring".
+        chunk_bytes: largest temporary of a chunk.
+    """
+    for lo, hi in channel_groups(layout, channels, itemsize, chunk_bytes):
+        pieces = channel_pieces(layout, hi - lo, itemsize, chunk_bytes)
+        yield (lo, hi), triangle_multiplication_plan(layout, hi - lo, outgoing, pieces, route)
+
+
+def channel_multiplication(layout: PairLayout, channels: int, count: int) -> list[list[Span]]:
+    """List the chunks of channels of triangle multiplication over channels, by group.
+
+    The planes of a group are projected together. A projection reads all of z again, in float32 as
+    many bytes as a and b of all channels have in bfloat16: one per chunk would do so more often,
+    fewer groups would hold more planes at a time.
+
+    Args:
+        layout: the tiling.
+        channels: D.
+        count: chunks, at most.
+    """
+    widths = channel_widths(layout, channels, count)
+    ends = list(accumulate(widths))
+    spans = [(end - width, end) for end, width in zip(ends, widths, strict=True)]
+    each = -(-len(spans) // GROUPS)
+    return [spans[i : i + each] for i in range(0, len(spans), each)]
+
+
+def panel_attention(
+    layout: PairLayout, starting: bool, count: int, route: str, masked: bool = False
+) -> Iterator[tuple[Span, Plan]]:
+    """List the chunks of lines of triangle attention over panels, each with its plan.
+
+    Args:
+        layout: the tiling.
+        starting: Algorithm 14 (True) or 15 (False).
+        count: chunks, at most.
+        route: "direct" or "ring".
+        masked: a mask of the keys travels too.
+    """
+    for span in chunks(layout.tile_rows if starting else layout.tile_cols, count):
+        yield span, triangle_attention_plan(layout, starting, span, route, masked)
+
+
+def exchanges(
+    op: str,
+    name: str,
+    layout: PairLayout,
+    sizes: Sizes,
+    first: bool,
+    count: int,
+    chunk_bytes: int,
+) -> Iterator[Transfer]:
+    """List every exchange that a rank takes part in, without masks.
+
+    Args:
+        op: "triangle_multiplication" or "triangle_attention".
+        name: a strategy of it.
+        layout: the tiling, of the rank.
+        sizes: of the op.
+        first: outgoing or starting; False is incoming or ending.
+        count: chunks of lines or channels.
+        chunk_bytes: largest temporary of a chunk.
+    """
+    route, e = name.removeprefix("panel-"), sizes.itemsize
+    wire, bias = sizes.travels(e), sizes.heads * e
+    if name == "channel":
+        for group in channel_multiplication(layout, sizes.channels, count):
+            for lo, hi in group:
+                yield Transfer(channel_plan(layout, hi - lo, first), (0, 0), (wire,), (e,))
+                back = channel_back_plan(layout, hi - lo)
+                yield Transfer(back, (0,) * layout.size, (wire,), (e,))
+    elif op == MULTIPLICATION:
+        found = panel_multiplication(layout, sizes.channels, e, first, route, chunk_bytes)
+        for _, plan in found:
+            yield Transfer(plan, (0,) * len(plan.owned), (wire,), (e,))
+    elif name == "rows":
+        line = (sizes.channels * wire,), (sizes.channels * e,)
+        panels = rows_bias_plan(layout, first)
+        for chunk in line_chunks(layout, first, count):
+            yield Transfer(rows_plan(layout, first, chunk, 1), (0,), *line)
+            yield Transfer(panels, (0,) * len(panels.owned), (bias,), (bias,))
+            yield Transfer(rows_back_plan(layout, first, chunk), (0,), *line)
+    else:
+        keys = 2 * sizes.channels
+        for _, plan in panel_attention(layout, first, count, route):
+            kinds = (0,) * (len(plan.owned) // 2) + (1,) * (len(plan.owned) // 2)
+            yield Transfer(plan, kinds, (keys * wire, bias), (keys * e, bias))
