@@ -11,7 +11,12 @@ from foldcp.layout.tiles import Box
 
 
 def intersect(a: Box, b: Box) -> Box | None:
-    """Return the common part of two boxes, None when it is empty."""
+    """Return the common part of two boxes, None when it is empty.
+
+    Args:
+        a: a box.
+        b: another one of as many dimensions.
+    """
     out = []
     for (a_lo, a_hi), (b_lo, b_hi) in zip(a, b, strict=True):
         lo, hi = max(a_lo, b_lo), min(a_hi, b_hi)

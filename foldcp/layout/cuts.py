@@ -17,7 +17,12 @@ _MOST_CHUNKS, _MOST_LINE_CHUNKS = 16, 8
 
 
 def chunks(length: int, count: int) -> tuple[Span, ...]:
-    """Cut `length` in at most `count` spans of (nearly) equal size; at least one span."""
+    """Cut `length` in at most `count` spans of (nearly) equal size; at least one span.
+
+    Args:
+        length: to cut.
+        count: of spans, at most.
+    """
     width = max(1, -(-length // max(1, count)))
     return tuple((i, min(i + width, length)) for i in range(0, max(length, 1), width))
 
@@ -80,16 +85,20 @@ def share_of_channels(channels: int, size: int, rank: int) -> Span:
 
 
 def blocks_of_lines(layout: PairLayout, outgoing: bool) -> int:
-    """In how many blocks the planes of triangle multiplication are written, by their lines.
+    """Return the number of blocks of lines in which triangle multiplication's planes are written.
 
     As many as other ranks want them in, so that what travels of a block is one run of memory; 1
     where wants are not by blocks, see `products_of_panel`.
+
+    Args:
+        layout: the tiling.
+        outgoing: which of the two updates.
     """
     return layout.panels_of(not outgoing) if by_blocks(layout) else 1
 
 
 def products_of_panel(layout: PairLayout) -> int:
-    """How many products a panel of triangle multiplication is, by blocks of rows and columns.
+    """Count the products of one panel of triangle multiplication, by blocks of rows and columns.
 
     One where neither side of the mesh divides the other, so that a want is a part of several
     blocks, or one side is so much longer that products would be small and many.
@@ -109,6 +118,11 @@ def line_chunks(layout: PairLayout, starting: bool, count: int) -> tuple[Span, .
     The group of a tile's rows are the ranks of its mesh row, that of its columns those of its mesh
     column. There are as many shards of lines in a tile as ranks in the group, so that every chunk
     has the same number of lines, at least one, for each of them.
+
+    Args:
+        layout: the tiling.
+        starting: the lines are rows; else columns.
+        count: of chunks, at most.
     """
     group = layout.mesh_cols if starting else layout.mesh_rows
     return tuple((lo * group, hi * group) for lo, hi in chunks(layout.shard, count))

@@ -1,4 +1,4 @@
-"""How many ranks make a mesh, and of which shape: arithmetic, before anything is imported."""
+"""Choose the number of ranks of a mesh and its shape: arithmetic, before anything is imported."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def choose(world: int, spec: str = "auto") -> tuple[int, int]:
 
 
 def group_size(world: int, groups: int, spec: str = "auto") -> int:
-    """Number of ranks of one data-parallel group.
+    """Return the number of ranks of one data-parallel group.
 
     Args:
         world: number of ranks.

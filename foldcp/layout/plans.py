@@ -11,7 +11,12 @@ from foldcp.layout.tiles import Box, PairLayout
 
 @lru_cache(maxsize=512)
 def token_plan(layout: PairLayout, spans: tuple[str, ...]) -> Plan:
-    """Gather token shards: one source per entry of `spans` ("rows", "cols" or "all")."""
+    """Gather token shards: one source per entry of `spans` ("rows", "cols" or "all").
+
+    Args:
+        layout: the tiling.
+        spans: "rows", "cols" or "all" for each source: the tokens that a rank wants of it.
+    """
 
     def own(rank: int, source: int) -> Box:
         return (layout.shard_span(rank),)
@@ -32,6 +37,10 @@ def partials_plan(layout: PairLayout, sources: int) -> Plan:
     """Bring the Q partial results of a mesh row to the shard that each rank owns.
 
     Source box: (mesh column, tokens); rank (r, c) owns (c, rows_r) and wants (all columns, shard).
+
+    Args:
+        layout: the tiling.
+        sources: number of tensors that are brought.
     """
     q = layout.mesh_cols
 
@@ -61,7 +70,12 @@ def row_plan(layout: PairLayout) -> Plan:
 
 @lru_cache(maxsize=512)
 def transpose_plan(layout: PairLayout, pieces: int) -> Plan:
-    """Bring the region that mirrors each chunk of this rank's rows: (cols_c, rows chunk) of z."""
+    """Bring the region that mirrors each chunk of this rank's rows: (cols_c, rows chunk) of z.
+
+    Args:
+        layout: the tiling.
+        pieces: chunks of rows, one per step.
+    """
     spans = chunks(layout.tile_rows, pieces)
 
     def own(rank: int, source: int) -> Box:
@@ -77,7 +91,12 @@ def transpose_plan(layout: PairLayout, pieces: int) -> Plan:
 
 @lru_cache(maxsize=64)
 def slots_plan(size: int, rank: int) -> Plan:
-    """All-gather of one slot per rank."""
+    """Gather one slot of every rank on all ranks.
+
+    Args:
+        size: number of ranks.
+        rank: this rank.
+    """
 
     def own(r: int, source: int) -> Box:
         return ((r, r + 1),)
@@ -90,7 +109,12 @@ def slots_plan(size: int, rank: int) -> Plan:
 
 @lru_cache(maxsize=64)
 def root_plan(layout: PairLayout, pieces: int) -> Plan:
-    """Bring whole rows of tiles to rank 0, `pieces` row chunks per tile row, one per step."""
+    """Bring whole rows of tiles to rank 0, `pieces` row chunks per tile row, one per step.
+
+    Args:
+        layout: the tiling.
+        pieces: row chunks of a tile row, one per step.
+    """
     spans = [
         (lo + a, lo + b)
         for r in range(layout.mesh_rows)

@@ -1,4 +1,4 @@
-"""Who sends what to whom at which step, derived from `(rank, step) -> region wanted`: no torch.
+"""Derive the messages of every step from `(rank, step) -> region wanted`; imports no torch.
 
 A schedule says which region (a box of a global tensor) each rank wants at each step, and which
 box of each source tensor each rank owns. From that alone every rank derives its sends and
@@ -48,7 +48,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Step:
-    """What one rank does at one step."""
+    """Messages, copies and views of one rank at one step."""
 
     wants: tuple[Want, ...]
     local: tuple[Piece, ...]
@@ -125,7 +125,7 @@ class Plan:
         return tuple(w.source for w in wants) if alike else None
 
     def elements(self, step: int | None = None) -> tuple[int, int]:
-        """(sent, received) elements per channel, of one step or of all."""
+        """Return (sent, received) elements per channel, of one step or of all."""
         steps = self.steps if step is None else (self.steps[step],)
         sent = sum(volume(p.box) for s in steps for p in s.sends)
         return sent, sum(volume(p.box) for s in steps for p in s.recvs)
@@ -263,6 +263,13 @@ def _part(piece: Piece, span: Span) -> Piece:
 
 
 def boxes_plan(size: int, rank: int, own: tuple[Box, ...], want: tuple[Box, ...]) -> Plan:
-    """One step, one source: rank i owns `own[i]` and wants `want[i]` (atoms, bands, halos)."""
+    """Plan one step of one source: rank i owns `own[i]` and wants `want[i]`.
+
+    Args:
+        size: number of ranks.
+        rank: this rank.
+        own: box that each rank owns.
+        want: box that each rank wants (atoms, bands, halos).
+    """
     schedule = Schedule(size, 1, lambda r, _: own[r], lambda r, _: (Want(0, want[r]),))
     return plan(schedule, rank, 1)

@@ -1,4 +1,4 @@
-"""Who holds which part of a pair, token or atom tensor: integers only, known to every rank."""
+"""Tilings of pair, token and atom tensors over the ranks: integers only, known to every rank."""
 
 from __future__ import annotations
 
@@ -98,45 +98,56 @@ class PairLayout:
         return lcm(self.mesh_rows, self.mesh_cols)
 
     def row_span(self, rank: int | None = None) -> Span:
-        """Tokens of the rows of a rank's tile."""
+        """Return the tokens of the rows of a rank's tile."""
         r = (self.rank if rank is None else rank) // self.mesh_cols
         return r * self.tile_rows, (r + 1) * self.tile_rows
 
     def col_span(self, rank: int | None = None) -> Span:
-        """Tokens of the columns of a rank's tile."""
+        """Return the tokens of the columns of a rank's tile."""
         c = (self.rank if rank is None else rank) % self.mesh_cols
         return c * self.tile_cols, (c + 1) * self.tile_cols
 
     def shard_span(self, rank: int | None = None) -> Span:
-        """Tokens of a rank's shard; the shards of one mesh row make up its rows."""
+        """Return the tokens of a rank's shard; the shards of one mesh row make up its rows."""
         i = self.rank if rank is None else rank
         return i * self.shard, (i + 1) * self.shard
 
     def tile_box(self, rank: int | None = None) -> Box:
-        """(rows, columns) of a rank's tile."""
+        """Return (rows, columns) of a rank's tile."""
         return self.row_span(rank), self.col_span(rank)
 
     def panel_span(self, panel: int) -> Span:
-        """Tokens of one panel of k."""
+        """Return the tokens of one panel of k."""
         width = self.padded // self.panels
         return panel * width, (panel + 1) * width
 
     def panels_of(self, along_cols: bool) -> int:
-        """How many panels one tile's columns (or rows) are."""
+        """Return the number of panels in one tile's columns (or rows)."""
         return self.panels // (self.mesh_cols if along_cols else self.mesh_rows)
 
     def panel_at(self, rank: int, step: int) -> int:
-        """The panel that a rank uses at a step: balanced, and local at step 0 where possible."""
+        """Return the panel of a rank at a step: balanced, and local at step 0 where possible.
+
+        Args:
+            rank: a rank.
+            step: its step.
+        """
         r, c = divmod(rank, self.mesh_cols)
         k = self.panels
         return (step + c * (k // self.mesh_cols) + r * (k // self.mesh_rows)) % k
 
     def valid(self, span: Span) -> int:
-        """How many tokens of a span are real (not padding)."""
+        """Return how many tokens of a span are real (not padding)."""
         return max(0, min(span[1], self.n) - span[0])
 
     def check(self, z: Shaped, name: str = "z", channels_last: bool = True) -> None:
-        """Raise ValueError unless `z` is [B, T_r, T_c, ...] (or [B, C, T_r, T_c])."""
+        """Raise ValueError unless `z` is [B, T_r, T_c, ...] (or [B, C, T_r, T_c]).
+
+        Args:
+            z: the tensor.
+            name: of the argument, for the message.
+            channels_last: the tile's dimensions come before the channels.
+        """
         lead = 1 if channels_last else 2
         want = (self.tile_rows, self.tile_cols)
         if z.ndim < lead + 2 or tuple(z.shape[lead : lead + 2]) != want:
@@ -172,7 +183,7 @@ class AtomLayout:
         return -(-self.windows // self.size)
 
     def own_span(self, rank: int | None = None) -> Span:
-        """Atoms of a rank's block."""
+        """Return the atoms of a rank's block."""
         i = self.rank if rank is None else rank
         lo = min(i * self.block, self.windows)
         return lo * WINDOW, min(lo + self.block, self.windows) * WINDOW

@@ -29,12 +29,19 @@ def _own_panel(layout: PairLayout, rank: int, panel: int, in_cols: bool) -> Box:
 def triangle_multiplication_plan(
     layout: PairLayout, channels: int, outgoing: bool, pieces: int, route: str
 ) -> Plan:
-    """Panels of the planes a and b [channels, rows, cols], cut in `pieces` channel chunks.
+    """Plan panels of the planes a and b [channels, rows, cols], cut in `pieces` channel chunks.
 
     At step (chunk, t) rank (r, c) wants a over (rows_r, panel) and b over (cols_c, panel) for the
     outgoing update, and the transposed regions for the incoming one. Each panel of k of each of the
     `blocks_of_lines` of a tile is a source of its own, first those of a, then those of b; wants are
     by blocks too.
+
+    Args:
+        layout: the tiling.
+        channels: of a plane.
+        outgoing: which of the two updates.
+        pieces: chunks of channels.
+        route: "direct" or "ring".
     """
     own_panels, blocks = layout.panels_of(outgoing), blocks_of_lines(layout, outgoing)
     lines = (layout.tile_rows if outgoing else layout.tile_cols) // blocks
@@ -69,6 +76,11 @@ def channel_plan(layout: PairLayout, channels: int, outgoing: bool) -> Plan:
     A rank wants them in one region per row of tiles for the outgoing update, per column of tiles
     for the incoming one, first those of a: k is whole in each, and where k comes before the other
     token in memory, what an owner sends of a channel is contiguous in it.
+
+    Args:
+        layout: the tiling.
+        channels: of the planes, of all ranks.
+        outgoing: which of the two updates.
     """
     spans = _tile_spans(layout, outgoing)
 
@@ -88,9 +100,13 @@ def channel_plan(layout: PairLayout, channels: int, outgoing: bool) -> Plan:
 
 @lru_cache(maxsize=512)
 def channel_back_plan(layout: PairLayout, channels: int) -> Plan:
-    """The way back of results for `channel_plan`: all channels of this rank's tile.
+    """Send results of `channel_plan` back: all channels of this rank's tile.
 
     Source i is the result for the tile of rank i.
+
+    Args:
+        layout: the tiling.
+        channels: of the planes, of all ranks.
     """
 
     def own(rank: int, source: int) -> Box:
@@ -104,7 +120,12 @@ def channel_back_plan(layout: PairLayout, channels: int) -> Plan:
 
 @lru_cache(maxsize=4096)
 def tile_blocks(layout: PairLayout, rank: int, outgoing: bool) -> tuple[tuple[Block, Block], ...]:
-    """The blocks of a rank's tile by the regions of `channel_plan` that they are made of.
+    """Return the blocks of a rank's tile by the regions of `channel_plan` that make them up.
+
+    Args:
+        layout: the tiling.
+        rank: the rank.
+        outgoing: which of the two updates.
 
     Returns:
         For each block ((region of a, its tokens, the rows), (region of b, its tokens, the
@@ -131,11 +152,18 @@ def _tile_spans(layout: PairLayout, rows: bool) -> list[Span]:
 def triangle_attention_plan(
     layout: PairLayout, starting: bool, chunk: Span, route: str, masked: bool = False
 ) -> Plan:
-    """Panels of k, v for a chunk of this rank's lines, of the bias, and of the mask of the keys.
+    """Plan panels of k, v for a chunk of this rank's lines, of the bias, and of the key mask.
 
     Starting node: k, v and mask over (chunk of rows_r, panel), bias over (cols_c, panel). Ending
     node: the transposed regions, lines being columns. `chunk` is relative to the tile. Each panel
     of keys of a tile is a source of its own: those of k, v, then those of the bias, of the mask.
+
+    Args:
+        layout: the tiling.
+        starting: lines are rows; else columns.
+        chunk: of the tile's lines.
+        route: "direct" or "ring".
+        masked: the mask of the keys travels, too.
     """
     own_panels = layout.panels_of(starting)
 
@@ -164,7 +192,7 @@ def triangle_attention_plan(
 
 
 def key_panels(layout: PairLayout) -> tuple[Span, ...]:
-    """The real tokens of the panels of keys in the order of this rank's steps; may be empty."""
+    """Return the real tokens of the key panels in the order of this rank's steps; may be empty."""
     panels = [layout.panel_span(layout.panel_at(layout.rank, t)) for t in range(layout.panels)]
     return tuple((lo, lo + layout.valid((lo, hi))) for lo, hi in panels)
 
@@ -195,13 +223,25 @@ def rows_plan(layout: PairLayout, starting: bool, chunk: Span, sources: int) -> 
 
     Sources are the chunk of z, and the mask where there is one. Boxes are those of
     `_parts_of_lines`: what a rank sends is contiguous in the region that it is a part of.
+
+    Args:
+        layout: the tiling.
+        starting: lines are rows; else columns.
+        chunk: of the tile's lines.
+        sources: number of tensors: z, and the mask where there is one.
     """
     return _lines_plan(layout, starting, chunk, sources, False)
 
 
 @lru_cache(maxsize=512)
 def rows_back_plan(layout: PairLayout, starting: bool, chunk: Span) -> Plan:
-    """The way back of one result for `rows_plan`: the chunk of lines of this rank's tile."""
+    """Send one result of `rows_plan` back: the chunk of lines of this rank's tile.
+
+    Args:
+        layout: the tiling.
+        starting: lines are rows; else columns.
+        chunk: of the tile's lines.
+    """
     return _lines_plan(layout, starting, chunk, 1, True)
 
 
@@ -220,9 +260,13 @@ def _lines_plan(layout: PairLayout, starting: bool, chunk: Span, sources: int, b
 
 @lru_cache(maxsize=512)
 def rows_bias_plan(layout: PairLayout, starting: bool) -> Plan:
-    """Panels of the bias of all queries; for the ending node rows are keys, columns queries.
+    """Plan panels of the bias of all queries; for the ending node rows are keys, columns queries.
 
     Each panel of keys of a tile is a source of its own.
+
+    Args:
+        layout: the tiling.
+        starting: lines are rows; else columns.
     """
     own_panels = layout.panels_of(starting)
 

@@ -12,10 +12,11 @@ from foldcp.layout.schedule import Schedule, holders
 
 @dataclass(frozen=True)
 class Load:
-    """What one rank moves in one step.
+    """Amounts that one rank moves in one step.
 
     Args:
-        elements: for each kind of source, received within the node and from others, sent likewise.
+        elements: for each kind of source, received within the node, received from others, sent
+            within the node and sent to others.
         messages: received within the node and from others.
     """
 

@@ -24,7 +24,7 @@ _said: set[str] = set()
 
 
 def kind(device: torch.device) -> str:
-    """What the numbers that a seed gives follow from, besides the seed.
+    """Return what else than the seed determines the numbers that are drawn.
 
     A CUDA kernel draws with as many threads as the multiprocessors can run at once, so that draws
     of many numbers differ between GPUs; a CPU's follow from its vector instructions.
@@ -38,7 +38,7 @@ def kind(device: torch.device) -> str:
 
 
 def planned(layout: PairLayout, atoms: AtomLayout, mesh: Mesh, itemsize: int) -> dict[str, str]:
-    """What the exchanges of one input follow from, and a hash of plans that were made of it.
+    """Return what the exchanges of one input follow from, and a hash of plans made from it.
 
     Args:
         layout: of the pairs.

@@ -1,4 +1,4 @@
-"""Which strategy a triangle op runs with, and in how many chunks, by the cost model.
+"""Choose the strategy of a triangle op, and its number of chunks, by the cost model.
 
 An op is cut in as many chunks as memory asks for, and in more where that takes less time.
 
@@ -61,7 +61,7 @@ def estimate(
 def received(
     op: str, name: str, layout: PairLayout, sizes: Sizes, first: bool = True, count: int = 0
 ) -> tuple[int, ...]:
-    """Bytes that each rank receives on the wire.
+    """Return the bytes that each rank receives on the wire.
 
     Args:
         op: as of `estimate`.
@@ -88,7 +88,7 @@ def chunk_count(
     links: Links = HOPPER,
     chunk_bytes: int = CHUNK_BYTES,
 ) -> int:
-    """In how many chunks of lines or channels an op is cut: the fewest with about the least time.
+    """Return the number of chunks to cut an op in: the fewest with about the least time.
 
     There are as many at least as `chunk_counts` asks for, and four times as many at most.
 
@@ -122,7 +122,7 @@ def chunk_count(
 def chunks_taken(
     op: str, name: str, layout: PairLayout, mesh: Mesh, sizes: Sizes, largest: int
 ) -> int:
-    """`chunk_count` on a mesh, alike on all ranks.
+    """Return `chunk_count` on a mesh, alike on all ranks.
 
     Args:
         op: as there.
@@ -146,7 +146,7 @@ def strategy(
     channels: int = 128,
     heads: int = 4,
 ) -> str:
-    """The strategy that a triangle op runs with, alike on all ranks.
+    """Return the strategy that a triangle op runs with, alike on all ranks.
 
     Args:
         op: "triangle_multiplication" or "triangle_attention".
@@ -187,7 +187,7 @@ def cheapest(
     on_cpu: bool = False,
     largest: int = CHUNK_BYTES,
 ) -> str:
-    """The strategy with the least time for both directions of an op.
+    """Return the strategy with the least time for both directions of an op.
 
     Args:
         op: as of `strategy`.

@@ -1,4 +1,4 @@
-"""What each strategy of the triangle ops costs on each rank.
+"""Model the cost of each strategy of the triangle ops on each rank.
 
 **Modelled, not measured**: bytes are exact, seconds follow from the rates of `rates.py`.
 

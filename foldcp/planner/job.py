@@ -101,17 +101,25 @@ class Job:
         return self.layout.tile_rows * self.layout.tile_cols
 
     def math(self, flops: float, moved: float, exps: float = 0) -> float:
-        """Seconds of a kernel."""
+        """Return the seconds of a kernel.
+
+        Args:
+            flops: of products.
+            moved: bytes.
+            exps: exponentials.
+        """
         return self.chip.seconds(self.sizes.itemsize, flops, moved, exps)
 
     def transfers(
         self, loads: Loads, wire: Sequence[float], raw: Sequence[float], parts: int = 1
     ) -> list[float]:
-        """Seconds of one step on each rank, with one of `parts` equal parts of the loads.
+        """Return the seconds of a step on each rank, with one of `parts` equal parts of loads.
 
         Args:
             wire: bytes of an element of each kind on the wire.
             raw: bytes of an element of each kind in memory.
+            loads: what every rank moves.
+            parts: of the loads.
         """
         near, far, out = self.links.near, self.links.far, []
         for load in loads:
@@ -129,7 +137,7 @@ class Job:
         return out
 
     def multiplication(self, groups: int) -> tuple[float, float]:
-        """Seconds of projecting a and b, in groups of channels, and of the output."""
+        """Return the seconds of projecting a and b, in groups of channels, and of the output."""
         s, c = self.sizes, self.sizes.channels
         project = self.tile * c * (groups * s.z_itemsize + 2 * s.itemsize)
         output = self.tile * c * (2 * s.z_itemsize + s.itemsize)
@@ -137,7 +145,12 @@ class Job:
         return self.math(2 * flops, project), self.math(flops, output)
 
     def attention(self, count: int, queries: int) -> tuple[float, float, float, float]:
-        """Seconds of bias, projections, attention of lines with so many queries, and output."""
+        """Return the seconds of bias, projections, attention of lines, and output.
+
+        Args:
+            count: chunks of lines.
+            queries: positions of a line whose queries this rank has.
+        """
         s, c, n = self.sizes, self.sizes.channels, self.layout.padded
         x, bias = self.tile * c, self.tile * s.heads
         lines = self.tile // queries
@@ -151,7 +164,12 @@ class Job:
         )
 
     def loads(self, op: str, name: str) -> tuple[tuple[Loads, ...], ...]:
-        """Return what every rank moves in each exchange, see `unit_loads`."""
+        """Return what every rank moves in each exchange, see `unit_loads`.
+
+        Args:
+            op: "triangle_multiplication" or "triangle_attention".
+            name: a strategy of it.
+        """
         channels, count = (self.sizes.channels, self.chunks) if name == "channel" else (1, 1)
         mesh = self.layout.mesh_rows, self.layout.mesh_cols
         return unit_loads(op, name, mesh, self.first, channels, count, self.links.node)
@@ -167,11 +185,17 @@ class Job:
         more: int = 0,
         products: int = 0,
     ) -> Estimate:
-        """A prediction with what the host takes, `times` the steps of some loads.
+        """Sum up an estimate, with what the host takes, for `times` the steps of some loads.
 
         Args:
             more: transfers, beyond one per message.
             products: of torch, beside the launches.
+            rank: the rank.
+            loads: steps of the exchanges.
+            times: number of such steps.
+            exchanges: of the op.
+            launches: of kernels.
+            found: the estimate without the host.
         """
         messages = [2 * sum(step[rank].messages) for step in loads]
         groups = times * sum(n > 0 for n in messages)

@@ -56,25 +56,33 @@ class Chip:
     def told(
         self, exchanges: int, groups: int, transfers: int, launches: int, products: int = 0
     ) -> float:
-        """Seconds that the host takes to say what is to be done."""
+        """Return the seconds that the host takes to launch work.
+
+        Args:
+            exchanges: begun and ended.
+            groups: of messages posted at once.
+            transfers: of the groups.
+            launches: of kernels.
+            products: of torch, beside the launches.
+        """
         done = exchanges * EXCHANGE + groups * GROUP + transfers * TRANSFER + launches * LAUNCH
         return self.host * (done + products * PRODUCT)
 
     def memory(self) -> float:
-        """Expected bytes per second."""
+        """Return the expected bytes per second."""
         return MEMORY * 1e12 * self.tbs
 
 
 @dataclass(frozen=True)
 class Link:
-    """What connects two ranks: stated GB/s per rank and direction, assumed seconds per message."""
+    """Link between two ranks: stated GB/s per rank and direction, assumed seconds per message."""
 
     name: str
     gbs: float
     latency: float
 
     def rate(self) -> float:
-        """Expected bytes per second."""
+        """Return the expected bytes per second."""
         return LINK * 1e9 * self.gbs
 
 
@@ -87,7 +95,7 @@ class Links:
     node: int = 8
 
     def name(self, size: int) -> str:
-        """The links that a mesh of so many ranks uses."""
+        """Name the links that a mesh of so many ranks uses."""
         return self.near.name + (f", {self.far.name}" if size > self.node else "")
 
 

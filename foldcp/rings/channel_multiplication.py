@@ -63,7 +63,7 @@ def channel_products(
     layout: PairLayout,
     mesh: Mesh,
 ) -> Iterator[Tensor]:
-    """sum_k a b of this rank's tile, chunk of channels by chunk of channels.
+    """Sum a b of this rank's tile over k, chunk of channels by chunk of channels.
 
     Args:
         z: pair tile [B, T_r, T_c, C].

@@ -28,7 +28,7 @@ def outer_product_mean(
     layout: PairLayout,
     mesh: Mesh,
 ) -> Tensor:
-    """z + OuterProductMean(a, b) on tiles; in place when gradients are off.
+    """Compute z + OuterProductMean(a, b) on tiles; in place when gradients are off.
 
     Args:
         z: pair tile [B, T_r, T_c, C].

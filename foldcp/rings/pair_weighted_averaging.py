@@ -25,7 +25,7 @@ from foldcp_kernels.pair_weighted_averaging import average, masked
 def column_weights(
     logits: Tensor, layout: PairLayout, mesh: Mesh, mask: Tensor | None = None
 ) -> Tensor:
-    """Softmax over all N columns of logits that are spread over a mesh row.
+    """Take the softmax over all N columns of logits that are spread over a mesh row.
 
     Args:
         logits: [B, H, T_r, T_c].
@@ -59,7 +59,7 @@ def column_weights(
 
 
 def pair_weighted_averaging(v: Tensor, weights: Tensor, layout: PairLayout, mesh: Mesh) -> Tensor:
-    """Weighted sums over all tokens for this rank's tokens.
+    """Average values over all tokens with weights, for this rank's tokens.
 
     Args:
         v: values of this rank's tokens [B, S, n, H, D].

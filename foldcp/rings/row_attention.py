@@ -64,7 +64,7 @@ def row_attention(
     layout: PairLayout,
     mesh: Mesh,
 ) -> Tensor:
-    """z + TriangleAttention(z) on tiles; in place when gradients are off.
+    """Compute z + TriangleAttention(z) on tiles; in place when gradients are off.
 
     Args:
         z: pair tile [B, T_r, T_c, C].

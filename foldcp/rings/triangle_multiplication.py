@@ -48,7 +48,7 @@ def triangle_multiplication(
     layout: PairLayout,
     mesh: Mesh,
 ) -> Tensor:
-    """z + TriangleMultiplication(z) on tiles; in place when gradients are off.
+    """Compute z + TriangleMultiplication(z) on tiles; in place when gradients are off.
 
     Args:
         z: pair tile [B, T_r, T_c, C].
@@ -83,7 +83,16 @@ def contraction(
     layout: PairLayout,
     mesh: Mesh,
 ) -> Tensor:
-    """sum_k a b over all k, by the strategy that the planner chooses: [B, D, T_r, T_c]."""
+    """Sum a b over all k, by the strategy that the planner chooses: [B, D, T_r, T_c].
+
+    Args:
+        z: pair tile [B, T_r, T_c, C].
+        mask: [B, T_r, T_c], as in `triangle_multiplication`.
+        w: weights.
+        outgoing: Algorithm 12 (True) or 13 (False).
+        layout: the tiling.
+        mesh: the mesh.
+    """
     channels = w.p_in.shape[0] // 2
     sizes = z.element_size(), compute_dtype(z).itemsize
     name = strategy("triangle_multiplication", layout, mesh, *sizes, channels=channels)
@@ -156,7 +165,7 @@ def _panel_products(
 
 
 def _added(acc: Tensor | None, regions: Regions, layout: PairLayout) -> Tensor:
-    """With one panel's contribution [B, d, T_r, T_c], by blocks of rows (a) and columns (b)."""
+    """Add one panel's contribution [B, d, T_r, T_c], by blocks of rows (a) and columns (b)."""
     height, at = 0, 0
     while height < layout.tile_rows:
         height, at = height + regions[at].shape[2], at + 1

@@ -64,7 +64,9 @@ def faults(path: Path, text: str) -> Iterator[str]:
             yield f"{at}: the docstring begins with {found[0]!r}: begin with a verb"
         if found := re.search(rf"\b({ARCHAIC})\b", doc, re.IGNORECASE):
             yield f"{at}: {found[0]!r} in the docstring: use today's word"
-        for name in re.findall(r"^    \*{0,2}\w+: [^.\n]*\. (\w+): ", doc, re.MULTILINE):
+        for name in re.findall(
+            r"^    \*{0,2}\w+: [^.\n]*\. ([a-z_]\w*|\w+Error): ", doc, re.MULTILINE
+        ):
             yield f"{at}: `{name}` does not have a line of its own"
     for node in public(tree.body):
         at, names = f"{path.relative_to(ROOT)}:{node.lineno}", parameters(node)

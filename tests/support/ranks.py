@@ -52,7 +52,8 @@ def run(
     """Call `fn(mesh, *args)` on every rank; `fn` must be importable (top level of a module).
 
     Args:
-        rows, cols: of the mesh.
+        rows: rows of the mesh.
+        cols: columns of the mesh.
         args: sent to each rank, as copies.
         fresh: in new processes, which end with the call: for functions that patch what `_reset`
             does not restore, break a transport on purpose, or leave threads behind.

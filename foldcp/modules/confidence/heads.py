@@ -196,7 +196,12 @@ def to_memory(out: Tensor) -> WriteRows:
 
 
 def to_sink(sink: MatrixSink, sample: int) -> WriteRows:
-    """Return a function that hands rows of PAE and PDE to `sink`."""
+    """Return a function that hands rows of PAE and PDE to `sink`.
+
+    Args:
+        sink: takes the rows.
+        sample: index of the sample.
+    """
 
     def write(lo: int, block: Tensor) -> None:
         sink.rows("pae", sample, lo, block[0])
