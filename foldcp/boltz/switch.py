@@ -66,9 +66,11 @@ def _predict(stock: Callable[..., None]) -> Callable[..., None]:
     def predict(**options: Any) -> None:
         run = fold(stock, options)
         if run.failed:
-            listed = "; ".join(f"{name} ({reason})" for name, reason in run.failed.items())
+            several = len(run.failed) > 1  # each on a line of its own
+            before, after = ("\n  ", "\n") if several else (" ", ". ")
+            listed = "".join(f"{before}{name} ({reason})" for name, reason in run.failed.items())
             raise UserError(
-                f"{len(run.failed)} input(s) could not be folded: {listed}. Correct them and run "
+                f"{len(run.failed)} input(s) could not be folded:{listed}{after}Correct them and run "
                 "the same command again; finished predictions are kept and skipped"
             )
         run.session.close()

@@ -36,7 +36,7 @@ LOST = {
 FEW = {
     "few folders": (6, "FOLDER", "free the disk or pass another --out_dir; not folded: first.yaml, "
                     "second.yaml; finished predictions are kept"),
-    "few files": (19, "FOLDER", "2 input(s) could not be folded: "),
+    "few files": (19, "FOLDER", "2 input(s) could not be folded:\n  "),
     "no temporary files": (0, f"{tempfile.gettempdir()}/foldcp_", "free the disk or name another "
                            "folder with TMPDIR; finished predictions are kept"),
 }  # fmt: skip
