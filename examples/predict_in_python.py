@@ -38,11 +38,10 @@ def main() -> None:
         mean = result.plddt[0][result.tokens["chain"] == chain].mean()
         print(f"chain {chain}: mean pLDDT {mean:.3f}")
     between = result.pae[0][result.tokens["chain"] == "A"][:, result.tokens["chain"] == "B"]
-    print(
-        f"PAE from chain A to chain B: {between.mean():.1f} A; ipTM {result.scores['iptm'][0]:.3f}"
-    )
+    print(f"PAE from chain A to chain B: mean {between.mean():.1f} angstroms")
+    print(f"ipTM of all samples: {result.scores['iptm'].round(3).tolist()}")
     ca = result.coords[0][result.atoms["name"] == "CA"]  # [residues, 3], angstroms
-    print(f"distance of the first and the last CA: {((ca[0] - ca[-1]) ** 2).sum() ** 0.5:.1f} A")
+    print(f"{len(ca)} CA atoms, the first at {ca[0].tolist()}")
     if options.save:
         result.save(options.save)
 
