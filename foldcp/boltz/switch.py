@@ -70,8 +70,8 @@ def _predict(stock: Callable[..., None]) -> Callable[..., None]:
             before, after = ("\n  ", "\n") if several else (" ", ". ")
             listed = "".join(f"{before}{name} ({reason})" for name, reason in run.failed.items())
             raise UserError(
-                f"{len(run.failed)} input(s) could not be folded:{listed}{after}Correct them and run "
-                "the same command again; finished predictions are kept and skipped"
+                f"{len(run.failed)} input(s) could not be folded:{listed}{after}Correct them and "
+                "run the same command again; finished predictions are kept and skipped"
             )
         run.session.close()
 
