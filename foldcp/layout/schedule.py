@@ -179,9 +179,9 @@ def _step(
                     mine.append(Piece(peer, slot, want.source, part, origin=own, region=box))
                 continue
             own = owners[want.source].boxes[rank]
-            part = intersect(box, own)
-            if part is not None:
-                sends.append(Piece(taker, slot, want.source, part, origin=own, region=box))
+            common = intersect(box, own)
+            if common is not None:
+                sends.append(Piece(taker, slot, want.source, common, origin=own, region=box))
     return Step(
         wants=wants[rank],
         local=tuple(p for p in mine if p.peer == rank),

@@ -51,8 +51,10 @@ def volumes(schedule: Schedule, kinds: Sequence[int], node: int) -> tuple[Loads,
         for rank, mine in enumerate(wants):
             for slot, want in enumerate(mine):
                 holder = held.get((rank, slot))
-                parts = owners[want.source].parts(want.box) if holder is None else None
-                for sender, box in [(holder, want.box)] if parts is None else parts:
+                parts = (
+                    owners[want.source].parts(want.box) if holder is None else [(holder, want.box)]
+                )
+                for sender, box in parts:
                     if sender == rank:
                         continue
                     far, count = sender // node != rank // node, volume(box)
@@ -61,9 +63,9 @@ def volumes(schedule: Schedule, kinds: Sequence[int], node: int) -> tuple[Loads,
                     senders[rank].add(sender)
         loads = []
         for rank in ranks:
-            far = sum(sender // node != rank // node for sender in senders[rank])
+            distant = sum(sender // node != rank // node for sender in senders[rank])
             moved = tuple(tuple(kind) for kind in elements[rank])
-            loads.append(Load(moved, (len(senders[rank]) - far, far)))
+            loads.append(Load(moved, (len(senders[rank]) - distant, distant)))
         steps.append(tuple(loads))
         before = wants
     return tuple(steps)

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from foldcp.fabric.exchange.autograd import stream
 from foldcp.fabric.mesh import Mesh
-from foldcp.layout.plans import chunks, transpose_plan
+from foldcp.layout.cuts import chunks
+from foldcp.layout.plans import transpose_plan
 from foldcp.layout.tiles import PairLayout, Span
 from foldcp.modules.base import TiledModule, wide
 from foldcp_kernels.binned_heads import expected_values

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from foldcp.fabric.exchange.autograd import fetch, stream
 from foldcp.fabric.mesh import Mesh
-from foldcp.layout.plans import chunks, root_plan, token_plan
+from foldcp.layout.cuts import chunks
+from foldcp.layout.plans import root_plan, token_plan
 from foldcp.layout.tiles import PairLayout
 from foldcp.modules.base import TiledModule, wide
 from foldcp.modules.confidence.distogram import mirrored_rows
