@@ -69,10 +69,16 @@ def _no_process(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     if request.path.parent.name not in QUICK or request.node.get_closest_marker("process"):
         return
 
+    popen = subprocess.Popen.__init__
+
     def refused(*_: Any, **__: Any) -> Any:
         pytest.fail("this test starts a process: mark it `process`, or move it to another folder")
 
-    monkeypatch.setattr(subprocess.Popen, "__init__", refused)
+    def only_git(self: Any, command: Any, *args: Any, **options: Any) -> None:
+        # Benches ask it for the commit.
+        (popen if command[0] == "git" else refused)(self, command, *args, **options)
+
+    monkeypatch.setattr(subprocess.Popen, "__init__", only_git)
     monkeypatch.setattr(multiprocessing.process.BaseProcess, "start", refused)
     monkeypatch.setattr(os, "fork", refused)
 

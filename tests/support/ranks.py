@@ -114,7 +114,8 @@ class _Pool:
             there.close()  # so that the end of the process is seen here
             self._ends.append(here)
             self._processes.append(process)
-        port = self._ends[0].recv() if self._ends[0].poll(60) else 0
+        assert self._ends[0].poll(LIMIT), "the ranks did not start"
+        port = self._ends[0].recv()
         for end in self._ends[1:]:
             end.send(port)
 
