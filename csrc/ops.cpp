@@ -1,7 +1,8 @@
 // The operators of torch.ops.foldcp: engines, flights, packing. Strings that are bytes are in hex.
 //
-// Includes go one way (tests/unit/test_includes.py): wire (pieces of tensors as bytes) <- engine (which
-// stream waits for what) <- transports (how bytes travel) <- the operators, which alone know torch.
+// Includes go one way (tests/unit/test_includes.py): wire (pieces of tensors as bytes) <- engine
+// (which stream waits for what) <- transports (how bytes travel) <- the operators, which alone know
+// torch.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>

@@ -2,8 +2,8 @@
 //
 // Numbers, as foldcp/fabric/transport/program.py writes them: the number of steps; per step whether
 // it forwards and the number of its messages; per message whether it is sent, peer, runs and the
-// number of its parts; per part base, offset in bytes, bytes of an element, type, whether it is FP8,
-// and the dimensions, then sizes and strides.
+// number of its parts; per part base, offset in bytes, bytes of an element, type, whether it is
+// FP8, and the dimensions, then sizes and strides.
 #pragma once
 #include <cstdint>
 #include <stdexcept>

@@ -1,4 +1,5 @@
-// The copy-engine transport on stub_cuda.cpp, ranks as threads, for tests/fabric/test_copy_engine.py.
+// The copy-engine transport on stub_cuda.cpp, ranks as threads, for
+// tests/fabric/test_copy_engine.py.
 //
 //   copy_engine exchange|gone|closed
 //

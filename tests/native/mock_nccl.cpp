@@ -1,4 +1,5 @@
-// A stand-in for libnccl between processes of one machine, in host memory, for tests/fabric/test_nccl.py.
+// A stand-in for libnccl between processes of one machine, in host memory, for
+// tests/fabric/test_nccl.py.
 //
 // A message is a file in $MOCK_NCCL_DIR: its sender writes it, its receiver takes it away, and only
 // then is the send done, as is a large one of NCCL's. Nothing happens in the background:

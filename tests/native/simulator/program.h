@@ -1,4 +1,5 @@
-// What every rank's host tells its streams, step by step; tests/support/simulator_input.py writes it.
+// What every rank's host tells its streams, step by step; tests/support/simulator_input.py writes
+// it.
 //
 // Lines: `mesh ROWS COLS`; then per rank `rank N BLOCK...` (elements of each block of memory), and
 // its steps:
