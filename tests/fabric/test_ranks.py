@@ -9,6 +9,7 @@ import time
 
 import numpy as np
 import pytest
+import ranks
 import torch
 from ranks import run
 
@@ -51,10 +52,10 @@ def test_a_call_finds_the_state_of_a_new_process() -> None:
     new = run(1, 2, spoiled, fresh=True)
     assert [found for _, found in new] == [found for _, found in first]
     assert not {pid for pid, _ in new} & {pid for pid, _ in first}
-    random_numbers, settings, memory, (folder, left, transport, ranks) = first[1][1]
+    random_numbers, settings, memory, (folder, left, transport, all_ranks) = first[1][1]
     assert random_numbers[3] is torch.float32 and settings[0] and settings[2] == "auto"
     assert memory == (True, 1) and folder == os.getcwd() and left is None
-    assert (transport, ranks) == ("host", [0, 1])
+    assert (transport, all_ranks) == ("host", [0, 1])
     assert run(2, 1, spoiled, transport="gloo")[0][1][3][2] == "gloo"
 
 
@@ -72,6 +73,9 @@ def test_ranks_that_fail_are_replaced(how: str) -> None:
 def test_ranks_that_end_between_calls_are_replaced() -> None:
     pid = run(1, 2, spoiled)[1][0]
     os.kill(pid, signal.SIGKILL)
-    time.sleep(0.2)
+    end = time.monotonic() + 30
+    while not ranks._pools[2].ended():
+        assert time.monotonic() < end
+        time.sleep(0.01)
     with pytest.warns(UserWarning, match="after test_ranks.spoiled on 1x2: rank 1 ended with code"):
         assert run(1, 2, spoiled)[1][0] != pid
