@@ -199,7 +199,7 @@ def outer_product(mesh: Mesh, n: int) -> None:
         both = ((got, want), (mine[0], grads[0]))
         pairs = [(valid(a, layout, t), whole(b, layout, t)) for a, b in both]
         pairs += [(mine[i][:, :, :keep], grads[i][:, :, real]) for i in (1, 2)]
-        pairs += [(sum(mesh.all_gather_object(mine[i])), grads[i]) for i in (3, 4)]
+        pairs += [(sum(mesh.ranks.all_gather_object(mine[i])), grads[i]) for i in (3, 4)]
         check(f"outer product mean S={seqs}", mesh, n, pairs)
 
 

@@ -24,7 +24,12 @@ def spoiled(mesh: Mesh) -> tuple[int, tuple]:
         (torch.rand(1).item(), np.random.rand(), random.random(), torch.get_default_dtype()),
         (torch.is_grad_enabled(), chunk_bytes(mesh.device), default_impl()),
         (torch.empty(4).isnan().all().item(), torch.get_num_threads()),
-        (os.getcwd(), os.environ.get("LEFT"), mesh.transport, mesh.all_gather_object(mesh.rank)),
+        (
+            os.getcwd(),
+            os.environ.get("LEFT"),
+            mesh.transport,
+            mesh.ranks.all_gather_object(mesh.rank),
+        ),
     )
     os.environ["LEFT"] = "by a call"
     os.chdir("/")
@@ -43,7 +48,7 @@ def failing(mesh: Mesh, how: str) -> None:
         if how == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
         pytest.fail("on purpose")
-    mesh.barrier()
+    mesh.ranks.barrier()
 
 
 def test_a_call_finds_the_state_of_a_new_process() -> None:

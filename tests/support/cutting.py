@@ -68,6 +68,6 @@ def whole(x: Tensor, layout: PairLayout, dims: tuple[int, int]) -> Tensor:
 
 def gathered(mesh: Mesh, tensors: Sequence[Tensor]) -> list[Sequence[Tensor]]:
     """The tensors of all ranks, in one message each."""
-    flat = mesh.all_gather_object(torch.cat([x.flatten() for x in tensors]))
+    flat = mesh.ranks.all_gather_object(torch.cat([x.flatten() for x in tensors]))
     sizes = [x.numel() for x in tensors]
     return [[p.view_as(x) for p, x in zip(f.split(sizes), tensors, strict=True)] for f in flat]

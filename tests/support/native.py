@@ -99,8 +99,8 @@ class Place:
 
     def meet(self) -> None:
         """Wait for the others."""
-        self.mesh.barrier()
+        self.mesh.ranks.barrier()
 
     def gather(self, text: str) -> list[str]:
         """Collect every rank's text, in rank order."""
-        return self.mesh.all_gather_object(text)
+        return self.mesh.ranks.all_gather_object(text)
