@@ -77,7 +77,7 @@ docs: .venv/.docs
 
 bench: setup
 	@set -e; for name in roofline aot native bytes_moved live_memory mesh_memory tile_memory \
-		transports loading cpu_vs_stock; do $(PY) -m bench.$$name; done
+		transports planning loading cpu_vs_stock; do $(PY) -m bench.$$name; done
 	@$(PY) -m bench.rings_model --out bench/results
 	@$(PY) -m bench.rings --out "$$($(PY) -c \
 		'from bench.machine import results_folder; print(results_folder() / "rings")')"

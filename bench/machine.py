@@ -14,19 +14,21 @@ from typing import Any
 import torch
 
 ROOT = Path(__file__).parent.parent
-# Written by bench/gpu/carry.sh: on a machine that has a copy of the tree there is no git history.
 SOURCES = ("foldcp", "foldcp_kernels", "csrc", "setup.py")  # as in carry.sh
+# Written by bench/gpu/carry.sh: on a machine that has a copy of the tree there is no git history.
 CARRIED_COMMIT = ROOT / ".gpu-deps" / "COMMIT"
+# The last columns of every table, after those of its own.
+META = ("machine", "commit", "python", "torch", "boltz")
+GPU_META = (*META, "gpu", "driver", "triton", "cuequivariance-torch")
 
 
 @lru_cache
 def describe() -> dict[str, str]:
-    """Columns that every table of `bench/results` carries.
+    """Fill the columns that every table ends with: `META`, with a GPU `GPU_META`.
 
     Returns:
         `machine` (processor and number of cores), `commit` ("+" when files differ from it),
-        `python`, `torch`, `boltz`; with a GPU also `gpu`, `driver`, `triton` and
-        `cuequivariance-torch`.
+        versions; with a GPU also its name and driver.
     """
     columns = {
         "machine": f"{_processor()} x{os.cpu_count()}",
@@ -66,25 +68,55 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def _commit() -> str:
-    def git(*args: str) -> str:
-        done = subprocess.run(["git", *args], cwd=ROOT, capture_output=True, text=True)
-        return done.stdout.strip()
+def _git(*args: str) -> str:
+    done = subprocess.run(["git", *args], cwd=ROOT, capture_output=True, text=True)
+    return done.stdout.rstrip()
 
+
+def _commit() -> str:
     if not (ROOT / ".git").exists():
         return CARRIED_COMMIT.read_text().strip() if CARRIED_COMMIT.is_file() else "none"
-    changed = git("status", "--porcelain", "--untracked-files=no", "--", *SOURCES)
-    return (git("rev-parse", "--short", "HEAD") or "none") + ("+" if changed else "")
+    return (_git("rev-parse", "--short", "HEAD") or "none") + ("+" if differing() else "")
+
+
+def differing() -> list[str]:
+    """List the files of `SOURCES` that differ from the commit, new ones included."""
+    if not (ROOT / ".git").exists():
+        return ["files that were carried here"] if _commit().endswith("+") else []
+    return [line[3:] for line in _git("status", "--porcelain", "--", *SOURCES).splitlines()]
 
 
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Write a table, with the columns of `describe` at the end of every row."""
+    """Write a table, its own columns first, then those of `describe`.
+
+    Args:
+        path: of the table. Those below `bench/results` are evidence of a commit.
+        rows: one dictionary a row, with the same keys in each.
+
+    Raises:
+        SystemExit: the table belongs below `bench/results`, and files differ from the commit. It
+            is left in `own_folder`, marked with a "+".
+    """
+    tracked, files = (ROOT / "bench" / "results").resolve(), differing()
+    if not files or tracked not in path.resolve().parents:
+        return _write(path, rows)
+    kept = own_folder() / path.resolve().relative_to(tracked)
+    _write(kept, rows)
+    raise SystemExit(
+        f"{path} is not written: {', '.join(files[:5])}{' and more' if len(files) > 5 else ''} "
+        f"differ from the commit that the table would name. Commit first, or pass another --out. "
+        f'This table is in {kept}, marked "+".'
+    )
+
+
+def _write(path: Path, rows: list[dict[str, Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    rows = [row | describe() for row in rows]
+    meta = describe()
+    own = [name for name in rows[0] if name not in meta]
     with path.open("w", newline="") as file:
-        table = csv.DictWriter(file, list(rows[0]))
+        table = csv.DictWriter(file, [*own, *meta])
         table.writeheader()
-        table.writerows(rows)
+        table.writerows(row | meta for row in rows)
 
 
 def own_folder() -> Path:

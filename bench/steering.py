@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -112,6 +113,7 @@ def measure(side: str, atoms: int, samples: int, spacing: float) -> dict[str, An
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--worker", nargs=4, metavar=("SIDE", "ATOMS", "SAMPLES", "SPACING"))
+    parser.add_argument("--out", type=Path, default=results_folder(), help="folder of the table")
     options = parser.parse_args()
     if options.worker:
         side, atoms, samples, spacing = options.worker
@@ -120,7 +122,7 @@ def main() -> None:
     rows = [measure(*case) for case in CASES]
     for row in rows:
         print(row)
-    write_csv(results_folder() / "steering.csv", rows)
+    write_csv(options.out / "steering.csv", rows)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ trap 'rm -rf "$WORK"' EXIT
 mkdir -p $DEPS
 echo '*' >$DEPS/.gitignore
 SOURCES="foldcp foldcp_kernels csrc setup.py"
-echo "$(git rev-parse --short HEAD)$(git status --porcelain -uno -- $SOURCES | head -c1 | tr -c '\n' +)" >$DEPS/COMMIT
+echo "$(git rev-parse --short HEAD)$(git status --porcelain -- $SOURCES | head -c1 | tr -c '\n' +)" >$DEPS/COMMIT
 
 fetch() { # fetch FOLDER PACKAGE...: wheels for the machine there, without their dependencies
   local folder=$WORK/$1 tags="" v

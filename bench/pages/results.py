@@ -112,6 +112,16 @@ def transports() -> str:
     return f"{markdown(head, body)}\n\n{source('cpu/transports.csv')}"
 
 
+def planning() -> str:
+    """Tabulate what planning and choosing strategies takes on square meshes."""
+    times: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
+    for r in rows("cpu/planning.csv"):
+        times[r["task"], r["op"]][r["mesh"]] = f"{float(r['cpu_ms']):.3g} ms"
+    meshes = list(next(iter(times.values())))
+    body = [(task, _op(op), *(found[m] for m in meshes)) for (task, op), found in times.items()]
+    return f"{markdown(('', 'op', *meshes), body)}\n\n{source('cpu/planning.csv')}"
+
+
 def overlap() -> str:
     """Tabulate the part of a rank's transfers that math hides, from the recorded timelines."""
     ranks: dict[str, dict[tuple[str, str], list[Interval]]] = defaultdict(lambda: defaultdict(list))
@@ -268,7 +278,7 @@ def _op(name: str) -> str:
 BLOCKS: dict[str, Callable[[], str]] = {
     function.__name__.replace("_", "-"): function
     for function in (
-        vs_stock, loading, outputs, steering, transports, overlap, wire, host_time, live,
-        mesh_memory, tile_memory, traffic, rings_model, crossover, roofline, compiled, chosen,
+        vs_stock, loading, outputs, steering, transports, planning, overlap, wire, host_time,
+        live, mesh_memory, tile_memory, traffic, rings_model, crossover, roofline, compiled, chosen,
     )
 }  # fmt: skip

@@ -52,6 +52,18 @@ class Owners:
         apart = all(a[1] <= b[0] for spans in self._spans for a, b in pairwise(spans))
         self._grid = apart and prod(map(len, self._spans)) == len(owned)
 
+    def shares(self, box: Box) -> list[tuple[int, int]]:
+        """Return (rank, how many elements of the region it owns) of every owner."""
+        if not self._grid:
+            return [(rank, volume(part)) for rank, part in self.parts(box)]
+        found: list[tuple[Box, int]] = [((), 1)]
+        for (lo, hi), spans in zip(box, self._spans, strict=False):
+            first = bisect_right(spans, lo, key=lambda span: span[1])
+            last = bisect_left(spans, hi, key=lambda span: span[0])
+            cut = [(span, min(hi, span[1]) - max(lo, span[0])) for span in spans[first:last]]
+            found = [((*at, span), n * m) for at, n in found for span, m in cut if m > 0]
+        return [(self._at[at], n) for at, n in found]
+
     def parts(self, box: Box) -> list[tuple[int, Box]]:
         """Return (rank, what it owns of the region) of every owner, by rank."""
         if not self._grid:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import isqrt
 
 from foldcp.layout.boxes import Owners, volume
-from foldcp.layout.schedule import Schedule, holders
+from foldcp.layout.schedule import Schedule, Want, holders
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,8 @@ class Load:
 Loads = tuple[Load, ...]  # one per rank
 
 
-def volumes(schedule: Schedule, kinds: Sequence[int], node: int) -> tuple[Loads, ...]:
+@lru_cache(maxsize=256)
+def volumes(schedule: Schedule, kinds: tuple[int, ...], node: int) -> tuple[Loads, ...]:
     """Return what each rank moves at each step.
 
     Args:
@@ -41,6 +43,8 @@ def volumes(schedule: Schedule, kinds: Sequence[int], node: int) -> tuple[Loads,
     """
     ranks = range(schedule.size)
     owners = [Owners([schedule.own(r, i) for r in ranks]) for i in range(len(kinds))]
+    shared: dict[Want, list[tuple[int, int]]] = {}  # many ranks want the same region
+    node_of = [rank // node for rank in ranks]
     steps, before = [], None
     for step in range(schedule.steps):
         wants = [schedule.want(r, step) for r in ranks]
@@ -50,20 +54,23 @@ def volumes(schedule: Schedule, kinds: Sequence[int], node: int) -> tuple[Loads,
         senders: list[set[int]] = [set() for _ in ranks]
         for rank, mine in enumerate(wants):
             for slot, want in enumerate(mine):
-                holder = held.get((rank, slot))
-                parts = (
-                    owners[want.source].parts(want.box) if holder is None else [(holder, want.box)]
-                )
-                for sender, box in parts:
-                    if sender == rank:
-                        continue
-                    far, count = sender // node != rank // node, volume(box)
-                    elements[rank][kinds[want.source]][far] += count
-                    elements[sender][kinds[want.source]][2 + far] += count
-                    senders[rank].add(sender)
+                kind, holder = kinds[want.source], held.get((rank, slot))
+                if holder is not None:
+                    parts = [(holder, volume(want.box))]
+                elif want in shared:
+                    parts = shared[want]
+                else:
+                    parts = shared[want] = owners[want.source].shares(want.box)
+                got, here = elements[rank][kind], node_of[rank]
+                for sender, count in parts:
+                    if sender != rank:
+                        far = node_of[sender] != here
+                        got[far] += count
+                        elements[sender][kind][2 + far] += count
+                        senders[rank].add(sender)
         loads = []
         for rank in ranks:
-            distant = sum(sender // node != rank // node for sender in senders[rank])
+            distant = sum(node_of[sender] != node_of[rank] for sender in senders[rank])
             moved = tuple(tuple(kind) for kind in elements[rank])
             loads.append(Load(moved, (len(senders[rank]) - distant, distant)))
         steps.append(tuple(loads))

@@ -11,7 +11,7 @@ from functools import lru_cache
 
 from foldcp.layout.strategies import Sizes, exchanges
 from foldcp.layout.tiles import PairLayout
-from foldcp.layout.volumes import Loads, volumes
+from foldcp.layout.volumes import Load, Loads, volumes
 from foldcp.planner.rates import Chip, Links
 
 CHUNK_BYTES = 256_000_000  # of a chunk on a GPU, see foldcp_kernels/core/chunking.py
@@ -121,20 +121,24 @@ class Job:
             loads: what every rank moves.
             parts: of the loads.
         """
-        near, far, out = self.links.near, self.links.far, []
-        for load in loads:
-            moved, packed = (
-                [sum(w * e[i] for w, e in zip(by, load.elements, strict=True)) for i in range(4)]
-                for by in (wire, raw)
-            )
-            moving = max(max(moved[::2]) / near.rate(), max(moved[1::2]) / far.rate())
-            # Packing reads and writes what is sent, unpacking what is received.
-            packing = 0.0
-            if self.sizes.wire == "fp8":
-                packing = 4 * max(sum(packed[:2]), sum(packed[2:])) / self.chip.memory()
-            latency = load.messages[0] * near.latency + load.messages[1] * far.latency
-            out.append(latency + (moving + packing) / parts)
-        return out
+        alike = {load: self._transfer(load, wire, raw, parts) for load in set(loads)}
+        return [alike[load] for load in loads]
+
+    def _transfer(
+        self, load: Load, wire: Sequence[float], raw: Sequence[float], parts: int
+    ) -> float:
+        near, far = self.links.near, self.links.far
+        moved, packed = (
+            [sum(w * e[i] for w, e in zip(by, load.elements, strict=True)) for i in range(4)]
+            for by in (wire, raw)
+        )
+        moving = max(max(moved[::2]) / near.rate(), max(moved[1::2]) / far.rate())
+        # Packing reads and writes what is sent, unpacking what is received.
+        packing = 0.0
+        if self.sizes.wire == "fp8":
+            packing = 4 * max(sum(packed[:2]), sum(packed[2:])) / self.chip.memory()
+        latency = load.messages[0] * near.latency + load.messages[1] * far.latency
+        return latency + (moving + packing) / parts
 
     def multiplication(self, groups: int) -> tuple[float, float]:
         """Return the seconds of projecting a and b, in groups of channels, and of the output."""

@@ -7,9 +7,10 @@ from math import lcm
 
 import pytest
 
+from bench.planning import cold
 from bench.synthetic.mesh import fake_mesh
 from foldcp.layout.boxes import intersect, volume
-from foldcp.layout.cuts import line_chunks
+from foldcp.layout.cuts import PIECES, line_chunks
 from foldcp.layout.plans import partials_plan, root_plan, slots_plan, token_plan, transpose_plan
 from foldcp.layout.schedule import Plan
 from foldcp.layout.tiles import Box, PairLayout
@@ -248,3 +249,13 @@ def test_a_mesh_says_how_tiles_are_padded() -> None:
         assert x.padded % x.size == 0 and x.padded - 3605 < 16 * x.size * x.panels
         assert fake_mesh(rows, cols).layout(3605) == PairLayout(3605, rows, cols, 0)
     assert [fake_mesh(2, c, 0, "cuda").layout(3605).padded for c in (2, 4)] == [3616, 3648]
+
+
+def test_planning_a_ring_of_64_ranks_takes_little_time() -> None:
+    """bench.planning measures about 15 ms: the bound is for machines that are busy and slow."""
+    layout = PairLayout(8 * 1024, 8, 8, 9)
+    for call in (
+        lambda: triangle_multiplication_plan(layout, CHANNELS, True, PIECES, "ring"),
+        lambda: triangle_attention_plan(layout, True, (0, layout.tile_rows), "ring"),
+    ):
+        assert cold(call, 2) < 1
