@@ -1,4 +1,4 @@
-"""What a measurement was made on: machine, commit and versions, as columns of a table."""
+"""Write tables of measurements; each row names the machine, the commit and versions."""
 
 from __future__ import annotations
 
@@ -120,12 +120,12 @@ def _write(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def own_folder() -> Path:
-    """Where `foldcp bench` writes unless it is told where: never among the results of the clone."""
+    """Return the folder that `foldcp bench` writes to by default, outside `bench/results`."""
     return Path("foldcp_bench")
 
 
 def results_folder() -> Path:
-    """The tracked tables of such a machine: `bench/results/cpu` or `.../gpu-h100-80gb-hbm3`."""
+    """Return the folder of this kind of machine: `bench/results/cpu` or `.../gpu-h100-80gb-hbm3`."""
     if not torch.cuda.is_available():
         return ROOT / "bench" / "results" / "cpu"
     words = torch.cuda.get_device_name().lower().split()
