@@ -125,7 +125,7 @@ def own_folder() -> Path:
 
 
 def results_folder() -> Path:
-    """Return the folder of this kind of machine: `bench/results/cpu` or `.../gpu-h100-80gb-hbm3`."""
+    """Return the folder of such a machine: `bench/results/cpu` or `.../gpu-h100-80gb-hbm3`."""
     if not torch.cuda.is_available():
         return ROOT / "bench" / "results" / "cpu"
     words = torch.cuda.get_device_name().lower().split()

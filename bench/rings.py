@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -99,7 +99,7 @@ def _against_raw(mesh: Mesh, go: Any, z: torch.Tensor) -> dict[str, float]:
     updates, received = {}, {}
     for wire in ("raw", "fp8"):
         mesh.traffic.received.clear()
-        updates[wire] = go(replace(mesh, wire=wire), z.clone()) - z
+        updates[wire] = go(mesh.with_policy(wire=wire), z.clone()) - z
         received[wire] = sum(mesh.traffic.received.values())
     off, size = updates["fp8"] - updates["raw"], updates["raw"]
     return {**received, "off": off.square().sum().item(), "size": size.square().sum().item()}

@@ -18,7 +18,6 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -81,7 +80,7 @@ def strategies(mesh: Mesh, n: int) -> list[dict[str, Any]]:
             (grad,) = torch.autograd.grad(want, leaf, dout)
             for name in names[1:]:
                 for wire in ("raw", "fp8"):
-                    chosen = replace(mesh, wire=wire, **{field: name})
+                    chosen = mesh.with_policy(wire=wire, **{field: name})
                     with torch.no_grad():
                         got = _update(op, _tile(z, layout), w, first, layout, chosen)
                     mine = _tile(z, layout).requires_grad_()
@@ -107,7 +106,7 @@ def captured(mesh: Mesh, n: int) -> list[dict[str, Any]]:
     w = weights("triangle_multiplication", CHANNELS, mesh.device)
     rows = []
     for name in STRATEGIES["triangle_multiplication"][1:]:
-        chosen = replace(mesh, multiplication=name)
+        chosen = mesh.with_policy(multiplication=name)
         z = torch.randn(1, layout.tile_rows, layout.tile_cols, CHANNELS, device=mesh.device)
         static = z.clone()
 
