@@ -98,9 +98,9 @@ def _against_raw(mesh: Mesh, go: Any, z: torch.Tensor) -> dict[str, float]:
     """What FP8 on the wire saves and costs: bytes received, and the update against that of raw."""
     updates, received = {}, {}
     for wire in ("raw", "fp8"):
-        mesh.traffic.received.clear()
-        updates[wire] = go(mesh.with_policy(wire=wire), z.clone()) - z
-        received[wire] = sum(mesh.traffic.received.values())
+        chosen = mesh.with_policy(wire=wire)
+        updates[wire] = go(chosen, z.clone()) - z
+        received[wire] = sum(chosen.traffic.received.values())
     off, size = updates["fp8"] - updates["raw"], updates["raw"]
     return {**received, "off": off.square().sum().item(), "size": size.square().sum().item()}
 

@@ -32,6 +32,7 @@ from bench.rings import weights
 from foldcp.fabric.connect import Options
 from foldcp.fabric.mesh import Mesh
 from foldcp.fabric.policy import STRATEGIES
+from foldcp.fabric.ranks import Ranks
 from foldcp.layout.tiles import PairLayout
 from foldcp.rings.triangle_attention import triangle_attention
 from foldcp.rings.triangle_multiplication import triangle_multiplication
@@ -67,7 +68,7 @@ def _error(got: Tensor, want: Tensor, layout: PairLayout) -> float:
 
 def strategies(mesh: Mesh, n: int) -> list[dict[str, Any]]:
     """Errors of every strategy against a single rank on the same device."""
-    alone = Mesh(1, 1, 0, mesh.device, multiple=1)  # no padding: the definition
+    alone = Mesh(1, 1, Ranks(0, 1, mesh.device), multiple=1)  # no padding: the definition
     whole, layout = alone.layout(n), mesh.layout(n)
     g = torch.Generator().manual_seed(1)
     z, dout = (torch.randn(1, n, n, CHANNELS, generator=g).to(mesh.device) for _ in range(2))
