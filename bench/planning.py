@@ -88,7 +88,7 @@ def main(argv: list[str] | None = None) -> int:
     for side in map(int, options.sides.split(",")):
         for task, op, call in cases(side):
             ms = 1e3 * cold(call, options.times)
-            rows.append({"mesh": f"{side}x{side}", "task": task, "op": op, "cpu_ms": f"{ms:.3g}"})
+            rows.append({"mesh": f"{side}x{side}", "task": task, "op": op, "cpu_ms": f"{ms:.4g}"})
             print(*rows[-1].values(), flush=True)
     write_csv(options.out / "planning.csv", rows)
     return 0

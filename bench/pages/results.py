@@ -116,7 +116,8 @@ def planning() -> str:
     """Tabulate what planning and choosing strategies takes on square meshes."""
     times: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
     for r in rows("cpu/planning.csv"):
-        times[r["task"], r["op"]][r["mesh"]] = f"{float(r['cpu_ms']):.3g} ms"
+        ms = float(r["cpu_ms"])
+        times[r["task"], r["op"]][r["mesh"]] = f"{ms:,.0f} ms" if ms >= 100 else f"{ms:.3g} ms"
     meshes = list(next(iter(times.values())))
     body = [(task, _op(op), *(found[m] for m in meshes)) for (task, op), found in times.items()]
     return f"{markdown(('', 'op', *meshes), body)}\n\n{source('cpu/planning.csv')}"
