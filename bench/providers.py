@@ -124,7 +124,7 @@ def _relative_position(t: Inputs, impl: str | None) -> Call:
 
 
 def _head(t: Inputs, impl: str | None, symmetric: bool, bins: int = 0) -> Call:
-    op, z = public("heads", "expected_values"), t["z"]
+    op, z = public("binned_heads", "expected_values"), t["z"]
     other = z.transpose(1, 2) if symmetric else None
     values = t["centres"].float()[None]
     if bins:  # the probability of the first bins instead of a mean
