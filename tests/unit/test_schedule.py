@@ -252,10 +252,10 @@ def test_a_mesh_says_how_tiles_are_padded() -> None:
 
 
 def test_planning_a_ring_of_64_ranks_takes_little_time() -> None:
-    """bench.planning measures about 15 ms: the bound is for machines that are busy and slow."""
+    """bench.planning measures about 20 ms: the bound is for machines that are busy and slow."""
     layout = PairLayout(8 * 1024, 8, 8, 9)
     for call in (
         lambda: triangle_multiplication_plan(layout, CHANNELS, True, PIECES, "ring"),
         lambda: triangle_attention_plan(layout, True, (0, layout.tile_rows), "ring"),
     ):
-        assert cold(call, 2) < 1
+        assert cold(call, 3) < 0.25
