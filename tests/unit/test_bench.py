@@ -295,7 +295,9 @@ def test_bench_command_says_where_it_works(
     assert written[0] == Path("foldcp_bench/rings/model.csv")
     assert predict._parser("cpu").get_default("out") == Path("foldcp_bench/predict.csv")
     assert "foldcp_bench" in capsys.readouterr().out
-    with pytest.raises(SystemExit, match="expects kernels, block, predict, rings, tune, got 'all'"):
+    with pytest.raises(
+        SystemExit, match="expects one of kernels, block, predict, rings, tune, got 'all'"
+    ):
         cli.main(["bench", "all"])
     monkeypatch.setattr(cli, "__file__", str(tmp_path / "foldcp" / "cli" / "main.py"))
     with pytest.raises(SystemExit, match="foldcp bench needs a clone"):
