@@ -98,7 +98,7 @@ def connect(ranks: Ranks, name: str, options: Options) -> Transport:
         return _torch(ranks)
     wanted = name if name != "auto" else "nccl" if cuda else "host"
     try:
-        return _native(ranks, wanted, options)
+        return _engine(ranks, wanted, options)
     except TransportError as error:
         if name != "auto":
             raise
@@ -121,7 +121,7 @@ def _torch(ranks: Ranks) -> TorchTransport:
     return TorchTransport(ranks)
 
 
-def _native(ranks: Ranks, name: str, options: Options) -> EngineTransport:
+def _engine(ranks: Ranks, name: str, options: Options) -> EngineTransport:
     extension = load()
     missing = extension.missing(ranks.device)
     _agree(ranks, name, missing and f"the compiled extension cannot be used ({missing})")

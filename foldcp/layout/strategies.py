@@ -90,6 +90,59 @@ def panel_multiplication(
         yield (lo, hi), triangle_multiplication_plan(layout, hi - lo, outgoing, pieces, route)
 
 
+@dataclass(frozen=True)
+class ThereAndBack:
+    """A chunk of work that other ranks do: plans of what goes there, and of the results.
+
+    Args:
+        span: of lines, or of channels.
+        there: brings what the chunk is made of to whoever works on it.
+        back: brings the results to the tiles.
+    """
+
+    span: Span
+    there: Plan
+    back: Plan
+
+
+def channel_plans(layout: PairLayout, span: Span, outgoing: bool) -> ThereAndBack:
+    """Plan one chunk of channels of triangle multiplication over channels.
+
+    Args:
+        layout: the tiling.
+        span: the chunk, see `channel_multiplication`.
+        outgoing: Algorithm 12 (True) or 13 (False).
+    """
+    width = span[1] - span[0]
+    there = channel_plan(layout, width, outgoing)
+    return ThereAndBack(span, there, channel_back_plan(layout, width))
+
+
+def row_attention(
+    layout: PairLayout, starting: bool, count: int, masked: bool = False
+) -> tuple[Plan, list[ThereAndBack]]:
+    """List the chunks of lines of triangle attention over whole lines.
+
+    Args:
+        layout: the tiling.
+        starting: Algorithm 14 (True) or 15 (False).
+        count: chunks, at most.
+        masked: a mask of the keys travels too.
+
+    Returns:
+        The plan of the panels of the bias, which run once for each chunk, and the chunks.
+    """
+    chunks_of_lines = [
+        ThereAndBack(
+            span,
+            rows_plan(layout, starting, span, 2 if masked else 1),
+            rows_back_plan(layout, starting, span),
+        )
+        for span in line_chunks(layout, starting, count)
+    ]
+    return rows_bias_plan(layout, starting), chunks_of_lines
+
+
 def channel_multiplication(layout: PairLayout, channels: int, count: int) -> list[list[Span]]:
     """List the chunks of channels of triangle multiplication over channels, by group.
 
@@ -149,21 +202,21 @@ def exchanges(
     wire, bias = sizes.travels(e), sizes.heads * e
     if name == "channel":
         for group in channel_multiplication(layout, sizes.channels, count):
-            for lo, hi in group:
-                yield Transfer(channel_plan(layout, hi - lo, first), (0, 0), (wire,), (e,))
-                back = channel_back_plan(layout, hi - lo)
-                yield Transfer(back, (0,) * layout.size, (wire,), (e,))
+            for span in group:
+                ways = channel_plans(layout, span, first)
+                yield Transfer(ways.there, (0, 0), (wire,), (e,))
+                yield Transfer(ways.back, (0,) * layout.size, (wire,), (e,))
     elif op == MULTIPLICATION:
         found = panel_multiplication(layout, sizes.channels, e, first, route, chunk_bytes)
         for _, plan in found:
             yield Transfer(plan, (0,) * len(plan.owned), (wire,), (e,))
     elif name == "rows":
         line = (sizes.channels * wire,), (sizes.channels * e,)
-        panels = rows_bias_plan(layout, first)
-        for chunk in line_chunks(layout, first, count):
-            yield Transfer(rows_plan(layout, first, chunk, 1), (0,), *line)
+        panels, chunks_of_lines = row_attention(layout, first, count)
+        for chunk in chunks_of_lines:
+            yield Transfer(chunk.there, (0,), *line)
             yield Transfer(panels, (0,) * len(panels.owned), (bias,), (bias,))
-            yield Transfer(rows_back_plan(layout, first, chunk), (0,), *line)
+            yield Transfer(chunk.back, (0,), *line)
     else:
         keys = 2 * sizes.channels
         for _, plan in panel_attention(layout, first, count, route):

@@ -204,5 +204,5 @@ class Job:
         messages = [2 * sum(step[rank].messages) for step in loads]
         groups = times * sum(n > 0 for n in messages)
         transfers = times * sum(messages) + more
-        host = self.chip.told(exchanges, groups, transfers, launches, products)
+        host = self.chip.host_seconds(exchanges, groups, transfers, launches, products)
         return replace(found, total_s=max(found.total_s, host), host_s=host)

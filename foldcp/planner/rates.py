@@ -53,7 +53,7 @@ class Chip:
         tensor = flops / (TENSOR * 1e12 * (self.tflops if itemsize == 2 else wide))
         return max(tensor, moved / self.memory(), exps / (EXP * 1e9 * self.gexps))
 
-    def told(
+    def host_seconds(
         self, exchanges: int, groups: int, transfers: int, launches: int, products: int = 0
     ) -> float:
         """Return the seconds that the host takes to launch work.

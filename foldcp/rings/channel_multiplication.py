@@ -25,9 +25,14 @@ from torch import Tensor
 from foldcp.fabric.exchange import timeline
 from foldcp.fabric.exchange.pipeline import Move, ahead, behind
 from foldcp.fabric.mesh import Mesh
-from foldcp.layout.strategies import MULTIPLICATION, Sizes, channel_multiplication
+from foldcp.layout.strategies import (
+    MULTIPLICATION,
+    Sizes,
+    channel_multiplication,
+    channel_plans,
+)
 from foldcp.layout.tiles import PairLayout, Span
-from foldcp.layout.triangle_plans import channel_back_plan, channel_plan, tile_blocks
+from foldcp.layout.triangle_plans import tile_blocks
 from foldcp.planner.choice import chunks_taken
 from foldcp_kernels.core.chunking import chunk_bytes
 from foldcp_kernels.core.dispatch import compute_dtype
@@ -90,18 +95,18 @@ def channel_products(
             half = ab.shape[1] // 2
             for lo, hi in group:
                 a, b = (ab[:, i + lo - first : i + hi - first] for i in (0, half))
-                yield channel_plan(layout, hi - lo, outgoing), (a, b)
+                yield channel_plans(layout, (lo, hi), outgoing).there, (a, b)
                 del a, b
             del ab
 
     def products() -> Iterator[Move]:
         there = ahead(mesh, planes(), (dims, dims), LABEL, (mesh.policy.wire,) * 2)
-        for lo, hi in (span for group in groups for span in group):
+        for span in (span for group in groups for span in group):
             regions = next(there)
             with timeline.math(LABEL, 0):  # exchanges of one step each
                 tiles = _tiles(regions, outgoing, layout)
             del regions
-            yield channel_back_plan(layout, hi - lo), tiles
+            yield channel_plans(layout, span, outgoing).back, tiles
             del tiles
 
     size = layout.size

@@ -30,14 +30,9 @@ from torch import Tensor
 from foldcp.fabric.exchange.pipeline import Move, Regions, ahead, behind, chained
 from foldcp.fabric.mesh import Mesh
 from foldcp.fabric.transport.wire import FP8_THERE
-from foldcp.layout.cuts import line_chunks
-from foldcp.layout.strategies import ATTENTION, Sizes
+from foldcp.layout import strategies
+from foldcp.layout.strategies import ATTENTION, Sizes, ThereAndBack
 from foldcp.layout.tiles import PairLayout, Span
-from foldcp.layout.triangle_plans import (
-    rows_back_plan,
-    rows_bias_plan,
-    rows_plan,
-)
 from foldcp.planner.choice import chunks_taken
 from foldcp.rings.key_panels import Panel, attend_step
 from foldcp_kernels.attention.carry import Carry
@@ -81,52 +76,65 @@ def row_attention(
     """
     dim, keep = (1 if starting else 2), key_mask(mask)
 
-    def along(x: Tensor) -> Tensor:
-        return x if starting else x.transpose(1, 2)
+    def chunk_of(x: Tensor, span: Span) -> Tensor:
+        return _along(x.narrow(dim, span[0], span[1] - span[0]), starting)
 
     # The bias lies as the lines read it: [B, H, T_r, panel], or for the ending node its transpose.
-    bias = bias_panels(along(z), w, layout.panels_of(starting))
-    sizes = Sizes(
-        z.element_size(), compute_dtype(z).itemsize, w.q.shape[0], w.heads, mesh.policy.wire
-    )
+    bias = bias_panels(_along(z, starting), w, layout.panels_of(starting))
+    itemsizes = z.element_size(), compute_dtype(z).itemsize
+    sizes = Sizes(*itemsizes, w.q.shape[0], w.heads, mesh.policy.wire)
     count = chunks_taken(ATTENTION, "rows", layout, mesh, sizes, chunk_bytes(z.device))
-    chunks = line_chunks(layout, starting, max(count, least_chunks(z, dim, w)))
+    count = max(count, least_chunks(z, dim, w))
+    of_bias, chunks = strategies.row_attention(layout, starting, count, keep is not None)
 
     def lines() -> Iterator[Move]:
-        for lo, hi in chunks:
-            normed = norm_lines(along(z.narrow(dim, lo, hi - lo)), w)
-            keys = () if keep is None else (along(keep.narrow(dim, lo, hi - lo)).contiguous(),)
-            plan = rows_plan(layout, starting, (lo, hi), 1 + len(keys))
-            yield plan, tuple(x[None] for x in (normed, *keys))
+        for chunk in chunks:
+            normed = norm_lines(chunk_of(z, chunk.span), w)
+            keys = () if keep is None else (chunk_of(keep, chunk.span).contiguous(),)
+            yield chunk.there, tuple(x[None] for x in (normed, *keys))
             del normed, keys
 
-    def results() -> Iterator[Move]:
-        count = 1 if keep is None else 2
-        # The backward of LayerNorm takes most of the gradient of lines away, and no rounding.
-        wire = FP8_THERE if mesh.policy.wire == "fp8" else mesh.policy.wire
-        whole = ahead(mesh, lines(), (_DIMS,) * count, LABEL, (wire, "raw")[:count])
-        # Boxes are (rows, columns) of the tile: for the ending node, rows are keys. The first panel
-        # of the next chunk is asked for before the lines of the one after it.
-        again = iter([(None, rows_bias_plan(layout, starting), bias)] * len(chunks))
-        dims, wires = ((2, 3) if starting else (3, 2),) * len(bias), ("raw",) * len(bias)
-        panels = chained(mesh, again, dims, LABEL, wires)
-        for chunk in chunks:
-            x, *keys = next(whole)
-            o = _attended(x, keys[0] if keys else None, panels, w, layout)
-            del x, keys
-            yield rows_back_plan(layout, starting, chunk), (o,)
-            del o
-        assert next(panels, None) is None  # the last exchange ends
-
-    back = behind(mesh, results(), (_DIMS,), LABEL, (mesh.policy.wire,))
+    # Boxes are (rows, columns) of the tile: for the ending node, rows are keys. The first panel of
+    # the next chunk is asked for before the lines of the one after it.
+    again = iter([(None, of_bias, bias)] * len(chunks))
+    dims, wires = ((2, 3) if starting else (3, 2),) * len(bias), ("raw",) * len(bias)
+    panels = chained(mesh, again, dims, LABEL, wires)
+    results = _results(lines(), panels, w, chunks, layout, mesh, 1 if keep is None else 2)
+    back = behind(mesh, results, (_DIMS,), LABEL, (mesh.policy.wire,))
     updated = []  # in place without gradients
-    for lo, hi in chunks:
+    for chunk in chunks:
         (o,) = next(back)
-        x = along(z.narrow(dim, lo, hi - lo))
-        updated.append(along(updated_lines(x, o[0], w)))
+        updated.append(_along(updated_lines(chunk_of(z, chunk.span), o[0], w), starting))
         del o
     assert next(back, None) is None
     return torch.cat(updated, dim) if torch.is_grad_enabled() else z
+
+
+def _along(x: Tensor, starting: bool) -> Tensor:
+    """Lines first, positions second."""
+    return x if starting else x.transpose(1, 2)
+
+
+def _results(
+    lines: Iterator[Move],
+    panels: Iterator[tuple[None, int, Regions]],
+    w: TriangleAttentionWeights,
+    chunks: list[ThereAndBack],
+    layout: PairLayout,
+    mesh: Mesh,
+    sources: int,
+) -> Iterator[Move]:
+    """The moves of the results of all chunks, back to the tiles."""
+    # The backward of LayerNorm takes most of the gradient of lines away, and no rounding.
+    wire = FP8_THERE if mesh.policy.wire == "fp8" else mesh.policy.wire
+    whole = ahead(mesh, lines, (_DIMS,) * sources, LABEL, (wire, "raw")[:sources])
+    for chunk in chunks:
+        x, *keys = next(whole)
+        o = _attended(x, keys[0] if keys else None, panels, w, layout)
+        del x, keys
+        yield chunk.back, (o,)
+        del o
+    assert next(panels, None) is None  # the last exchange ends
 
 
 def _attended(

@@ -82,9 +82,27 @@ def triangle_attention(
     name = strategy("triangle_attention", layout, mesh, *sizes, z.shape[-1], w.heads)
     if name == "rows":
         return row_attention(z, mask, w, starting, layout, mesh)
-    route = name.removeprefix("panel-")
-    dim, keep = (1 if starting else 2), key_mask(mask)
-    own_panels, lines_of_tile = layout.panels_of(starting), z.shape[dim]
+    if layout.size == 1:
+        count = -(-z.shape[1] // lines_per_chunk(z, 1 if starting else 2, w))
+    else:
+        made = Sizes(*sizes, w.q.shape[0], w.heads, mesh.policy.wire)
+        count = chunks_taken(ATTENTION, name, layout, mesh, made, chunk_bytes(z.device))
+        count = max(count, least_chunks(z, 1 if starting else 2, w))
+    moves = panel_attention(layout, starting, count, name.removeprefix("panel-"), mask is not None)
+    return _panel_attention(z, key_mask(mask), w, starting, moves, layout, mesh)
+
+
+def _panel_attention(
+    z: Tensor,
+    keep: Tensor | None,
+    w: TriangleAttentionWeights,
+    starting: bool,
+    chunks: Iterator[tuple[Span, Plan]],
+    layout: PairLayout,
+    mesh: Mesh,
+) -> Tensor:
+    """Update the lines chunk by chunk, each with all panels of keys: the loop."""
+    dim, own_panels = (1 if starting else 2), layout.panels_of(starting)
 
     def along(x: Tensor) -> Tensor:
         return x if starting else x.transpose(1, 2)
@@ -94,15 +112,9 @@ def triangle_attention(
 
     # The bias lies as the lines read it: [B, H, T_r, panel], or for the ending node its transpose.
     bias = bias_panels(along(z), w, own_panels)
-    if layout.size == 1:
-        count = -(-lines_of_tile // lines_per_chunk(z, dim, w))
-    else:
-        made = Sizes(*sizes, w.q.shape[0], w.heads, mesh.policy.wire)
-        count = chunks_taken(ATTENTION, name, layout, mesh, made, chunk_bytes(z.device))
-        count = max(count, least_chunks(z, dim, w))
 
     def moves() -> Iterator[tuple[tuple[Span, Lines], Plan, tuple[Tensor, ...]]]:
-        for span, plan in panel_attention(layout, starting, count, route, keep is not None):
+        for span, plan in chunks:
             lines = project_lines(chunk_of(z, span), w, panels=own_panels)
             keys = () if keep is None else chunk_of(keep, span).chunk(own_panels, 2)
             yield (span, lines), plan, (*lines.kv, *bias, *(k.contiguous() for k in keys))

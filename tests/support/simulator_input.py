@@ -25,16 +25,11 @@ from foldcp.fabric.exchange.pipeline import Move, ahead, behind
 from foldcp.fabric.transport.pool import Pool
 from foldcp.fabric.transport.program import Program
 from foldcp.fabric.transport.wire import Message, staging_bytes
-from foldcp.layout.cuts import line_chunks
 from foldcp.layout.plans import root_plan
 from foldcp.layout.schedule import Plan
+from foldcp.layout.strategies import ThereAndBack, channel_plans, row_attention
 from foldcp.layout.tiles import Box, PairLayout
 from foldcp.layout.triangle_plans import (
-    channel_back_plan,
-    channel_plan,
-    rows_back_plan,
-    rows_bias_plan,
-    rows_plan,
     triangle_attention_plan,
     triangle_multiplication_plan,
 )
@@ -288,24 +283,28 @@ def there_and_back(
 
 def channels(layout: PairLayout) -> str:
     """The strategy `channel`: all planes of some channels there, their products back."""
-    count = layout.size * CHANNELS
+    span = 0, layout.size * CHANNELS
 
     def there(x: PairLayout) -> Plan:
-        return channel_plan(x, count, True)
+        return channel_plans(x, span, True).there
 
     def back(x: PairLayout) -> Plan:
-        return channel_back_plan(x, count)
+        return channel_plans(x, span, True).back
 
     return there_and_back(layout, [(there, back)] * 3, None)
 
 
 def rows(layout: PairLayout) -> str:
     """The strategy `rows`: whole lines there, panels of the bias, updates back."""
+
+    def chunk(x: PairLayout, i: int) -> ThereAndBack:
+        return row_attention(x, True, 2)[1][i]
+
+    count = len(row_attention(layout, True, 2)[1])
     ways = [
-        (lambda x, c=chunk: rows_plan(x, True, c, 1), lambda x, c=chunk: rows_back_plan(x, True, c))
-        for chunk in line_chunks(layout, True, 2)
+        (lambda x, i=i: chunk(x, i).there, lambda x, i=i: chunk(x, i).back) for i in range(count)
     ]
-    return there_and_back(layout, ways, lambda x: rows_bias_plan(x, True))
+    return there_and_back(layout, ways, lambda x: row_attention(x, True, 2)[0])
 
 
 def _lines(layout: PairLayout, starting: bool) -> tuple[int, int]:
