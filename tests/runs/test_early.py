@@ -85,6 +85,18 @@ REMEDIES: list[tuple[str, str, str, dict[str, str]]] = [
 ]  # fmt: skip
 
 
+# Of the commands of foldcp: what is refused, what is advised, and what then is typed.
+CORRECTIONS = (
+    ("foldcp predic one.yaml", "did you mean predict?", "foldcp predict one.yaml"),
+    ("foldcp run one.yaml", "type `foldcp predict INPUT ...`", "foldcp predict one.yaml"),
+    ("foldcp predict --nproc= one.yaml", "example --nproc 4", "foldcp predict --nproc 4 one.yaml"),
+    ("foldcp predict --mesh 3 one.yaml", "example 2x4", "foldcp predict --mesh 2x4 one.yaml"),
+    ("foldcp predict one.yaml", "`-m boltz.main predict ...` (torchrun) with FOLDCP=1",
+     "python -m boltz.main predict one.yaml"),
+    ("foldcp predict one.yaml", "`boltz predict ...` (srun)", "boltz predict one.yaml"),
+)  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Inputs, and a torch and a Lightning that end whoever imports them."""
@@ -140,6 +152,28 @@ def test_doing_what_it_says_helps(row: tuple[str, str, str, dict], folder: Path)
     lines = ended.stderr.splitlines()
     assert lines.pop().endswith(" ran"), ended
     assert all(line.startswith("foldcp: auto starts one process") for line in lines), ended
+
+
+@pytest.mark.parametrize("row", CORRECTIONS, ids=lambda row: f"{row[0]}: {row[1]}")
+def test_typing_what_it_says_helps(row: tuple[str, str, str], folder: Path) -> None:
+    """The last two under a launcher, of which no other rank comes."""
+    wrong, advice, right = row
+    boltz = str(Path(sys.executable).with_name("boltz"))
+    begin = {
+        "boltz": [boltz],
+        "foldcp": [sys.executable, str(launch.STARTER)],
+        "python": [sys.executable],
+    }
+    rank = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": "29999", "TORCHELASTIC_RUN_ID": "x"}  # fmt: skip
+    variables = rank if "(srun)" in advice or "(torchrun)" in advice else {}
+
+    def typed(command: str) -> str:
+        first, *rest = command.split()
+        return run(folder, [*begin[first], *rest, "--accelerator", "cpu"], variables).stderr
+
+    assert advice in typed(wrong)
+    assert typed(right).splitlines()[-1].endswith(" ran")
 
 
 def test_what_is_right_goes_on(folder: Path) -> None:
