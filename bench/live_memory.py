@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import asdict, dataclass
@@ -35,6 +35,8 @@ from bench.synthetic.checkpoint import hyperparameters
 from bench.synthetic.device import FakeDevice, fake_cuda
 from bench.synthetic.mesh import fake_mesh
 from foldcp.boltz.families.swap import apply
+from foldcp.layout import strategies
+from foldcp.layout.cuts import chunks
 from foldcp.modules.settings import Settings
 from foldcp_kernels.core.chunking import set_chunk_bytes, spans
 from foldcp_kernels.core.dispatch import default_impl, set_impl
@@ -233,11 +235,15 @@ def few_chunks() -> Iterator[None]:
     All chunks of such a loop need the same memory, and at 2,048 tokens there are thousands.
     """
 
+    def few(every: Sequence[tuple[int, int]]) -> Sequence[tuple[int, int]]:
+        return every if len(every) <= 3 else (*every[:2], every[-1])
+
     def some(total: int, length: int) -> Iterator[tuple[int, int]]:
-        every = list(spans(total, length))
-        yield from every if len(every) <= 3 else (*every[:2], every[-1])
+        yield from few(list(spans(total, length)))
 
     with ExitStack() as stack:
+        lines = mock.patch.object(strategies, "chunks", lambda *cut: few(chunks(*cut)))
+        stack.enter_context(lines)
         for module in _IN_PLACE_LOOPS:
             stack.enter_context(mock.patch.object(import_module(module), "spans", some))
         yield

@@ -180,8 +180,9 @@ class Setup:
     def __init__(self, folder: Path, patch: pytest.MonkeyPatch) -> None:
         self.folder, self.patch = folder, patch
         self.asked: dict[str, Any] = {}
-        (folder / "foldcp_kernels").mkdir()
-        for name in ("setup.py", "toolchain.py"):
+        for name in ("foldcp", "foldcp_kernels"):
+            (folder / name).mkdir()
+        for name in ("setup.py", "toolchain.py", "foldcp/_version.py"):
             (folder / name).write_text((ROOT / name).read_text())
         patch.setattr(setuptools, "setup", lambda **asked: self.asked.update(asked))
         patch.setattr(cpp_extension, "CUDA_HOME", None)
