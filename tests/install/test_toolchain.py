@@ -197,7 +197,7 @@ class Setup:
         self.asked.clear()
         made = runpy.run_path(str(self.folder / "setup.py"))
         assert not (self.folder / made["INFO"]).exists(), "nothing is built yet"
-        return made["told"][0]["line"]
+        return made["built"][0]["line"]
 
     def sources(self) -> list[str]:
         return [Path(s).name for e in self.asked["ext_modules"] for s in e.sources]
