@@ -1,6 +1,6 @@
 # make demo   what foldcp does, on a CPU: stock Boltz's structure, in less memory (under 4 minutes)
-# make quick  tests that start no process and need no Boltz (under 2 minutes on 2 cores)
-# make test   all tests (under 18 minutes on 2 cores, two at a time)
+# make quick  tests that start no process and need no Boltz
+# make test   all tests, two at a time
 # make lint   format, mistakes, types, spelling and docstrings; clang-format for C++
 # make docs   the documentation, site/ (mkdocs); rewrites its generated parts first
 # make bench  the tables behind the documentation (about 30 minutes); writes bench/results
