@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import pairwise, product
 from math import prod
 
-from foldcp.layout.tiles import Box
+from foldcp.layout.tiles import Box, Span
 
 
 def intersect(a: Box, b: Box) -> Box | None:
@@ -57,11 +57,8 @@ class Owners:
         if not self._grid:
             return [(rank, volume(part)) for rank, part in self.parts(box)]
         found: list[tuple[Box, int]] = [((), 1)]
-        for (lo, hi), spans in zip(box, self._spans, strict=False):
-            first = bisect_right(spans, lo, key=lambda span: span[1])
-            last = bisect_left(spans, hi, key=lambda span: span[0])
-            cut = [(span, min(hi, span[1]) - max(lo, span[0])) for span in spans[first:last]]
-            found = [((*at, span), n * m) for at, n in found for span, m in cut if m > 0]
+        for cut in self._cuts(box):
+            found = [((*at, own), n * (hi - lo)) for at, n in found for own, (lo, hi) in cut]
         return [(self._at[at], n) for at, n in found]
 
     def parts(self, box: Box) -> list[tuple[int, Box]]:
@@ -69,14 +66,15 @@ class Owners:
         if not self._grid:
             found = ((rank, intersect(box, own)) for rank, own in enumerate(self.boxes))
             return [(rank, part) for rank, part in found if part is not None]
-        hit = []
+        hit = (zip(*cell, strict=True) for cell in product(*self._cuts(box)))
+        return sorted((self._at[at], part) for at, part in hit)
+
+    def _cuts(self, box: Box) -> list[list[tuple[Span, Span]]]:
+        """The spans of the grid that a region meets, with their common parts, by dimension."""
+        cuts = []
         for (lo, hi), spans in zip(box, self._spans, strict=False):
             first = bisect_right(spans, lo, key=lambda span: span[1])
             last = bisect_left(spans, hi, key=lambda span: span[0])
-            hit.append(spans[first:last])
-        out = []
-        for at in product(*hit):
-            part = intersect(box, at)
-            if part is not None:
-                out.append((self._at[at], part))
-        return sorted(out)
+            met = [(own, (max(lo, own[0]), min(hi, own[1]))) for own in spans[first:last]]
+            cuts.append([(own, part) for own, part in met if part[0] < part[1]])
+        return cuts

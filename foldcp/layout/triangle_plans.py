@@ -191,6 +191,7 @@ def triangle_attention_plan(
     return plan(schedule, layout.rank, (3 if masked else 2) * own_panels)
 
 
+@lru_cache(maxsize=512)
 def key_panels(layout: PairLayout) -> tuple[Span, ...]:
     """Return the real tokens of the key panels in the order of this rank's steps; may be empty."""
     panels = [layout.panel_span(layout.panel_at(layout.rank, t)) for t in range(layout.panels)]

@@ -13,8 +13,9 @@ from foldcp.layout.strategies import Sizes, exchanges
 from foldcp.layout.tiles import PairLayout
 from foldcp.layout.volumes import Load, Loads, volumes
 from foldcp.planner.rates import Chip, Links
+from foldcp_kernels.core.chunking import DEFAULT_BYTES
 
-CHUNK_BYTES = 256_000_000  # of a chunk on a GPU, see foldcp_kernels/core/chunking.py
+CHUNK_BYTES = DEFAULT_BYTES["cuda"]
 
 
 @lru_cache(maxsize=256)

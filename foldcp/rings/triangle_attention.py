@@ -113,12 +113,11 @@ def _panel_attention(
     # The bias lies as the lines read it: [B, H, T_r, panel], or for the ending node its transpose.
     bias = bias_panels(along(z), w, own_panels)
 
-    def moves() -> Iterator[tuple[tuple[Span, Lines], Plan, tuple[Tensor, ...]]]:
+    def moves() -> Iterator[tuple[tuple[Span, list[Lines]], Plan, tuple[Tensor, ...]]]:
         for span, plan in chunks:
-            lines = project_lines(chunk_of(z, span), w, panels=own_panels)
+            held = [project_lines(chunk_of(z, span), w, panels=own_panels)]
             keys = () if keep is None else chunk_of(keep, span).chunk(own_panels, 2)
-            yield (span, lines), plan, (*lines.kv, *bias, *(k.contiguous() for k in keys))
-            del lines
+            yield (span, held), plan, (*held[0].kv, *bias, *(k.contiguous() for k in keys))
 
     # Boxes are (rows, columns) of the tile: for the ending node, rows are positions.
     keys, pairs = ((1, 2), (2, 3)) if starting else ((2, 1), (3, 2))
@@ -127,13 +126,13 @@ def _panel_attention(
     wires = [wire for _, wire in kinds for _ in range(own_panels)]
     carry: Carry | None = None
     updated = []  # in place without gradients
-    for (span, lines), step, regions in chained(mesh, moves(), dims, LABEL, wires):
-        carry = attend_step(step, lines, partial(_panel, regions), carry, layout)
+    for (span, held), step, regions in chained(mesh, moves(), dims, LABEL, wires):
+        carry = attend_step(step, held[0], partial(_panel, regions), carry, layout)
         if step + 1 == layout.panels:
             assert carry is not None
+            held.clear()  # the output and the next chunk do without its queries
             updated.append(along(line_output(chunk_of(z, span), carry, w)))
             carry = None
-        del lines
     return torch.cat(updated, dim) if torch.is_grad_enabled() else z
 
 

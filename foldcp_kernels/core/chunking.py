@@ -9,7 +9,7 @@ from torch import Tensor
 
 # A CPU chunk should stay near the caches and under malloc's mmap threshold; a GPU chunk should
 # be large enough to fill the chip.
-_DEFAULT_BYTES = {"cpu": 8_000_000, "cuda": 256_000_000}
+DEFAULT_BYTES = {"cpu": 8_000_000, "cuda": 256_000_000}
 _PARTS = 64
 _SMALLEST = 1 / 8
 # What all rows take together is not cut up to so many times the bytes of a chunk; beyond, chunks
@@ -32,7 +32,7 @@ def set_chunk_bytes(count: int | None) -> None:
 
 def chunk_bytes(device: torch.device) -> int:
     """Return the transient memory that one chunk may take, in bytes."""
-    return _override[0] if _override else _DEFAULT_BYTES.get(device.type, 256_000_000)
+    return _override[0] if _override else DEFAULT_BYTES.get(device.type, DEFAULT_BYTES["cuda"])
 
 
 def chunk_length(

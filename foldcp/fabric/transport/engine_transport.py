@@ -121,15 +121,7 @@ class EngineFlight:
         tag: int,
         staging: Tensor,
     ) -> None:
-        """Start a step, see `transport.Flight`.
-
-        Args:
-            slot: as of `Flight.post`.
-            sends: as of `Flight.post`.
-            recvs: as of `Flight.post`.
-            tag: as of `Flight.post`.
-            staging: as of `Flight.post`.
-        """
+        """See `Flight.post`."""
         lists = (*_flat(sends), *_flat(recvs))
         self._kept[slot] = lists, staging
         forwards = any(m.held for m in sends)
@@ -147,16 +139,7 @@ class EngineFlight:
         tag: int,
         staging: Tensor | None,
     ) -> None:
-        """Start a step of a program, see `transport.Flight`.
-
-        Args:
-            slot: as of `Flight.replay`.
-            program: as of `Flight.replay`.
-            step: as of `Flight.replay`.
-            bases: as of `Flight.replay`.
-            tag: as of `Flight.replay`.
-            staging: as of `Flight.replay`.
-        """
+        """See `Flight.replay`."""
         self._kept[slot] = tuple(bases), staging
         ops = self._ops
         handle = program.handles.get("native")

@@ -53,15 +53,7 @@ class TorchFlight:
         tag: int,
         staging: Tensor | None = None,
     ) -> None:
-        """Start a step, see `Flight`.
-
-        Args:
-            slot: as of `Flight.post`.
-            sends: as of `Flight.post`.
-            recvs: as of `Flight.post`.
-            tag: as of `Flight.post`.
-            staging: as of `Flight.post`.
-        """
+        """See `Flight.post`."""
         device = self.ranks.device
         outbox = [pack(m, device) for m in sends]
         inbox = [torch.empty(m.bytes(), dtype=torch.uint8, device=device) for m in recvs]
@@ -79,16 +71,7 @@ class TorchFlight:
         tag: int,
         staging: Tensor | None,
     ) -> None:
-        """Start a step of a program, see `Flight`.
-
-        Args:
-            slot: as of `Flight.replay`.
-            program: as of `Flight.replay`.
-            step: as of `Flight.replay`.
-            bases: as of `Flight.replay`.
-            tag: as of `Flight.replay`.
-            staging: as of `Flight.replay`.
-        """
+        """See `Flight.replay`."""
         self.post(slot, *program.acts[step].messages(bases), tag, staging)
 
     def _op(self, kind: Any, buffer: Tensor, message: Message) -> dist.P2POp:
