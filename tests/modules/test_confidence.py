@@ -270,7 +270,7 @@ def _flat(out: dict[Any, Any], prefix: str = "") -> dict[str, Tensor]:
 @pytest.mark.parametrize("mesh_shape", MESHES)
 def test_every_rank_equals_stock(mesh_shape: tuple[int, int]) -> None:
     chunk_bytes = 100_000 if mesh_shape != (1, 1) else None  # several chunks per tile
-    for rank, errors in enumerate(run(*mesh_shape, _rank, _cases(), chunk_bytes, fresh=True)):
+    for rank, errors in enumerate(run(*mesh_shape, _rank, _cases(), chunk_bytes, bare=True)):
         bad = {k: e for k, e in errors.items() if not e < TOLERANCE}
         assert not bad, f"rank {rank}: {bad}"
         assert len(errors) > 50

@@ -47,7 +47,13 @@ _pools: dict[int, _Pool] = {}
 
 
 def run(
-    rows: int, cols: int, fn: Callable[..., Any], *args: Any, fresh: bool = False, **options: Any
+    rows: int,
+    cols: int,
+    fn: Callable[..., Any],
+    *args: Any,
+    fresh: bool = False,
+    bare: bool = False,
+    **options: Any,
 ) -> list:
     """Call `fn(mesh, *args)` on every rank; `fn` must be importable (top level of a module).
 
@@ -57,6 +63,8 @@ def run(
         args: sent to each rank, as copies.
         fresh: in new processes, which end with the call: for functions that patch what `_reset`
             does not restore, break a transport on purpose, or leave threads behind.
+        bare: fresh, and without what the server of processes has imported: for functions that must
+            do without a package.
         options: of `Mesh.create`, such as route or transport.
 
     Returns:
@@ -68,12 +76,13 @@ def run(
     size = rows * cols
     if size == 1:
         return [fn(Mesh.create(1, 1, "cpu", **options), *args)]
+    fresh = fresh or bare
     pool = None if fresh else _pools.pop(size, None)
     if pool is not None and (ended := pool.ended()):
         warnings.warn(f"after {pool.last}: {ended}; started anew", stacklevel=2)
         pool.close()
         pool = None
-    pool = pool or _Pool(size)
+    pool = pool or _Pool(size, bare)
     try:
         results = pool.call(rows, cols, fn, args, options)
     except BaseException:
@@ -100,11 +109,13 @@ class _Pool:
 
     Args:
         size: number of ranks.
+        bare: nothing is imported in them before they start.
     """
 
-    def __init__(self, size: int) -> None:
-        context = mp.get_context("forkserver")
-        context.set_forkserver_preload([*_ALWAYS, *(m for m in _IF_USED if m in sys.modules)])
+    def __init__(self, size: int, bare: bool) -> None:
+        context: Any = mp.get_context("spawn" if bare else "forkserver")
+        if not bare:
+            context.set_forkserver_preload([*_ALWAYS, *(m for m in _IF_USED if m in sys.modules)])
         self.size, self.last, self._calls = size, "the start", 0
         self._ends, self._processes = [], []
         for rank in range(size):
