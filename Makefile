@@ -18,8 +18,8 @@ SHELL := /bin/bash
 TORCH := torch==2.13.0
 TORCH_INDEX ?=
 DEMO ?=
-# Bounds how long four ranks take: runs by itself.
-TIMED := tests/runs/test_faults.py
+# Tests marked `timed` bound how long ranks take, and run by themselves; all are in these files.
+TIMED := tests/runs/test_faults.py tests/fabric/test_exchange.py
 # Two files at a time, in the order of their names; the slowest tests are listed.
 SHARED := -n 2 --dist loadfile --no-loadscope-reorder --durations=20 --maxfail=10
 SUPPORTED := import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))
@@ -53,8 +53,8 @@ quick: setup
 	@$(PY) -m pytest tests/unit tests/kernels -m "not process" --without-boltz $(SHARED)
 
 test: setup
-	@$(PY) -m pytest tests $(SHARED) --ignore $(TIMED)
-	@$(PY) -m pytest $(TIMED) --maxfail=10
+	@$(PY) -m pytest tests -m "not timed" $(SHARED)
+	@$(PY) -m pytest $(TIMED) -m timed --maxfail=10
 
 lint: setup
 	@$(PY) -m ruff check .

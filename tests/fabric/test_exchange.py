@@ -307,8 +307,9 @@ def test_a_wrong_tile_on_one_rank_ends_the_op_on_all() -> None:
     assert device == "`z` is on meta, but the mesh is on cpu: move it there"
 
 
+@pytest.mark.timed
 def test_host_is_much_faster_than_gloo() -> None:
-    # Other processes of the tests take the cores at times, which 16 MB feel: best of three.
+    # Other processes take the cores at times, which 16 MB feel: best of three.
     seen: list[dict[int, dict[str, float]]] = []
     for _ in range(3):
         found = run(2, 2, compare)

@@ -119,9 +119,9 @@ def gpus(mesh: Mesh, count: int) -> dict[str, Any]:
     made = Mesh.create(mesh.rows, mesh.cols, "cuda", transport=None)
     assert current == [made.device]
     os.environ.pop("NCCL_MULTI_RANK_GPU_ENABLE", None)
-    said = [_same_gpu(made, 22907), _same_gpu(made, 23000)]
+    said = [_same_gpu(made.ranks, 22907), _same_gpu(made.ranks, 23000)]
     os.environ["NCCL_MULTI_RANK_GPU_ENABLE"] = "1"
-    return {"gpu": made.device.index, "said": said, "shared": _same_gpu(made, 23000)}
+    return {"gpu": made.device.index, "said": said, "shared": _same_gpu(made.ranks, 23000)}
 
 
 @pytest.mark.parametrize("count", [1, 2])

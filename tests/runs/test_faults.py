@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from forked import Case, Ended, run_cases
 
+pytestmark = pytest.mark.timed
 PROTEIN = "version: 1\nsequences:\n  - protein: {id: A, sequence: MQIFVKTLTG, msa: empty}\n"
 WITH_ION = PROTEIN + "  - ligand: {id: B, ccd: MG}\n"
 FAST = "--accelerator cpu --num_workers 0 --sampling_steps 4 --recycling_steps 0 --seed 1"

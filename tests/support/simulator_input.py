@@ -8,7 +8,6 @@ rank knows what it must find. The format is that of its program.h.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from foldcp.fabric.exchange.autograd import Exchange, stream
 from foldcp.fabric.exchange.pipeline import Move, ahead, behind
+from foldcp.fabric.mesh import Traffic
 from foldcp.fabric.transport.pool import Pool
 from foldcp.fabric.transport.program import Program
 from foldcp.fabric.transport.wire import Message, staging_bytes
@@ -57,7 +57,7 @@ class Recorder(TorchDispatchMode):
         device = torch.device("cpu")
         self.mesh: Any = SimpleNamespace(
             link=self, device=device, rank=layout.rank, size=layout.size, cols=layout.mesh_cols,
-            sent=Counter(), received=Counter(), staged=Counter(), pool=Pool(device), refuse=_refuse,
+            traffic=Traffic(), pool=Pool(device), refuse=_refuse,
         )  # fmt: skip
 
     def flight(self) -> _Flight:
