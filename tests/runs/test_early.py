@@ -48,7 +48,8 @@ CASES: dict[str, tuple[list[str], dict[str, str], int, str]] = {
     "out": (["one.yaml", "--out_dir", "one.yaml"], {}, 1, "(Not a directory): pass --out_dir with"),
     "cache": (["one.yaml", "--cache", "one.yaml/x"], {}, 1, "(Not a directory): pass --cache with"),
     "launcher": (["one.yaml"], {"RANK": "x", "WORLD_SIZE": "2"}, 1, "(RANK is 'x', not a number)"),
-    "step": (["one.yaml"], {**SRUN, "SLURM_NTASKS": "2", "SLURM_LOCALID": ""}, 1, "(SLURM_LOCALID is '', not a number)"),
+    "step": (["one.yaml"], {**SRUN, "SLURM_NTASKS": "2", "SLURM_LOCALID": ""}, 1,
+             "(SLURM_LOCALID is '', not a number)"),
     "report": (["one.yaml"], {"FOLDCP_REPORT": "no/r.json"}, 1, "no/r.json cannot be"),
 }  # fmt: skip
 
