@@ -22,6 +22,7 @@ from foldcp.boltz.lightning.boltz1_data import RootBoltz1DataModule
 from foldcp.boltz.lightning.data import RootDataModule
 from foldcp.boltz.lightning.writers import RootAffinityWriter, RootWriter
 from foldcp.boltz.run import Run, current, set_current
+from foldcp.boltz.seams import check as seams
 from foldcp.config import Config
 from foldcp.errors import UserError, kept
 from foldcp.layout import mesh_shape
@@ -41,9 +42,13 @@ def patch(main: ModuleType) -> None:
 
     Args:
         main: the module. Outside of its `predict` command everything in it stays stock.
+
+    Raises:
+        ImportError: a function of Boltz differs from those that foldcp knows.
     """
     if getattr(main, "foldcp_switched", False):
         return
+    seams.require(main, ends_process=False)  # a program may have imported it before the hook came
     main.foldcp_switched = True
     download.install(main)
     processing.install(main)
