@@ -124,10 +124,10 @@ ELSEWHERE = (
           "unpack regular files only, into their own folder"),
     _seam("stock.yaml", REPLACES, "boltz/document/codes.py",
           "in `boltz.data.parse.yaml`: read CCD codes as written (`NO` is a code, not false)"),
-    _seam("document", IMITATES, "boltz/document/schema.py",
+    _seam("parse_boltz_schema", IMITATES, "boltz/document/schema.py",
           "check an input before stock's parser, line by line",
           "data.parse.schema:parse_boltz_schema data.parse.schema:token_spec_to_ids"),
-    _seam("weights", REPLACES, "boltz/families/loading.py",
+    _seam("trunc_normal_init_", REPLACES, "boltz/families/loading.py",
           "while a checkpoint is loaded: count draws instead of making them",
           "model.layers.initialize:trunc_normal_init_"),
 )  # fmt: skip
