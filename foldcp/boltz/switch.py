@@ -26,7 +26,6 @@ from foldcp.boltz.seams import check as seams
 from foldcp.config import Config
 from foldcp.errors import UserError, kept
 from foldcp.layout import mesh_shape
-from foldcp.modules.graphs.step_graph import set_graphs
 from foldcp.runtime import allocator, report, session
 from foldcp.runtime.files import disk, lock
 from foldcp.runtime.files.seal import Seal
@@ -178,7 +177,6 @@ def begin(options: dict[str, Any], until_end: ExitStack) -> Run:
     allocator.check_growth(device)
     set_chunk_bytes(config.chunk_mb and config.chunk_mb * 10**6)
     early.check_together(options, config, size)
-    set_graphs(config.graphs)
     preflight.choose_kernels(options, config)
     preflight.check_same_everywhere(options, config, ranks)
     preflight.check_interfaces(os.environ, place.world)

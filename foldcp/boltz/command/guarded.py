@@ -13,7 +13,6 @@ import click
 
 from foldcp.config import Config
 from foldcp.errors import EXCHANGE, TransportError, UserError, kept
-from foldcp.fabric.exchange import under_way
 from foldcp.runtime import session
 from foldcp.runtime.files import disk
 from foldcp.runtime.launch import predicts
@@ -104,7 +103,6 @@ def _account(error: BaseException) -> str:
     peers = None if run is None else run.peers
     where = f" in {run.stage}" if run is not None and run.stage else ""
     if peers is not None and is_broken(error):
-        under_way.waiting = True  # this rank is not the one that the others wait for
         try:
             missing = peers.missing()
         except RuntimeError:

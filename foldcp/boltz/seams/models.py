@@ -1,4 +1,4 @@
-"""What foldcp's modules do in the place of Boltz's: (our file, what it does, stock's bodies)."""
+"""List what modules of foldcp do in the place of Boltz's: (our file, what, stock's bodies)."""
 
 from __future__ import annotations
 
