@@ -16,7 +16,6 @@ from foldcp.errors import EXCHANGE, TransportError, UserError, kept
 from foldcp.runtime import session
 from foldcp.runtime.files import disk
 from foldcp.runtime.launch import predicts
-from foldcp.runtime.liveness.signals import interrupted
 from foldcp.runtime.place import Place
 from foldcp.runtime.recovery import is_broken
 
@@ -63,7 +62,8 @@ def meeting_time() -> float:
 
 def end(error: BaseException) -> NoReturn:
     """End every rank after `error`."""
-    if interrupted.is_set():  # whatever Lightning makes of Ctrl-C
+    run = session.current()
+    if run is not None and run.interrupted.is_set():  # whatever Lightning makes of Ctrl-C
         session.end(f"interrupted; {kept()}", 130)
     if isinstance(error, SystemExit) and error.code in (0, None):
         session.leave()
