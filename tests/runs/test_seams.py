@@ -12,13 +12,13 @@ from collections.abc import Callable
 from importlib import util
 from importlib.metadata import version
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
 from bench.machine import ROOT
 from foldcp.boltz.seams import check, known, table
 from foldcp.boltz.seams.fingerprint import of_bodies
+from foldcp.cli import doctor
 
 BOLTZ = Path(util.find_spec("boltz").origin).parent
 PREDICT = ["-m", "boltz.main", "predict", "missing.yaml"]
@@ -79,11 +79,15 @@ def test_other_changes_are_not_refused(copied: Path, tmp_path: Path) -> None:
     assert "differs" not in ended.stderr
 
 
-def _module(loader: object, file: Path) -> ModuleType:
-    spec = util.spec_from_loader("boltz.main", loader, origin=str(file))
-    module = ModuleType("boltz.main")
-    module.__spec__, module.__file__ = spec, str(file)
-    return module
+def test_doctor_names_another_body(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    put_back = _edited(copied / "boltz" / ATOMS, "random.integers", "random.permutation")
+    spec = util.spec_from_file_location("boltz.main", copied / "boltz/main.py")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(util, "find_spec", lambda name: spec)
+        assert doctor.main([]) == 1
+    put_back()
+    (line,) = (x for x in capsys.readouterr().out.splitlines() if x.startswith("boltz "))
+    assert "process_ensemble_features differs from what foldcp replaces" in line, line
 
 
 def test_sources_are_read_from_a_zip_and_missed_where_there_are_none(tmp_path: Path) -> None:
@@ -92,15 +96,19 @@ def test_sources_are_read_from_a_zip_and_missed_where_there_are_none(tmp_path: P
         for path in known.BODIES:
             if path != "main.py":
                 file.write(BOLTZ / path, f"boltz/{path}")
-    main = _module(zipimport.zipimporter(str(archive)), archive / "boltz/main.py")
-    differ = check.differing(check.reader(main))
+    differ = check.differing(_of_zip(archive))
     assert differ and all(x.startswith("boltz.main.") for x in differ)
     assert all(x.endswith(" (no source)") for x in differ), differ
     with zipfile.ZipFile(archive, "a") as file:
         file.write(BOLTZ / "main.py", "boltz/main.py")
     zipimport._zip_directory_cache.clear()
-    main = _module(zipimport.zipimporter(str(archive)), archive / "boltz/main.py")
-    assert check.differing(check.reader(main)) == []
+    assert check.differing(_of_zip(archive)) == []
+
+
+def _of_zip(archive: Path) -> Callable[[str], bytes]:
+    loader = zipimport.zipimporter(str(archive))
+    origin = str(archive / "boltz/main.py")
+    return check.reader(util.spec_from_loader("boltz.main", loader, origin=origin))
 
 
 def test_the_table_and_the_fingerprints_are_of_the_same_functions() -> None:

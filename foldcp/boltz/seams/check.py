@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 from foldcp.boltz.seams.fingerprint import of_bodies, of_file
 from foldcp.boltz.seams.known import BODIES
@@ -24,7 +24,8 @@ def require(main: ModuleType, ends_process: bool) -> None:
     Raises:
         ImportError: names a function that differs.
     """
-    differ = differing(reader(main))
+    assert main.__spec__ is not None
+    differ = differing(reader(main.__spec__))
     if differ:
         launch.refuse(refusal(launch.installed()[1], differ), ends_process)
 
@@ -87,12 +88,11 @@ def versions() -> list[str]:
     return sorted(set.intersection(*of_each))
 
 
-def reader(main: ModuleType) -> Callable[[str], bytes]:
+def reader(main: ModuleSpec) -> Callable[[str], bytes]:
     """Return a function that reads Boltz's sources where its loader finds them, also in a zip.
 
     Args:
-        main: the module `boltz.main`, which need not have been executed.
+        main: of the module `boltz.main`.
     """
-    folder = Path(str(main.__file__)).parent
-    loader: Any = main.__spec__ and main.__spec__.loader
-    return lambda path: bytes(loader.get_data(str(folder / path)))
+    folder, loader = Path(str(main.origin)).parent, main.loader
+    return lambda path: loader.get_data(str(folder / path))  # type: ignore[union-attr]
