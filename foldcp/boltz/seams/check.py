@@ -94,5 +94,11 @@ def reader(main: ModuleSpec) -> Callable[[str], bytes]:
     Args:
         main: of the module `boltz.main`.
     """
-    folder, loader = Path(str(main.origin)).parent, main.loader
-    return lambda path: loader.get_data(str(folder / path))  # type: ignore[union-attr]
+    folder, get_data = Path(str(main.origin)).parent, getattr(main.loader, "get_data", None)
+
+    def read(path: str) -> bytes:
+        if get_data is None:
+            raise FileNotFoundError(path)
+        return bytes(get_data(str(folder / path)))
+
+    return read
