@@ -79,6 +79,16 @@ def test_other_changes_are_not_refused(copied: Path, tmp_path: Path) -> None:
     assert "differs" not in ended.stderr
 
 
+@pytest.mark.parametrize(("text", "why"), [("", ""), ("from elsewhere import *", ""),
+                                           ("def broken(:", " (no Python)")])  # fmt: skip
+def test_a_file_without_the_functions_is_refused(text: str, why: str) -> None:
+    def read(path: str) -> bytes:
+        return text.encode() if path == "data/mol.py" else (BOLTZ / path).read_bytes()
+
+    names = sorted(name for name in known.BODIES["data/mol.py"] if name)
+    assert check.differing(read) == [f"boltz.data.mol.{name}{why}" for name in names]
+
+
 def test_doctor_names_another_body(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
     put_back = _edited(copied / "boltz" / ATOMS, "random.integers", "random.permutation")
     spec = util.spec_from_file_location("boltz.main", copied / "boltz/main.py")

@@ -48,8 +48,10 @@ def differing(read: Callable[[str], bytes]) -> list[str]:
         names, why = [name for name in known if name], ""
         try:
             data = read(path)
-            bodies = {} if of_file(data) in known[""] else of_bodies(data)
-            names = [n for n in names if bodies and bodies.get(n) not in known[n]]
+            if of_file(data) in known[""]:
+                continue
+            bodies = of_bodies(data)
+            names = [name for name in names if bodies.get(name) not in known[name]]
         except OSError:
             why = " (no source)"
         except (SyntaxError, ValueError):
