@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from foldcp.config import Config
 
@@ -33,7 +32,6 @@ class Run:
         with_affinity: some input asks for an affinity prediction.
         announced: the start line was printed.
         keeper: keeps the trunks of unfinished inputs (FOLDCP_RESUME).
-        replay: draws the random numbers of an input that another group folds.
         output_format: `--output_format`.
         apart: inputs are read in a process of their own.
         seal: of the lock of the results folder; None where nothing locks it, as in tests of parts.
@@ -54,7 +52,6 @@ class Run:
     alone: bool = False
     with_affinity: bool = False
     announced: bool = False
-    replay: Callable[[dict[str, Any]], None] | None = None
     keeper: TrunkKeeper | None = None
     output_format: str = "mmcif"
     apart: bool = False

@@ -80,7 +80,7 @@ def predict(
     net = parity.build_model(**model, steering={"contact_guidance_update": False})
     apply(net, Mesh.create(1, 1))
     if steering is not None:
-        net.foldcp.steering = lambda feats, device: steering
+        net.predict_step.fold.steering = lambda feats, device: steering
     torch.manual_seed(5)
 
     def made(mesh: Mesh, steered: bool = False, unique: bool = True) -> Any:
@@ -90,7 +90,7 @@ def predict(
         mock.patch.object(step_graph, "recorder", made),
         mock.patch("foldcp.modules.diffusion.sampler.recorder", made),
     ):
-        found = [net.foldcp(dict(feats), settings) for feats in inputs]
+        found = [net.predict_step.fold(dict(feats), settings) for feats in inputs]
     return [*found, {"drawn": torch.rand(1)}]
 
 
