@@ -1,4 +1,8 @@
-"""The prediction in progress, which the patched parts of boltz.main share."""
+"""The prediction in progress, which the patched parts of boltz.main share.
+
+Stock makes its writers, data modules, trainer and models by itself and hands nothing of ours to
+them: so the run under way is process-wide, and they ask for it with `current`.
+"""
 
 from __future__ import annotations
 

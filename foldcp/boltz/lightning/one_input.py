@@ -81,12 +81,12 @@ class OneInput(Hooks):
         return self._writer.open_outputs(self.name, sizes)
 
     def keep_trunk(self, feats: Features, settings: Settings) -> KeptTrunk | None:
-        """Keep the trunk where FOLDCP_RESUME asks for it. See `Hooks.keep_trunk`."""
+        """See `Hooks.keep_trunk`. FOLDCP_RESUME asks for it."""
         keeper = self._run.keeper
         return None if keeper is None else keeper.begin(feats, settings)
 
     def at(self, stage: str, done: int, total: int) -> None:
-        """Show the stage, and let other ranks know it. See `Hooks.at`."""
+        """See `Hooks.at`. The stage is shown, and other ranks know it."""
         if self._progress is not None:
             self._progress.update(stage, done, total)
 
