@@ -123,8 +123,7 @@ class FoldOnMesh:
         if settings.keep_z:
             self._to_root(z, layout, out, sink)
 
-        trunk = (s, s_inputs, z)
-        coords = self._sample(feats, *trunk, layout, atoms, settings, hooks.at)
+        coords = self._sample(feats, s, s_inputs, z, layout, atoms, settings, hooks.at)
         out["sample_atom_coords"] = coords
         self.mesh.pool.clear()
 

@@ -212,8 +212,8 @@ class RootWriter(_RootWriter, BoltzWriter):
     ) -> None:
         outputs = self._outputs
         assert outputs is not None
-        folder = outputs.partial(record_id) if spool else outputs.begin(record_id)
         try:
+            folder = outputs.partial(record_id) if spool else outputs.begin(record_id)
             self._into(folder, prediction, batch)
         except BaseException:
             outputs.discard(record_id)
