@@ -59,12 +59,12 @@ _IN_PLACE_LOOPS = (
 # (stage, owner, method)
 STAGES: tuple[tuple[str, Callable[[Any], Any], str], ...] = (
     ("input_embedder", lambda m: m.input_embedder, "forward"),
-    ("recycling", lambda m: m.foldcp, "_recycle_pair"),
+    ("recycling", lambda m: m.predict_step.fold, "_recycle_pair"),
     ("templates", lambda m: getattr(m, "template_module", None), "forward"),
     ("msa", lambda m: m.msa_module, "forward"),
     ("pairformer", lambda m: m.pairformer_module, "forward"),
     ("distogram", lambda m: m.distogram_module, "contact_probability"),
-    ("conditioning", lambda m: m.foldcp.conditioner, "forward"),
+    ("conditioning", lambda m: m.predict_step.fold.conditioner, "forward"),
     ("sampling", lambda m: m.structure_module, "sample"),
     ("confidence", lambda m: m.confidence_module, "forward"),
 )
@@ -222,7 +222,7 @@ def measure(
                 _watch(owner(model), method, name, close)
         device.live.restart()
         settings = Settings(recycles, sampling_steps=STEPS, diffusion_samples=samples)
-        model.foldcp(feats, settings)
+        model.predict_step.fold(feats, settings)
         close("between")
     peaks["overall"] = max(peaks.values())
     return [StagePeak(k, b, b / n**2, notes) for k, (b, notes) in peaks.items()]

@@ -94,7 +94,7 @@ def rank_peak(mesh: Mesh, n: int, explain: bool) -> tuple[int, int, int, list]:
         start = large.all.now
         large.all.restart()
         large.pair.note = birth if explain else None
-        model.foldcp(feats, settings)
+        model.predict_step.fold(feats, settings)
     received = sum(mesh.traffic.received.values())
     return large.pair.peak, large.all.peak - start, received, large.pair.at_peak
 

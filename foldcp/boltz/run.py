@@ -1,11 +1,14 @@
-"""The prediction in progress, which the patched parts of boltz.main share."""
+"""The prediction in progress, which the patched parts of boltz.main share.
+
+Stock makes its writers, data modules, trainer and models by itself and hands nothing of ours to
+them: so the run under way is process-wide, and they ask for it with `current`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from foldcp.boltz.inputs.alignments import Alignments
 from foldcp.config import Config
@@ -34,7 +37,6 @@ class Run:
         with_affinity: some input asks for an affinity prediction.
         announced: the start line was printed.
         keeper: keeps the trunks of unfinished inputs (FOLDCP_RESUME).
-        replay: draws the random numbers of an input that another group folds.
         output_format: `--output_format`.
         apart: inputs are read in a process of their own.
         seal: of the lock of the results folder; None where nothing locks it, as in tests of parts.
@@ -56,7 +58,6 @@ class Run:
     alone: bool = False
     with_affinity: bool = False
     announced: bool = False
-    replay: Callable[[dict[str, Any]], None] | None = None
     keeper: TrunkKeeper | None = None
     output_format: str = "mmcif"
     apart: bool = False

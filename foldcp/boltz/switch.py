@@ -16,10 +16,10 @@ from typing import Any
 from foldcp.boltz.command import early, preflight
 from foldcp.boltz.command.guarded import guarded
 from foldcp.boltz.command.options import check_numbers, results_folder
+from foldcp.boltz.families.boltz1 import BOLTZ1
+from foldcp.boltz.families.boltz2 import BOLTZ2
 from foldcp.boltz.inputs import download, processing
 from foldcp.boltz.lightning import trainer
-from foldcp.boltz.lightning.boltz1_data import RootBoltz1DataModule
-from foldcp.boltz.lightning.data import RootDataModule
 from foldcp.boltz.lightning.writers import RootAffinityWriter, RootWriter
 from foldcp.boltz.run import Run, current, set_current
 from foldcp.boltz.seams import check as seams
@@ -30,7 +30,7 @@ from foldcp.runtime import allocator, report, session
 from foldcp.runtime.files import disk, lock
 from foldcp.runtime.files.seal import Seal
 from foldcp.runtime.place import Place
-from foldcp.runtime.screen import progress, summary
+from foldcp.runtime.screen import summary
 from foldcp.runtime.screen.quiet import one_voice, silent
 from foldcp.runtime.screen.watching import Watching
 from foldcp_kernels.core.chunking import set_chunk_bytes
@@ -56,8 +56,8 @@ def patch(main: ModuleType) -> None:
     main.filter_inputs_affinity = _decided_by_root(main.filter_inputs_affinity, affinity=True)
     main.Trainer = trainer.trainer_class(main.Trainer)
     main.BoltzWriter, main.BoltzAffinityWriter = RootWriter, RootAffinityWriter
-    main.Boltz2InferenceDataModule = RootDataModule
-    main.BoltzInferenceDataModule = RootBoltz1DataModule
+    main.Boltz2InferenceDataModule = BOLTZ2.data_module
+    main.BoltzInferenceDataModule = BOLTZ1.data_module
     main.Boltz2, main.Boltz1 = trainer.Loader(main.Boltz2), trainer.Loader(main.Boltz1)
     main.predict.callback = _predict(main.predict.callback)
     main.cli.main = guarded(main.cli.main)
@@ -112,7 +112,6 @@ def fold(stock: Callable[..., None], options: dict[str, Any], apart: bool = Fals
 
 def _forget() -> None:
     set_current(None)
-    progress.listen(None)
     lock.release_all()
 
 
@@ -197,7 +196,6 @@ def begin(options: dict[str, Any], until_end: ExitStack) -> Run:
     run.output_format = options.get("output_format") or "mmcif"
     run.structures = results_folder(options) / "processed" / "structures"
     run.watching = Watching(ranks, console)
-    progress.listen(run.watching.hear)
     run.at("reading inputs")
     return run
 

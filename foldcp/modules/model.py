@@ -1,7 +1,7 @@
-"""Boltz-2 on a mesh, from features to scores: the order of the stages and nothing else.
+"""The prediction of one input on a mesh: the order of the stages and nothing else.
 
-features -> input embedding -> (recycle: pair input, templates, MSA, pairformer) -> distogram ->
-diffusion conditioning -> sampler -> confidence -> gather on the root rank
+features -> open outputs -> input embedding -> (recycle: pair input, templates, MSA, pairformer) ->
+distogram -> diffusion conditioning -> sampler -> confidence -> hand over
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ from foldcp.fabric.mesh import Mesh
 from foldcp.layout.plans import root_plan, token_plan
 from foldcp.layout.tiles import WINDOW, AtomLayout, PairLayout
 from foldcp.modules.graphs.block_graph import recorded
-from foldcp.modules.settings import Features, Keeper, Like, Settings
-from foldcp.modules.sink import MatrixSink
+from foldcp.modules.hooks import Folded, Hooks, Like, MatrixSink, Sizes, Wanted
+from foldcp.modules.settings import Features, Parts, Settings
 from foldcp.modules.trunk.pair_embedding import PairEmbedding
 from foldcp.planner.agreement import agree
 from foldcp_kernels.core.chunking import chunk_length, spans
 
 Outputs = dict[str, Any]
 StageProgress = Callable[[str, int, int], None]
+_NONE = Hooks()
 
 
 class NotFinite(InputLost):
@@ -33,11 +34,12 @@ class NotFinite(InputLost):
 
 
 class FoldOnMesh:
-    """Runs a swapped Boltz-2.
+    """Predicts with a swapped model.
 
     Args:
         model: Boltz-2 whose submodules are tiled modules (see foldcp.boltz.families.boltz2).
         mesh: the mesh.
+        parts: optional parts that the model has.
         steering: makes the steering of one sample from its features, None when none applies.
     """
 
@@ -45,17 +47,17 @@ class FoldOnMesh:
         self,
         model: nn.Module,
         mesh: Mesh,
+        parts: Parts,
         steering: Callable[[Features, torch.device], Any] | None = None,
     ) -> None:
-        self.model, self.mesh, self.steering = model, mesh, steering
-        self.keeper: Keeper | None = None
-        self.pair_embedding = self._pair_embedding()
-
-    def _pair_embedding(self) -> PairEmbedding:
-        model = self.model
-        bond_types = model.token_bonds_type if model.bond_type_feature else None
-        return PairEmbedding(
-            model.rel_pos, model.token_bonds, bond_types, model.contact_conditioning, self.mesh
+        self.model: Any = model
+        self.mesh, self.parts, self.steering = mesh, parts, steering
+        self.pair_embedding = PairEmbedding(
+            self.model.rel_pos,
+            self.model.token_bonds,
+            self.model.token_bonds_type if parts.bond_types else None,
+            self.model.contact_conditioning if parts.contacts else None,
+            mesh,
         )
 
     @property
@@ -79,59 +81,67 @@ class FoldOnMesh:
         return self.mesh.layout(n), windows
 
     @torch.no_grad()
-    def __call__(
-        self,
-        feats: Features,
-        settings: Settings,
-        progress: StageProgress | None = None,
-        sink: MatrixSink | None = None,
-    ) -> Outputs:
-        """Predict one sample.
+    def __call__(self, batch: Any, settings: Settings, hooks: Hooks = _NONE) -> Any:
+        """Predict one input; all ranks of the mesh call it.
 
         Args:
-            feats: compact features (collated, B = 1) on the mesh's device, equal on all ranks.
+            batch: what `hooks.features` makes compact features of (collated, B = 1); without
+                hooks, these features on the mesh's device, equal on all ranks.
             settings: recycles, steps, samples.
-            progress: called with (stage, done, in all).
-            sink: takes pae, pde (and z, when kept) on the root rank, row block by row block.
+            hooks: where features come from and results go.
 
         Returns:
-            Stock's outputs; pae, pde (and z, when kept) only on the root rank, and without `sink`.
+            What `hooks.hand_over` returns; without hooks, stock's outputs, of which pae, pde (and
+            z, when kept) are on the root rank only.
+
+        Raises:
+            InputLost: the input cannot be folded, for a reason that all ranks have.
         """
-        model = self.model
+        model, parts = self.model, self.parts
+        feats = hooks.features(batch)
         layout, atoms = self.layouts(feats)
         agree(layout, atoms, self.mesh)
-        report = progress or (lambda *_: None)
-        kept = None if self.keeper is None else self.keeper.begin(feats, settings)
+        sizes = self._sizes(layout.n, settings)
+        opened = hooks.open_outputs(sizes)
+        sink = None if opened is None else Wanted(opened, sizes)
+        kept = hooks.keep_trunk(feats, settings)
         found = None if kept is None else kept.load(self._trunk_like(layout))
-        report("input embedding", 0, 1)
+
+        hooks.at("input embedding", 0, 1)
         s_inputs = model.input_embedder(feats, layout, atoms)
         with recorded(self.mesh):
-            s, z = found or self.trunk(feats, s_inputs, layout, settings.recycling_steps, report)
+            s, z = found or self.trunk(feats, s_inputs, layout, settings.recycling_steps, hooks.at)
         if kept is not None and found is None:
             kept.save(s, z)
         self.mesh.pool.clear()  # what follows has exchanges of other sizes
-        report("distogram", 0, 1)
+
+        hooks.at("distogram", 0, 1)
         contact = model.distogram_module.contact_probability(z, layout)
         out: Outputs = {"s": self._tokens(s, layout)}
-        if getattr(model, "predict_bfactor", False):
+        if parts.bfactor:
             out["pbfactor"] = model.bfactor_module(out["s"])
         if settings.keep_z:
             self._to_root(z, layout, out, sink)
-        coords = self._sample(feats, s, s_inputs, z, layout, atoms, settings, report)
-        if not torch.isfinite(coords).all():
-            raise NotFinite(
-                "the sampled coordinates are not finite: check the input (forced constraints, "
-                "potentials, --step_scale), or use FOLDCP_PRECISION=fp32"
-            )
+
+        coords = self._sample(feats, s, s_inputs, z, layout, atoms, settings, hooks.at)
         out["sample_atom_coords"] = coords
         self.mesh.pool.clear()
-        if model.confidence_prediction:
-            report("confidence", 0, 1)
+
+        if parts.confidence:
+            hooks.at("confidence", 0, 1)
             rated = (s_inputs, s, z, coords, feats, contact, layout)
             with recorded(self.mesh):
-                out.update(self.rate(*rated, reuse_z=True, sink=sink))
-            report("confidence", 1, 1)
-        return out
+                out |= self.rate(*rated, reuse_z=True, sink=sink)
+            hooks.at("confidence", 1, 1)
+        return hooks.hand_over(Folded(feats, out, opened, kept))
+
+    def _sizes(self, n: int, settings: Settings) -> Sizes:
+        """Numbers in each matrix that is handed out, of N tokens."""
+        samples = range(settings.diffusion_samples if self.parts.confidence else 0)
+        sizes = {(name, m): n * n for name in settings.errors for m in samples}
+        if settings.keep_z:
+            sizes["z", 0] = n * n * self.model.z_norm.weight.shape[0]
+        return sizes
 
     def trunk(
         self,
@@ -169,7 +179,7 @@ class FoldOnMesh:
             report(stage, 0, total)
             s = s_init + model.s_recycle(model.s_norm(s))
             self._recycle_pair(z, feats, sides, layout)
-            if getattr(model, "use_templates", False):
+            if self.parts.templates:
                 z = model.template_module(z, feats, layout)
             z = model.msa_module(
                 z, s_inputs, feats, layout, lambda k, _, t=stage: report(t, k, total)
@@ -213,7 +223,7 @@ class FoldOnMesh:
         settings: Settings,
         report: StageProgress,
     ) -> Tensor:
-        """Coordinates [M, A, 3], equal on all ranks, in angstrom."""
+        """Coordinates [M, A, 3], finite and equal on all ranks, in angstrom."""
         model = self.model
         report("conditioning", 0, 1)
         conditioning = self.conditioner(
@@ -226,7 +236,7 @@ class FoldOnMesh:
         )
         steering = None if self.steering is None else self.steering(feats, z.device)
         with torch.autocast(z.device.type, enabled=False):
-            return model.structure_module.sample(
+            coords = model.structure_module.sample(
                 s_trunk=s,
                 s_inputs=s_inputs,
                 feats=feats,
@@ -239,6 +249,12 @@ class FoldOnMesh:
                 steering=steering,
                 progress=lambda done, total: report("diffusion", done, total),
             )
+        if not torch.isfinite(coords).all():
+            raise NotFinite(
+                "the sampled coordinates are not finite: check the input (forced constraints, "
+                "potentials, --step_scale), or use FOLDCP_PRECISION=fp32"
+            )
+        return coords
 
     def _tokens(self, s: Tensor, layout: PairLayout) -> Tensor:
         """All real tokens of a shard: [1, N, C]."""

@@ -9,66 +9,71 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from foldcp.modules.base import draw_dropout, draw_pair_dropout
 from foldcp.modules.diffusion.noise import noise_schedule
 from foldcp.modules.diffusion.superposition import random_augmentation
-from foldcp.modules.settings import Features, Settings
+from foldcp.modules.model import FoldOnMesh
+from foldcp.modules.settings import Features, Parts, Settings
 
 
-def replay(model: nn.Module, feats: Features, settings: Settings) -> None:
-    """Draw what a prediction of a swapped model draws, in its order and shapes.
+def replay(fold: FoldOnMesh, feats: Features, settings: Settings) -> None:
+    """Draw what a prediction draws, in its order and shapes.
 
     Args:
-        model: swapped, see `foldcp.boltz.families.boltz2`.
+        fold: predicts with a swapped model.
         feats: compact features of the input.
         settings: of the prediction.
     """
-    device = model.foldcp.mesh.device
+    model, device = fold.model, fold.mesh.device
     n = feats["token_index"].shape[1]
     for _ in range(settings.recycling_steps + 1):
-        draw_trunk(model, feats, n, device)
-    steering = None if model.foldcp.steering is None else model.foldcp.steering(feats, device)
+        draw_trunk(model, fold.parts, feats, n, device)
+    steering = None if fold.steering is None else fold.steering(feats, device)
     draw_sampler(model.structure_module, feats, settings, steering, device)
-    if model.confidence_prediction:
+    if fold.parts.confidence:
         for _ in range(settings.diffusion_samples):
-            draw_confidence(model.confidence_module, feats, n, device)
+            draw_confidence(model.confidence_module, fold.parts, feats, n, device)
 
 
-def draw_confidence(module: nn.Module, feats: Features, n: int, device: torch.device) -> None:
+def draw_confidence(
+    module: Any, parts: Parts, feats: Features, n: int, device: torch.device
+) -> None:
     """Draw the random numbers that rating one sample would draw.
 
     Args:
         module: the confidence module.
+        parts: of the model.
         feats: compact features.
         n: N.
         device: of the generator.
     """
-    if getattr(module, "imitate_trunk", False):  # Boltz-1
+    if parts.rating_trunk:
         draw_msa(module.msa_module, feats, n, device)
         draw_stack(module.pairformer_module, 1, n, device)
     else:
         draw_stack(module.pairformer_stack, 1, n, device)
 
 
-def draw_trunk(model: nn.Module, feats: Features, n: int, device: torch.device) -> None:
+def draw_trunk(model: Any, parts: Parts, feats: Features, n: int, device: torch.device) -> None:
     """Draw the random numbers of one pass of the trunk: templates, MSA, pairformer.
 
     Args:
-        model: swapped, see `draw`.
+        model: swapped.
+        parts: of the model.
         feats: compact features.
         n: N.
         device: of the generator.
     """
-    if getattr(model, "use_templates", False):
+    if parts.templates:
         templates = feats["template_mask"].shape[1]
         draw_stack(model.template_module.pairformer, templates, n, device)
     draw_msa(model.msa_module, feats, n, device)
     draw_stack(model.pairformer_module, 1, n, device)
 
 
-def draw_stack(stack: nn.Module, batch: int, n: int, device: torch.device) -> None:
+def draw_stack(stack: Any, batch: int, n: int, device: torch.device) -> None:
     """Draw the random numbers of a stack of pairformer layers on N tokens.
 
     Args:
@@ -81,7 +86,7 @@ def draw_stack(stack: nn.Module, batch: int, n: int, device: torch.device) -> No
         draw_pair_dropout(batch, n, device)
 
 
-def draw_msa(module: nn.Module, feats: Features, n: int, device: torch.device) -> None:
+def draw_msa(module: Any, feats: Features, n: int, device: torch.device) -> None:
     """Draw the random numbers of the MSA module: the choice of rows, and its dropouts.
 
     Args:

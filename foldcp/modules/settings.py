@@ -1,50 +1,50 @@
-"""Inputs of a prediction: Boltz's options, features, and a keeper of its trunk."""
+"""Say what is asked of a prediction (Boltz's options), and which optional parts a model has."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
-
-import torch
-from torch import Tensor
+from typing import Any
 
 Features = dict[str, Any]
-Like = dict[str, tuple[tuple[int, ...], tuple[torch.dtype, ...]]]  # shape, dtypes that may be
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of one prediction (Boltz's own options)."""
+    """Settings of one prediction (Boltz's own options).
+
+    Args:
+        recycling_steps: passes of the trunk after the first.
+        sampling_steps: of the sampler.
+        diffusion_samples: structures.
+        max_parallel_samples: structures that are sampled at once, None for all.
+        keep_z: hand out the pair representation.
+        errors: matrices of expected errors that are handed out.
+    """
 
     recycling_steps: int
     sampling_steps: int
     diffusion_samples: int
     max_parallel_samples: int | None = None
     keep_z: bool = False
+    errors: tuple[str, ...] = ("pae", "pde")
 
 
-class KeptTrunk(Protocol):
-    """Keeps the result of one input's trunk, so that a run that died need not compute it again."""
+@dataclass(frozen=True)
+class Parts:
+    """Optional parts of a model.
 
-    def load(self, like: Like) -> tuple[Tensor, Tensor] | None:
-        """Load `s` and `z` if they were kept; may replace `ref_pos` in the features."""
+    Args:
+        confidence: it rates its structures.
+        templates: its trunk reads templates.
+        bfactor: it predicts B-factors.
+        bond_types: its pair input knows the types of bonds.
+        contacts: its pair input knows contact constraints.
+        rating_trunk: its confidence module has an MSA module and a trunk of its own.
+    """
 
-    def save(self, s: Tensor, z: Tensor) -> None:
-        """Keep them.
-
-        Args:
-            s: single shard [1, n, C_s].
-            z: pair tile [1, T_r, T_c, C].
-        """
-
-
-class Keeper(Protocol):
-    """Makes, per input, what keeps its trunk."""
-
-    def begin(self, feats: Features, settings: Settings) -> KeptTrunk:
-        """Begin an input; returns the keeper of its trunk.
-
-        Args:
-            feats: compact features.
-            settings: of the prediction.
-        """
+    confidence: bool = True
+    templates: bool = False
+    bfactor: bool = False
+    bond_types: bool = False
+    contacts: bool = False
+    rating_trunk: bool = False

@@ -11,7 +11,7 @@ import os
 import shutil
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,6 @@ from foldcp.runtime.files import disk
 from foldcp.runtime.files.names import LONGEST, Unsafe, check, inside
 from foldcp.runtime.files.seal import Seal
 
-SPOOL = "foldcp_spool"  # key of a prediction whose matrices are on disk already
 _PACKERS = min(4, os.cpu_count() or 1)
 _MOMENT = 0.3  # seconds
 
@@ -35,13 +34,11 @@ class Matrices:
 
     Args:
         spool: holds them.
-        expected: all that there must be, as (name, sample).
         ranks: rank of each sample by confidence, 0 is the best.
         s: [1, N, C], the single representation, for the embeddings beside `z`.
     """
 
     spool: Spool
-    expected: Sequence[Key]
     ranks: Sequence[int]
     s: NDArray[Any] | None = None
 
@@ -88,20 +85,20 @@ class Outputs:
         partial.mkdir(parents=True)
         return partial
 
-    def spool(self, name: str, matrix_bytes: Sequence[int]) -> Spool:
+    def spool(self, name: str, matrix_bytes: Mapping[Key, int]) -> Spool:
         """Begin a prediction and return what takes its matrices.
 
         Args:
             name: of the prediction.
-            matrix_bytes: of each matrix to come.
+            matrix_bytes: of each matrix to come; the prediction is complete with all of them.
 
         Raises:
             OSError: the disk has not enough room, or cannot be written.
         """
-        self._check_room(matrix_bytes)
+        self._check_room(list(matrix_bytes.values()))
         raw = self.begin(name) / "raw"
         raw.mkdir()
-        self._spools[name] = Spool(raw, self._packers, self._hurry)
+        self._spools[name] = Spool(raw, self._packers, self._hurry, tuple(matrix_bytes))
         return self._spools[name]
 
     def _check_room(self, matrix_bytes: Sequence[int]) -> None:
@@ -150,9 +147,9 @@ class Outputs:
         folder = self.partial(name) / name
         if matrices is None:
             return
-        keys = matrices.spool.keys()
-        if set(keys) != set(matrices.expected):
-            raise ValueError(f"its matrices are {sorted(keys)}; expected {matrices.expected}")
+        keys, expected = matrices.spool.keys(), matrices.spool.expected
+        if set(keys) != set(expected):
+            raise ValueError(f"its matrices are {sorted(keys)}; expected {list(expected)}")
         for key in keys:
             packed = matrices.spool.packed(key)
             if key[0] != "z":

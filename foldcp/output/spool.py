@@ -10,7 +10,7 @@ import os
 import queue
 import threading
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,9 +92,17 @@ class Spool:
         folder: an empty folder for this prediction's matrices; its owner removes it.
         background: where matrices are packed.
         hurry: once set, matrices are stored without compression, which takes a tenth of the time.
+        expected: all matrices that there will be, for whoever completes the prediction.
     """
 
-    def __init__(self, folder: Path, background: Background, hurry: threading.Event) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        background: Background,
+        hurry: threading.Event,
+        expected: Sequence[Key] = (),
+    ) -> None:
+        self.expected = expected
         self._folder, self._background, self._hurry = folder, background, hurry
         self._growing: dict[Key, _Growing] = {}
         self._packed: dict[Key, Future[Path]] = {}

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from foldcp.fabric.mesh import Mesh
-from foldcp.modules.settings import Features, Like, Settings
+from foldcp.modules.hooks import Like
+from foldcp.modules.settings import Features, Settings
 from foldcp.output import trunk_file
 from foldcp.runtime.files.names import LONGEST, Unsafe, check, inside, regular
 
 
 class TrunkKeeper:
-    """Makes, per input, what keeps its trunk. See `foldcp.modules.settings.Keeper`.
+    """Makes, per input, what keeps its trunk.
 
     Args:
         folder: FOLDCP_RESUME.
@@ -28,7 +29,6 @@ class TrunkKeeper:
 
     def __init__(self, folder: Path, parts: dict[str, Any], mesh: Mesh) -> None:
         self._folder, self._parts, self._mesh = folder, parts, mesh
-        self._last: KeptTrunk | None = None
 
     def begin(self, feats: Features, settings: Settings) -> KeptTrunk:
         """Begin an input; returns the keeper of its trunk.
@@ -46,13 +46,7 @@ class TrunkKeeper:
         name = check(found, "the record's name", LONGEST)
         place = f"{name}_{trunk_file.key(parts, seen)}"
         rank = f"rank{self._mesh.rank}of{self._mesh.size}.trunk"
-        self._last = KeptTrunk(self._folder / place / rank, feats, self._mesh)
-        return self._last
-
-    def take(self) -> KeptTrunk | None:
-        """Hand over what keeps the trunk of the last input; to drop once its prediction is kept."""
-        last, self._last = self._last, None
-        return last
+        return KeptTrunk(self._folder / place / rank, feats, self._mesh)
 
 
 class KeptTrunk:

@@ -43,13 +43,24 @@ class Run(Protocol):
         """True when all ranks of the mesh work on the model under way together."""
 
 
-def together(run: Run, name: str, tokens: int, work: Callable[[], Result]) -> Result | None:
-    """Do a part of one input's prediction on all ranks of the group, or drop the input on all.
+class Input(Protocol):
+    """Name what recovery asks of the input under way; what is known of it may grow meanwhile."""
+
+    @property
+    def name(self) -> str:
+        """The name of the input."""
+
+    @property
+    def tokens(self) -> int:
+        """N, 0 while it is not known."""
+
+
+def together(run: Run, one: Input, work: Callable[[], Result]) -> Result | None:
+    """Do all of one input's prediction on all ranks of the group, or drop the input on all.
 
     Args:
         run: the prediction.
-        name: of the input.
-        tokens: N, 0 when it is not known yet.
+        one: the input.
         work: this rank's part. The others' must exchange the same things.
 
     Returns:
@@ -67,14 +78,14 @@ def together(run: Run, name: str, tokens: int, work: Callable[[], Result]) -> Re
     except InputLost as error:  # alike on all ranks, which are still joined
         reason, joined = str(error), True
     except Exception as error:
-        reason, joined = _own(run, tokens, error) or _heard(run, error), False
+        reason, joined = _own(run, one.tokens, error) or _heard(run, error), False
         if reason is None:
             raise
     # Out of the handler: its traceback held the tensors of the input.
     _release()
     if run.shared and not joined:
         _rejoin(run, reason)
-    run.failed[name] = reason
+    run.failed[one.name] = reason
     return None
 
 

@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NoReturn
 
 from foldcp.config import Config, order_nccl, secret
@@ -38,9 +38,26 @@ MEETING_TIME = 120.0  # seconds for all ranks to reach rank 0's store
 _ROOT_FIRST = 0.75  # seconds that rank 0 is given to report what several ranks noticed
 _PARTING = 10.0  # seconds that the rank that serves the store waits for others at a good end
 
-_current: Session | None = None
-_begun = 0  # sessions of this process
-_unreachable = False  # rank 0's store, in an earlier attempt of this process
+
+@dataclass
+class _Process:
+    """Hold what is known of the runs of this process.
+
+    The guard of Boltz's command, and whoever ends the ranks before there is a run, come from
+    anywhere with nothing in hand: so this is process-wide, and nothing else here is.
+
+    Args:
+        session: under way.
+        begun: sessions so far.
+        unreachable: rank 0's store was not reached in an earlier attempt.
+    """
+
+    session: Session | None = None
+    begun: int = 0
+    unreachable: bool = False
+
+
+_process = _Process()
 
 
 def start(place: Place, meeting_time: float = MEETING_TIME, signals: bool = True) -> Session:
@@ -57,34 +74,33 @@ def start(place: Place, meeting_time: float = MEETING_TIME, signals: bool = True
     Raises:
         UserError: rank 0's store was not reached in time.
     """
-    global _current, _unreachable, _begun
-    if _current is None:
-        _begun += 1
-        if _begun > 1:  # of a program that predicts several times: the keys of each are its own
-            place = replace(place, prefix=f"{place.prefix}/{_begun}")
+    if _process.session is None:
+        _process.begun += 1
+        # Of a program that predicts several times: the keys of each run are its own.
+        if _process.begun > 1:
+            place = replace(place, prefix=f"{place.prefix}/{_process.begun}")
         with suppress(ValueError):  # `Config.from_env` tells once the ranks have met
             use_secret(secret(os.environ))
         try:
-            _current = Session(place, meeting_time, signals)
+            _process.session = Session(place, meeting_time, signals)
         except RuntimeError as error:
-            _unreachable = True
+            _process.unreachable = True
             if isinstance(error, UserError):
                 raise
             raise UserError(
                 f"rank {place.rank} lost {place.server}, which serves the store, when it joined"
             ) from error
-    return _current
+    return _process.session
 
 
 def current() -> Session | None:
     """Return the session of this process, None outside of a run."""
-    return _current
+    return _process.session
 
 
 def forget() -> None:
     """Leave the session of a rank that is alone; the next `start` begins another."""
-    global _current
-    _current = None
+    _process.session = None
 
 
 def end(message: str, code: int = 1) -> NoReturn:
@@ -95,7 +111,7 @@ def end(message: str, code: int = 1) -> NoReturn:
         code: exit code of this rank.
     """
     try:
-        if not _unreachable:
+        if not _process.unreachable:
             start(Place.find(os.environ), meeting_time=5.0).fail(message, code)
     except UserError:
         pass  # this rank can reach no other: it speaks for itself
@@ -106,9 +122,9 @@ def end(message: str, code: int = 1) -> NoReturn:
 def leave(code: int = 0) -> NoReturn:
     """Exit a rank whose work is done; the session must be closed."""
     if Place.find(os.environ).world > 1:
-        if _current is not None:
+        if _process.session is not None:
             with suppress(RuntimeError):  # who serves the store has left first
-                _current.depart()
+                _process.session.depart()
         # Not sys.exit: while anything still refers to the destroyed process group, its threads
         # abort an interpreter that shuts down ("terminate called"), in one exit of ten.
         end_process(code)
@@ -195,7 +211,6 @@ class Session(Watch):
 
     def close(self) -> None:
         """End well, together with all other ranks."""
-        global _current
         if self.place.world > 1:
             import torch.distributed as dist
 
@@ -215,7 +230,7 @@ class Session(Watch):
             self.guard.stand_down()
             atexit.unregister(self._stop_watching)
         self._leave_signals()
-        _current = None
+        _process.session = None
 
     def depart(self) -> None:
         """Tell the others that the end of this process will not be a loss."""

@@ -73,7 +73,7 @@ def predict(
     mesh = Mesh.create(1, 1)
     apply(net, mesh)
     if steering is not None:
-        net.foldcp.steering = lambda feats, device: steering
+        net.predict_step.fold.steering = lambda feats, device: steering
     torch.manual_seed(5)
 
     def made(mesh: Mesh, steered: bool = False, unique: bool = True) -> Any:
@@ -83,7 +83,7 @@ def predict(
         mock.patch.object(step_graph, "recorder", made),
         mock.patch("foldcp.modules.diffusion.sampler.recorder", made),
     ):
-        found = [net.foldcp(dict(feats), settings) for feats in inputs]
+        found = [net.predict_step.fold(dict(feats), settings) for feats in inputs]
     assert mesh.recordings is None
     return [*found, {"drawn": torch.rand(1)}]
 

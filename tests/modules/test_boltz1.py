@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 from unittest import mock
 
@@ -18,12 +18,11 @@ from torch.nn.functional import one_hot
 
 import foldcp
 from foldcp.boltz.families import swap
-from foldcp.boltz.families.predict_step import settings_of
+from foldcp.boltz.families.predict_step import PredictStep
 from foldcp.boltz.features import boltz1 as boltz1_features
 from foldcp.fabric.mesh import Mesh
-from foldcp.modules.random_draws import replay
+from foldcp.modules.hooks import Folded, Hooks, Sizes
 from foldcp.modules.settings import Settings
-from foldcp.output.folders import SPOOL
 
 FLOAT64 = 1e-9  # relative to the largest value of each output
 RUN = dict(steps=12, samples=2, recycling=1)
@@ -101,7 +100,7 @@ def predict(mesh: Mesh, folder: str, name: str, imitate: bool, potentials: bool)
     """One prediction of a swapped model; results as the writer gets them (root rank only)."""
     model = build(imitate, potentials)
     foldcp.apply(model, mesh)
-    model.foldcp_write_embeddings = True
+    model.predict_step.write_embeddings = True
     feats = boltz1.features(folder, name, compact=True)
     return parity.stock_outputs(model, feats, **RUN)
 
@@ -157,6 +156,20 @@ class Rows:
         return torch.stack([torch.cat(self.kept[name, m]) for m in range(samples)])
 
 
+class Streams(Hooks):
+    """Send the matrices to a sink, and hand the rest out."""
+
+    def __init__(self, step: PredictStep, sink: Rows, batch: Any) -> None:
+        self.step, self.sink = step, sink
+
+    def open_outputs(self, sizes: Sizes) -> Rows:
+        return self.sink
+
+    def hand_over(self, folded: Folded) -> dict[str, Any]:
+        assert folded.sink is self.sink
+        return self.step.prediction(folded)
+
+
 @pytest.mark.parametrize(
     "flags",
     [
@@ -173,10 +186,10 @@ def test_prediction_holds_what_stocks_does(folder: str, flags: dict[str, bool]) 
     for each in (model, ours, streams):
         if each is not model:
             swap.apply(each, Mesh.create(1, 1, "cpu"))
-            each.foldcp_write_embeddings = True
+            each.predict_step.write_embeddings = True
         sink = Rows()
         if each is streams:
-            each.foldcp_open_sink = lambda *_, sink=sink: (True, sink)
+            each.predict_step.begin = partial(Streams, each.predict_step, sink)
         each.predict_args = args
         batch = boltz1.features(folder, "nucleic", compact=each is not model)
         seed_everything(1, verbose=False)
@@ -186,19 +199,19 @@ def test_prediction_holds_what_stocks_does(folder: str, flags: dict[str, bool]) 
     assert got.keys() == want.keys()
     matrices = {"pae", "pde"} & want.keys()
     assert {name for name, _ in sink.kept} == {"z"} | matrices
-    assert streamed.keys() - want.keys() == {SPOOL} and not matrices & streamed.keys()
+    assert streamed.keys() == want.keys() - matrices - {"z"}
     for name in matrices:
         assert torch.equal(sink.whole(name, 2), got[name]), name
     assert torch.equal(sink.whole("z", 1), got["z"])
 
 
-class Watch:
+class Watch(Hooks):
     """Progress of a prediction: what would wait between the first and the last sampling step."""
 
     def __init__(self) -> None:
         self.syncs = Syncs()
 
-    def __call__(self, stage: str, done: int, total: int) -> None:
+    def at(self, stage: str, done: int, total: int) -> None:
         if (stage, done) == ("diffusion", 1):
             self.syncs.__enter__()
         elif (stage, done) == ("diffusion", total):
@@ -209,10 +222,10 @@ def test_steps_never_wait_and_can_be_recorded(folder: str) -> None:
     model, watch, tape = build(True, False, dtype=torch.float32), Watch(), Tape()
     swap.apply(model, Mesh.create(1, 1, "cpu"))
     feats, found = boltz1.features(folder, "nucleic", compact=True), []
-    for recorder, progress in ((None, watch), (tape, None)):
+    for recorder, hooks in ((None, watch), (tape, Hooks())):
         seed_everything(3, verbose=False)
         with mock.patch("foldcp.modules.diffusion.sampler.recorder", lambda *_, r=recorder: r):
-            out = model.foldcp(feats, Settings(0, 8, 2, max_parallel_samples=1), progress)
+            out = model.predict_step.fold(feats, Settings(0, 8, 2, max_parallel_samples=1), hooks)
         found.append((out["sample_atom_coords"], out["plddt"]))
     assert watch.syncs.operators > 1000 and watch.syncs.found == []
     # pLDDT follows from the tokens of every step, which a replay must renew.
@@ -232,8 +245,8 @@ def test_swap_keeps_parameters_and_draws(folder: str) -> None:
     # A data-parallel group that steps over an input draws what folding it draws.
     parity.set_predict_args(model, steps=4, samples=2, recycling=1)
     feats, states = boltz1.features(folder, "nucleic", compact=True), []
-    asked = settings_of(model)
-    for fold in (lambda: model.predict_step(feats, 0), lambda: replay(model, feats, asked)):
+    step = model.predict_step
+    for fold in (lambda: step(feats, 0), lambda: step.replay(feats)):
         seed_everything(2, verbose=False)
         fold()
         states.append(torch.get_rng_state())

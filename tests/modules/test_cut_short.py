@@ -195,13 +195,13 @@ def test_a_step_that_fails_gives_its_recording_back(case: Case) -> None:
 
 
 def test_an_input_is_lost_where_no_numbers_can_be_drawn_any_more() -> None:
-    run = SimpleNamespace(shared=False, failed={})
+    run, one = SimpleNamespace(shared=False, failed={}), SimpleNamespace(name="one", tokens=5)
     with Torch211(stuck=True).in_place() as fake:
         recorder = CudaRecorder(CPU)
         with pytest.raises(InputLost, match="no random numbers .* FOLDCP_GRAPHS=0"):
             recorder.record(fake.wait)
         fake.valid = True
-        assert recovery.together(run, "one", 5, lambda: recorder.record(fake.wait)) is None
+        assert recovery.together(run, one, lambda: recorder.record(fake.wait)) is None
     assert "FOLDCP_GRAPHS=0" in run.failed["one"]
 
 

@@ -26,6 +26,7 @@ from foldcp.modules.diffusion import batch_size, superposition
 from foldcp.modules.diffusion.sampler import AtomDiffusion, SamplingStep
 from foldcp.modules.diffusion.score_model import DiffusionModule
 from foldcp.modules.graphs import step_graph
+from foldcp.modules.hooks import Hooks
 from foldcp.modules.settings import Settings
 from foldcp_kernels.core.dispatch import set_impl
 
@@ -33,13 +34,13 @@ TOKENS, STEPS = 20, 4
 FEW, MANY = 8, 16  # samples, enough to take more than what is made before the first step
 
 
-class Watch:
+class Watch(Hooks):
     """Progress of a prediction: what would wait between the first and the last sampling step."""
 
     def __init__(self) -> None:
         self.syncs, self.steps = Syncs(), 0
 
-    def __call__(self, stage: str, done: int, total: int) -> None:
+    def at(self, stage: str, done: int, total: int) -> None:
         if stage == "diffusion":
             self.steps += 1
             if done == 1:
@@ -54,7 +55,7 @@ def watched(mesh: Mesh, least: int = 0) -> list[str]:
     apply(model, mesh)
     watch = Watch()
     with mock.patch.object(superposition, "MIN_ATOMS", least or superposition.MIN_ATOMS):
-        model.foldcp(features(TOKENS), Settings(0, STEPS, 2), watch)
+        model.predict_step.fold(features(TOKENS), Settings(0, STEPS, 2), watch)
     assert watch.steps == STEPS
     assert watch.syncs.operators > 100 * (STEPS - 1), "the operators were not seen"
     return watch.syncs.found
@@ -138,7 +139,7 @@ def test_no_step_waits_on_shapes_of_a_gpu(rows: int, rank: int) -> None:
             onto(model, device)
             apply(model, fake_mesh(rows, rows, rank, "cuda"))
             feats = {name: device.known(value) for name, value in real.items()}
-            model.foldcp(feats, Settings(0, 3, 2), watch)
+            model.predict_step.fold(feats, Settings(0, 3, 2), watch)
         assert watch.steps == 3
         return watch.syncs.found
 
@@ -331,7 +332,7 @@ def measured_and_estimated(tokens: int, rows: int, kernels: str) -> tuple[float,
                 mock.patch.object(model.structure_module, "sample", sample),
                 mock.patch("foldcp.modules.diffusion.sampler.sample_bytes", estimate),
             ):
-                model.foldcp(feats, Settings(0, 2, 1))
+                model.predict_step.fold(feats, Settings(0, 2, 1))
         finally:
             set_impl("auto")
         return (peaks[1] - peaks[0]) / (MANY - FEW), found[0]

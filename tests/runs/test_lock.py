@@ -345,7 +345,8 @@ def test_every_signal_gives_the_lock_back(
         signal.signal(number, signal.SIG_DFL) if number != signal.SIGKILL else None  # after nohup
         signals._GRACE = 0.1
         signal.signal(signal.SIGINT, lambda *_: None)  # the main thread does not come back
-        session._current, sys.argv = None, ["boltz", "predict"]
+        session.forget()
+        sys.argv = ["boltz", "predict"]
         session.start(Place())
         Lock(tmp_path).take()
         (tmp_path / "ready").touch()

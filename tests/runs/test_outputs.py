@@ -25,7 +25,6 @@ from foldcp.boltz.lightning.writers import RootAffinityWriter
 from foldcp.boltz.run import Run
 from foldcp.output import folders
 from foldcp.output import spool as spools
-from foldcp.output.folders import SPOOL
 from foldcp.output.spool import Background, Spool
 
 if TYPE_CHECKING:
@@ -180,10 +179,10 @@ def test_killed_run_leaves_no_final_name_and_is_redone(
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
         "spool._copy = copy\n"
         "made = Outputs(Path(sys.argv[1]), print)\n"
-        "sink = made.spool(sys.argv[2], [])\n"
+        "sink = made.spool(sys.argv[2], {('pae', 0): 0})\n"
         "(made.partial(sys.argv[2]) / sys.argv[2]).mkdir()\n"
         "sink.rows('pae', 0, 0, torch.rand((50, 50)))\n"
-        "made.complete(sys.argv[2], Matrices(sink, [('pae', 0)], [0]))\n"
+        "made.complete(sys.argv[2], Matrices(sink, [0]))\n"
         "made.finish()\n"
     )
     batch, prediction = make(inputs)
@@ -245,11 +244,12 @@ def test_prediction_without_all_its_matrices_is_no_success(
     ours = writer_of(inputs, tmp_path)
     batch, prediction = make(inputs)
     name = batch["record"][0].id
-    _, sink = ours.open_sink(name, N, SAMPLES, 0)
+    sizes = {(key, m): N * N for key in ("pae", "pde") for m in range(SAMPLES)}
+    sink = ours.open_outputs(name, sizes)
     for sample in range(SAMPLES):
         sink.rows("pae", sample, 0, prediction["pae"][sample])
     found = {key: value for key, value in prediction.items() if key not in ("pae", "pde", "z")}
-    write(ours, {**found, SPOOL: sink}, batch)
+    write(ours, {**found, "sink": sink}, batch)
     ours.on_predict_epoch_end(None, None)
     assert "its matrices are [('pae', 0), ('pae', 1), ('pae', 2)]; expected" in run.failed[name]
     assert [path.name for path in tmp_path.iterdir()] == ["predictions"]

@@ -13,11 +13,9 @@ import pytest
 import torch
 from forked import Case, Ended, run_cases
 
-from foldcp.boltz.families.predict_step import settings_of
 from foldcp.boltz.families.swap import apply
 from foldcp.fabric.mesh import Mesh
 from foldcp.layout.mesh_shape import group_size
-from foldcp.modules.random_draws import replay
 from foldcp.runtime import sharing
 
 FAST = "--accelerator cpu --sampling_steps 4 --recycling_steps 1 --seed 1 --diffusion_samples 2"
@@ -66,7 +64,7 @@ def test_replay_draws_what_folding_draws(
     model.predict_step(dict(feats), 0)
     folded = torch.get_rng_state()
     torch.manual_seed(0)
-    replay(model, feats, settings_of(model))
+    model.predict_step.replay(feats)
     assert torch.equal(torch.get_rng_state(), folded)
 
 

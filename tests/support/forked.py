@@ -169,8 +169,10 @@ def _rig(what: str) -> None:
     """Replace the swap: stock's own prediction on every rank, up to the failure."""
     import rigs
 
+    from foldcp.boltz.families import swap
+    from foldcp.boltz.families.predict_step import PredictStep
     from foldcp.boltz.features.boltz2 import dense_view
-    from foldcp.boltz.lightning import trainer
+    from foldcp.modules.hooks import Folded, Hooks
 
     if what.startswith("files "):
         _, left, start = what.split(" ", 2)
@@ -182,25 +184,30 @@ def _rig(what: str) -> None:
         return
     verb, rank, index = (what or "run -1 -1").split()
 
-    def apply(model: Any, mesh: Any, precision: str) -> SimpleNamespace:
-        stock = model.predict_step
-        count = 0
+    class Stock:
+        """Stands for `FoldOnMesh`."""
 
-        def predict_step(batch: Any, *args: Any, **options: Any) -> Any:
-            nonlocal count
-            if (mesh.rank, count) == (int(rank), int(index)):
+        def __init__(self, model: Any, mesh: Any) -> None:
+            self.model, self.mesh, self.count = model, mesh, 0
+            self.parts, self.predict = swap.family_of(model).parts(model), model.predict_step
+
+        def __call__(self, batch: Any, settings: Any, hooks: Hooks) -> Any:
+            feats = hooks.features(batch)
+            if (self.mesh.rank, self.count) == (int(rank), int(index)):
                 if verb == "kill":
                     os.kill(os.getpid(), signal.SIGKILL)
                 raise RuntimeError("rigged to fail")
-            count += 1
-            mesh.ranks.barrier()
-            prediction = stock(dense_view(batch), *args, **options)
-            return prediction if mesh.is_root else {"exception": False}
+            self.count += 1
+            self.mesh.ranks.barrier()
+            return hooks.hand_over(Folded(feats, self.predict(dense_view(feats), 0)))
 
-        model.predict_step = predict_step
+    def apply(model: Any, mesh: Any, precision: str) -> SimpleNamespace:
+        step = PredictStep(swap.family_of(model), Stock(model, mesh))
+        step.prediction = lambda folded: folded.out  # stock's own
+        model.predict_step = step
         return SimpleNamespace(summary=lambda: "swapped nothing")
 
-    trainer.swap = SimpleNamespace(apply=apply)
+    swap.apply = apply
 
 
 if __name__ == "__main__":

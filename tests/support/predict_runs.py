@@ -202,7 +202,9 @@ def _in_float64(step: Callable[..., Any]) -> Callable[..., Any]:
         import parity
 
         with parity.everything_float64():
-            return step(self, parity.double_features(batch), *args, **options)
+            # The loader of another rank than the root gives the number of the input.
+            known = parity.double_features(batch) if isinstance(batch, dict) else batch
+            return step(self, known, *args, **options)
 
     return predict_step
 

@@ -37,7 +37,7 @@ def predicted(mesh: Mesh) -> tuple[list[tuple[Tensor, Tensor]], list[str]]:
             mock.patch.object(agreement, "kind", lambda _, kind=kind: kind),
             mock.patch.object(agreement.LOG, "warning", warning),
         ):
-            out = model.foldcp(dict(feats), Settings(1, 3, 2))
+            out = model.predict_step.fold(dict(feats), Settings(1, 3, 2))
         found.append((out["sample_atom_coords"], out["plddt"]))
     return found, said
 

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from foldcp.boltz.lightning.writers import RootWriter
-from foldcp.output.folders import SPOOL
+from foldcp.boltz.run import current
+from foldcp.errors import InputLost
+from foldcp.modules.hooks import Folded
 
 if TYPE_CHECKING:
     from parity import Prepared
@@ -61,8 +63,13 @@ def make(inputs: SimpleNamespace, name: str = "") -> tuple[dict[str, Any], dict[
 
 def send(writer: RootWriter, prediction: dict[str, Any], name: str, upto: int = N) -> bool:
     """Stream the matrices of a prediction as a model does; False when the disk has no room."""
-    opened, sink = writer.open_sink(name, N, SAMPLES, CHANNELS if "z" in prediction else 0)
-    if not opened:
+    sizes = {(key, m): N * N for key in ("pae", "pde") for m in range(SAMPLES)}
+    if "z" in prediction:
+        sizes["z", 0] = N * N * CHANNELS
+    try:
+        sink = writer.open_outputs(name, sizes)
+    except InputLost as lost:
+        current().failed[name] = str(lost)
         return False
     found: dict[str, Any] = {key: prediction.pop(key) for key in ("pae", "pde")}
     if "z" in prediction:
@@ -73,7 +80,7 @@ def send(writer: RootWriter, prediction: dict[str, Any], name: str, upto: int = 
         for lo in range(0, upto, 7):
             for key in ("pae", "pde"):
                 sink.rows(key, sample, lo, found[key][sample, lo : lo + 7])
-    prediction[SPOOL] = sink
+    prediction["sink"] = sink
     return True
 
 
@@ -84,4 +91,9 @@ def writer_of(inputs: SimpleNamespace, folder: Path, **options: Any) -> RootWrit
 
 
 def write(writer: Any, prediction: dict[str, Any], batch: dict[str, Any]) -> None:
-    writer.write_on_batch_end(None, None, prediction, [0], batch, 0, 0)
+    """Hand a prediction over, and what `send` left in it; to a writer of stock's as stock does."""
+    if isinstance(writer, RootWriter) and not prediction["exception"]:
+        folded = Folded(batch, {}, prediction.pop("sink", None))
+        writer.hand_over(batch["record"][0].id, folded, prediction)
+    else:
+        writer.write_on_batch_end(None, None, prediction, [0], batch, 0, 0)

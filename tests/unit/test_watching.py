@@ -19,9 +19,9 @@ import foldcp_boot
 from foldcp import __version__
 from foldcp.fabric.mesh import Mesh
 from foldcp.runtime import report
-from foldcp.runtime.screen import progress, summary
+from foldcp.runtime.screen import summary
 from foldcp.runtime.screen.console import Console, Log, Screened, is_news, put
-from foldcp.runtime.screen.progress import Progress, clock
+from foldcp.runtime.screen.progress import clock
 from foldcp.runtime.screen.quiet import one_voice
 from foldcp.runtime.screen.watching import Watching
 
@@ -45,29 +45,27 @@ def fold(watching: Watching, now: list[float]) -> list[float]:
     """Two inputs with a pass a second each; returns the shares that were told."""
     shares = []
     with mock.patch("foldcp.runtime.screen.progress.time.monotonic", lambda: now[0]):
-        progress.listen(watching.hear)
         for name in ("a", "b"):
-            with Progress(name, 1000, passes=2, steps=4, samples=1, rated=1) as way:
-                for stage, total in (
-                    ("input embedding", 1), ("recycle 1/2", 2), ("recycle 2/2", 2),
-                    ("conditioning", 1), ("diffusion", 4), ("confidence", 1),
-                ):  # fmt: skip
-                    for done in range(total + 1):
-                        way.update(stage, done, total)
-                        shares.append(way.fraction)
-                        now[0] += 0.5
+            way = watching.begin(name, 1000, passes=2, steps=4, samples=1, rated=1)
+            for stage, total in (
+                ("input embedding", 1), ("recycle 1/2", 2), ("recycle 2/2", 2),
+                ("conditioning", 1), ("diffusion", 4), ("confidence", 1),
+            ):  # fmt: skip
+                for done in range(total + 1):
+                    way.update(stage, done, total)
+                    shares.append(way.fraction)
+                    now[0] += 0.5
+            way.end()
             watching.finished(writes=True)
-        progress.listen(None)
     return shares
 
 
 def test_shares_rise_to_the_whole_and_time_is_learned() -> None:
     watching, stages = watched(io.StringIO())
-    with mock.patch.dict("foldcp.runtime.screen.progress._pace", clear=True):
-        shares = fold(watching, [0.0])
-        assert progress._pace.keys() == {"recycle", "diffusion", "confidence"}
-        # 1000 tokens: a pass is 157 TFLOP; the second input knows from the first what it takes.
-        assert progress._pace["recycle"] == pytest.approx(3 / (2 * 157), rel=0.2)
+    shares = fold(watching, [0.0])
+    assert watching.pace.keys() == {"recycle", "diffusion", "confidence"}
+    # 1000 tokens: a pass is 157 TFLOP; the second input knows from the first what it takes.
+    assert watching.pace["recycle"] == pytest.approx(3 / (2 * 157), rel=0.2)
     first, second = shares[: len(shares) // 2], shares[len(shares) // 2 :]
     for told in (first, second):
         assert told == sorted(told) and told[0] == 0 and told[-1] == pytest.approx(1.0)

@@ -1,24 +1,24 @@
-"""Put tiled modules into a loaded Boltz-1, in place, and run its predictions on the mesh."""
+"""Say how a Boltz-1 predicts on the mesh: its tiled modules, its parts, its prediction dict."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from boltz.model.models.boltz1 import Boltz1
 
-from foldcp.boltz.families.common import SwapReport, check_unswapped
-from foldcp.boltz.families.predict_step import PredictStep
+from foldcp.boltz.families.family import ModelFamily, Tiled, confidence_score
+from foldcp.boltz.lightning.boltz1_data import RootBoltz1DataModule
 from foldcp.boltz.steering.factory import steering_factory
-from foldcp.fabric.mesh import Mesh
 from foldcp.modules.boltz1.confidence import ConfidenceModule
 from foldcp.modules.boltz1.diffusion import AtomDiffusion
 from foldcp.modules.boltz1.model import FoldBoltz1OnMesh
 from foldcp.modules.boltz1.trunk import InputEmbedder, MSAModule, PairformerModule
 from foldcp.modules.confidence.distogram import DistogramModule
-from foldcp.modules.sink import MatrixSink
+from foldcp.modules.hooks import Folded
+from foldcp.modules.settings import Parts
 
-_SWAPS = {
+_SWAPS: dict[str, Tiled] = {
     "input_embedder": InputEmbedder,
     "msa_module": MSAModule,
     "pairformer_module": PairformerModule,
@@ -42,41 +42,7 @@ _SCORES = (
 _MATRICES = {"pae": True, "pde": False}
 
 
-def apply(model: nn.Module, mesh: Mesh, precision: str = "fp32") -> SwapReport:
-    """Swap a loaded Boltz-1 in place; afterwards it predicts on the mesh.
-
-    Args:
-        model: a Boltz-1 in eval mode.
-        mesh: the mesh; every rank must hold the same weights.
-        precision: "fp32"; Boltz-1 runs in float32 everywhere.
-
-    Returns:
-        What was swapped.
-
-    Raises:
-        ValueError: the model is not a Boltz-1 that predicts confidence with PAE, is in training
-            mode, or was swapped before.
-
-    Source: docs/design/overview.md.
-    """
-    _check(model, precision)
-    swapped = [name for name in _SWAPS if hasattr(model, name)]
-    for name in swapped:
-        twin = getattr(model, name)
-        # A compiled module keeps the one that it was made from here.
-        setattr(model, name, _SWAPS[name](getattr(twin, "_orig_mod", twin), mesh))
-    steering = steering_factory(getattr(model, "steering_args", None), boltz2=False)
-    model.foldcp = FoldBoltz1OnMesh(model, mesh, steering)
-    model.predict_step = _PredictStep(model, mesh)
-    return SwapReport(tuple(swapped))
-
-
-def _check(model: nn.Module, precision: str) -> None:
-    if precision != "fp32":
-        raise ValueError(f"`precision` must be fp32 for Boltz-1, got {precision!r}")
-    if type(model).__name__ != "Boltz1":
-        raise ValueError(f"`model` must be a Boltz1, got {type(model).__name__}")
-    check_unswapped(model)
+def _check(model: Any) -> None:
     if model.no_msa or model.input_embedder.no_atom_encoder:
         raise ValueError(
             "`model` has no MSA module or no atom encoder: foldcp runs Boltz-1 as published, which "
@@ -90,47 +56,34 @@ def _check(model: nn.Module, precision: str) -> None:
         )
 
 
-class _PredictStep(PredictStep):
-    """Boltz1.predict_step on the mesh: features in, stock's prediction dict on the root rank."""
-
-    def _errors(self) -> tuple[str, ...]:
-        return _matrices(self._model[0].predict_args)
-
-    def _sink(self, sink: MatrixSink | None) -> MatrixSink | None:
-        return None if sink is None else _Wanted(sink, frozenset({"z", *self._errors()}))
-
-    @staticmethod
-    def _prediction(model: nn.Module, batch: dict[str, Any], out: dict[str, Any]) -> dict[str, Any]:
-        args = model.predict_args
-        pred: dict[str, Any] = {"exception": False, "masks": batch["atom_pad_mask"]}
-        pred["coords"], pred["s"] = out["sample_atom_coords"], out["s"]
-        if "z" in out:
-            pred["z"] = out["z"]
-        if args.get("write_confidence_summary", True):
-            iptm: Tensor = out["iptm"]
-            fit = out["ptm"] if torch.allclose(iptm, torch.zeros_like(iptm)) else iptm
-            pred["confidence_score"] = (4 * out["complex_plddt"] + fit) / 5
-            pred |= {key: out[key] for key in _SCORES}
-        return pred | {key: out[key] for key in _matrices(args) if key in out}
-
-
-def _matrices(args: dict[str, Any]) -> tuple[str, ...]:
-    """The N x N results that Boltz-1 hands out under these predict_args."""
+def _errors(args: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(k for k, usual in _MATRICES.items() if args.get(f"write_full_{k}", usual))
 
 
-class _Wanted:
-    """Passes the matrices that are wanted on to another sink, and drops the others.
+def _prediction(model: Any, folded: Folded) -> dict[str, Any]:
+    args: Mapping[str, Any] = model.predict_args
+    out = folded.out
+    pred: dict[str, Any] = {"exception": False, "masks": folded.feats["atom_pad_mask"]}
+    pred["coords"], pred["s"] = out["sample_atom_coords"], out["s"]
+    if "z" in out:
+        pred["z"] = out["z"]
+    if args.get("write_confidence_summary", True):
+        pred["confidence_score"] = confidence_score(out)
+        pred |= {key: out[key] for key in _SCORES}
+    return pred | {key: out[key] for key in _errors(args) if key in out}
 
-    Args:
-        sink: takes the rows.
-        names: of the wanted matrices.
-    """
 
-    def __init__(self, sink: MatrixSink, names: frozenset[str]) -> None:
-        self._sink, self._names = sink, names
-
-    def rows(self, name: str, sample: int, lo: int, block: Tensor) -> None:
-        """See `foldcp.modules.sink.MatrixSink`."""
-        if name in self._names:
-            self._sink.rows(name, sample, lo, block)
+BOLTZ1 = ModelFamily(
+    name="Boltz-1",
+    stock=Boltz1,
+    data_module=RootBoltz1DataModule,
+    precisions=("fp32",),
+    parts=lambda model: Parts(rating_trunk=model.confidence_imitate_trunk),
+    affinity=lambda model: False,
+    check=_check,
+    swaps=lambda parts: _SWAPS,
+    fold=FoldBoltz1OnMesh,
+    steering=lambda model: steering_factory(model.steering_args, boltz2=False),
+    errors=_errors,
+    prediction=_prediction,
+)

@@ -1,72 +1,105 @@
-"""Put tiled modules into a loaded Boltz-2, in place, and run its predictions on the mesh."""
+"""Say how a Boltz-2 predicts on the mesh: its tiled modules, its parts, its prediction dict."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+from boltz.model.models.boltz2 import Boltz2
+from boltz.model.modules import trunkv2 as stock
 from torch import nn
 
-from foldcp.boltz.families.common import SwapReport, check_unswapped
-from foldcp.boltz.families.predict_step import PredictStep
+from foldcp.boltz.families.family import ModelFamily, Tiled, confidence_score
+from foldcp.boltz.lightning.data import RootDataModule
 from foldcp.boltz.steering.factory import steering_factory
 from foldcp.fabric.mesh import Mesh
 from foldcp.modules.confidence.distogram import DistogramModule
 from foldcp.modules.confidence.module import ConfidenceModule
 from foldcp.modules.diffusion.conditioning import DiffusionConditioning
 from foldcp.modules.diffusion.sampler import AtomDiffusion
+from foldcp.modules.hooks import Folded
 from foldcp.modules.model import FoldOnMesh
+from foldcp.modules.settings import Parts
 from foldcp.modules.trunk.input_embedder import InputEmbedder
 from foldcp.modules.trunk.msa import MSAModule
 from foldcp.modules.trunk.pairformer import PairformerModule
 from foldcp.modules.trunk.templates import TemplateModule, TemplateV2Module
 
-_SWAPS = {
+_ALWAYS: dict[str, Tiled] = {
     "input_embedder": InputEmbedder,
     "msa_module": MSAModule,
     "pairformer_module": PairformerModule,
     "distogram_module": DistogramModule,
     "diffusion_conditioning": DiffusionConditioning,
     "structure_module": AtomDiffusion,
-    "confidence_module": ConfidenceModule,
 }
-_TEMPLATES = {"TemplateModule": TemplateModule, "TemplateV2Module": TemplateV2Module}
+_TEMPLATES: dict[type[nn.Module], Tiled] = {
+    stock.TemplateModule: TemplateModule,
+    stock.TemplateV2Module: TemplateV2Module,
+}
+_SCORES = ("plddt", "complex_plddt", "complex_iplddt", "complex_pde", "complex_ipde")
+_WITH_PAE = ("ptm", "iptm", "ligand_iptm", "protein_iptm", "pair_chains_iptm")
 
 
-def apply(model: nn.Module, mesh: Mesh, precision: str = "fp32") -> SwapReport:
-    """Swap a loaded Boltz-2 in place; afterwards it predicts on the mesh.
-
-    Args:
-        model: a Boltz-2 structure model in eval mode.
-        mesh: the mesh; every rank must hold the same weights.
-        precision: "fp32" or "bf16" (informative: autocast is the trainer's).
-
-    Returns:
-        What was swapped.
-
-    Raises:
-        ValueError: the model is not a Boltz-2 structure model, is in training mode, or was swapped
-            before.
-
-    Source: docs/design/overview.md.
-    """
-    _check(model, precision)
-    swapped = []
-    for name, tiled in _SWAPS.items():
-        if hasattr(model, name):
-            setattr(model, name, tiled(getattr(model, name), mesh))
-            swapped.append(name)
-    if model.use_templates:
-        twin = model.template_module
-        model.template_module = _TEMPLATES[type(twin).__name__](twin, mesh)
-        swapped.append("template_module")
-    model.foldcp = FoldOnMesh(model, mesh, steering_factory(getattr(model, "steering_args", None)))
-    model.predict_step = PredictStep(model, mesh)
-    return SwapReport(tuple(swapped))
+def _parts(model: Any) -> Parts:
+    return Parts(
+        confidence=model.confidence_prediction,
+        templates=model.use_templates,
+        bfactor=model.predict_bfactor,
+        bond_types=model.bond_type_feature,
+        contacts=True,
+    )
 
 
-def _check(model: nn.Module, precision: str) -> None:
-    if precision not in ("fp32", "bf16"):
-        raise ValueError(f"`precision` must be fp32 or bf16, got {precision!r}")
-    if type(model).__name__ != "Boltz2":
-        raise ValueError(f"`model` must be a Boltz2 or Boltz1, got {type(model).__name__}")
-    check_unswapped(model)
+def _check(model: Any) -> None:
     if model.affinity_prediction:
         raise ValueError("`model` is an affinity model: it runs as stock on one rank")
+
+
+def _swaps(parts: Parts) -> dict[str, Tiled]:
+    swaps = dict(_ALWAYS)
+    if parts.confidence:
+        swaps["confidence_module"] = ConfidenceModule
+    if parts.templates:
+        swaps["template_module"] = _template_module
+    return swaps
+
+
+def _template_module(twin: nn.Module, mesh: Mesh) -> nn.Module:
+    return _TEMPLATES[type(twin)](twin, mesh)
+
+
+def _prediction(model: Any, folded: Folded) -> dict[str, Any]:
+    args: Mapping[str, Any] = model.predict_args
+    feats, out = folded.feats, folded.out
+    pred: dict[str, Any] = {"exception": False}
+    pred |= {key: feats[key] for key in args.get("keys_dict_batch", ())}
+    pred["masks"], pred["token_masks"] = feats["atom_pad_mask"], feats["token_pad_mask"]
+    pred["s"] = out["s"]
+    if "z" in out:
+        pred["z"] = out["z"]
+    pred |= {key: out[key] for key in args.get("keys_dict_out", ())}
+    pred["coords"] = out["sample_atom_coords"]
+    if not model.confidence_prediction:
+        return pred
+    pred["confidence_score"] = confidence_score(out)
+    with_pae = model.alpha_pae > 0
+    pred |= {key: out[key] for key in (_SCORES + _WITH_PAE if with_pae else _SCORES)}
+    matrices = ("pde", "pae") if with_pae else ("pde",)
+    return pred | {key: out[key] for key in matrices if key in out}
+
+
+BOLTZ2 = ModelFamily(
+    name="Boltz-2",
+    stock=Boltz2,
+    data_module=RootDataModule,
+    precisions=("fp32", "bf16"),
+    parts=_parts,
+    affinity=lambda model: model.affinity_prediction,
+    check=_check,
+    swaps=_swaps,
+    fold=FoldOnMesh,
+    steering=lambda model: steering_factory(model.steering_args),
+    errors=lambda args: ("pae", "pde"),
+    prediction=_prediction,
+)

@@ -1,16 +1,50 @@
-"""Put tiled modules into a loaded model of either family."""
+"""Put tiled modules into a loaded model of either family, in place."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 from torch import nn
 
-from foldcp.boltz.families import boltz1, boltz2
-from foldcp.boltz.families.common import SwapReport
+from foldcp.boltz.families.boltz1 import BOLTZ1
+from foldcp.boltz.families.boltz2 import BOLTZ2
+from foldcp.boltz.families.family import ModelFamily
+from foldcp.boltz.families.predict_step import PredictStep
 from foldcp.fabric.mesh import Mesh
+
+FAMILIES = {family.stock: family for family in (BOLTZ2, BOLTZ1)}
+
+
+@dataclass(frozen=True)
+class SwapReport:
+    """Attribute names of the model that were swapped."""
+
+    swapped: tuple[str, ...]
+
+    def summary(self) -> str:
+        """Summarise the swap in one short phrase for the start line."""
+        return "swapped " + ", ".join(self.swapped)
+
+
+def family_of(model: nn.Module) -> ModelFamily:
+    """Find the family of a model by its class or the nearest base class.
+
+    Args:
+        model: of Boltz; one that torch.compile made counts as the one that it was made from.
+
+    Raises:
+        ValueError: the model is neither a Boltz-2 nor a Boltz-1.
+    """
+    stock = type(_original(model))
+    for base in stock.__mro__:
+        if base in FAMILIES:
+            return FAMILIES[base]
+    raise ValueError(f"`model` must be a Boltz2 or Boltz1, got {stock.__name__}")
 
 
 def apply(model: nn.Module, mesh: Mesh, precision: str = "fp32") -> SwapReport:
-    """Swap a loaded Boltz-2 or Boltz-1 in place; afterwards it predicts on the mesh.
+    """Swap a loaded Boltz-2 or Boltz-1 in place; afterwards its `predict_step` uses the mesh.
 
     Args:
         model: a structure model in eval mode.
@@ -22,9 +56,32 @@ def apply(model: nn.Module, mesh: Mesh, precision: str = "fp32") -> SwapReport:
 
     Raises:
         ValueError: the model is neither, is in training mode, or was swapped before; or the family
-            does not run in this precision.
+            does not run in this precision, or not without a part that the model lacks.
 
     Source: docs/design/overview.md.
     """
-    family = boltz1 if type(model).__name__ == "Boltz1" else boltz2
-    return family.apply(model, mesh, precision)
+    family, model = family_of(model), _original(model)
+    _check(model, family, precision)
+    parts = family.parts(model)
+    swaps = family.swaps(parts)
+    for name, tiled in swaps.items():
+        setattr(model, name, tiled(_original(model.get_submodule(name)), mesh))
+    fold = family.fold(model, mesh, parts, family.steering(model))
+    model.predict_step = PredictStep(family, fold)
+    return SwapReport(tuple(swaps))
+
+
+def _original(module: nn.Module) -> Any:
+    """The module that torch.compile made another one from, or the module itself."""
+    return dict(module.named_children()).get("_orig_mod", module)
+
+
+def _check(model: Any, family: ModelFamily, precision: str) -> None:
+    if precision not in family.precisions:
+        known = " or ".join(family.precisions)
+        raise ValueError(f"`precision` must be {known} for {family.name}, got {precision!r}")
+    if model.training:
+        raise ValueError("`model` is in training mode: call model.eval() first")
+    if isinstance(model.predict_step, PredictStep):
+        raise ValueError("`model` was swapped before: load it again to swap it for another mesh")
+    family.check(model)

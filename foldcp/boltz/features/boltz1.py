@@ -15,7 +15,7 @@ from boltz.data.feature import featurizer as stock
 from boltz.data.types import Tokenized
 from torch import Tensor, from_numpy
 
-from foldcp.boltz.features.boltz2 import last_of_each_pair
+from foldcp.boltz.features.common import INFERENCE_OPTIONS, bonded_pairs, check_options
 from foldcp.boltz.features.stock import (
     TorchWith,
     alignment_features,
@@ -26,15 +26,7 @@ from foldcp.boltz.features.stock import (
 from foldcp.boltz.seams.rebind import rebind
 
 # Options of stock's `process` and the one value each has at inference.
-_INFERENCE_OPTIONS: dict[str, Any] = {
-    "training": False,
-    "max_tokens": None,
-    "max_atoms": None,
-    "pad_to_max_seqs": False,
-    "symmetries": {},
-    "compute_symmetries": False,
-    "compute_constraint_features": True,
-}
+_OPTIONS: dict[str, Any] = INFERENCE_OPTIONS | {"symmetries": {}, "compute_symmetries": False}
 _ATOM_KEYS = (
     "ref_pos",
     "ref_charge",
@@ -91,12 +83,7 @@ class CompactFeaturizer(stock.BoltzFeaturizer):
         Raises:
             ValueError: when an option asks for what only training uses.
         """
-        for name, value in options.items():
-            if name not in _INFERENCE_OPTIONS or value != _INFERENCE_OPTIONS[name]:
-                raise ValueError(
-                    f"`{name}` is {value!r}; compact features expect inference options "
-                    f"{_INFERENCE_OPTIONS}: use stock's BoltzFeaturizer for training"
-                )
+        check_options(options, _OPTIONS, "BoltzFeaturizer for training")
         return {
             **token_features(data.tokens),
             **bond_features(data),
@@ -133,12 +120,7 @@ def bond_features(data: Tokenized) -> dict[str, Tensor]:
     Returns:
         `token_bond_index` long [nb, 2], sorted and unique.
     """
-    ends = np.stack([data.bonds["token_1"], data.bonds["token_2"]], axis=1)  # [bonds, 2]
-    token_idx = data.tokens["token_idx"]
-    order = np.argsort(token_idx)
-    ends = order[np.searchsorted(token_idx, ends, sorter=order)]
-    pairs = np.stack([ends, ends[:, ::-1]], axis=1).reshape(-1, 2)
-    return {"token_bond_index": last_of_each_pair(pairs, len(token_idx))[0]}
+    return {"token_bond_index": bonded_pairs(data)[0]}
 
 
 def pocket_feature(

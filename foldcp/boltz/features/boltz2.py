@@ -17,20 +17,21 @@ from boltz.data.feature import featurizerv2 as stock
 from boltz.data.types import Tokenized
 from torch import Tensor, from_numpy
 
+from foldcp.boltz.features.common import (
+    INFERENCE_OPTIONS,
+    bonded_pairs,
+    check_options,
+    last_of_each_pair,
+)
 from foldcp.boltz.features.dense import dense_view
 from foldcp.boltz.features.stock import atom_features, msa_features, template_features
 
 __all__ = ["CompactFeaturizer", "dense_view", "install"]
 
 # Options of stock's `process` and the one value each has at inference.
-_INFERENCE_OPTIONS: dict[str, Any] = {
-    "training": False,
-    "max_tokens": None,
-    "max_atoms": None,
-    "pad_to_max_seqs": False,
+_OPTIONS: dict[str, Any] = INFERENCE_OPTIONS | {
     "single_sequence_prop": 0.0,
     "compute_frames": True,
-    "compute_constraint_features": True,
     "compute_affinity": False,
 }
 
@@ -86,12 +87,7 @@ class CompactFeaturizer(stock.Boltz2Featurizer):
         Raises:
             ValueError: when an option asks for what only training or affinity uses.
         """
-        for name, value in options.items():
-            if name not in _INFERENCE_OPTIONS or value != _INFERENCE_OPTIONS[name]:
-                raise ValueError(
-                    f"`{name}` is {value!r}; compact features expect inference options "
-                    f"{_INFERENCE_OPTIONS}: use stock's Boltz2Featurizer for training and affinity"
-                )
+        check_options(options, _OPTIONS, "Boltz2Featurizer for training and affinity")
         pockets = inference_pocket_constraints or []
         contacts = inference_contact_constraints or []
         return {
@@ -172,32 +168,11 @@ def bond_features(data: Tokenized) -> dict[str, Tensor]:
         `token_bond_index` long [nb, 2], sorted and unique, and `token_bond_type` long [nb]; the
         last bond listed between two tokens decides the type.
     """
-    bonds, token_idx = data.bonds, data.tokens["token_idx"]
-    order = np.argsort(token_idx)  # after cropping a token's index is not its position
-    ends = np.stack([bonds["token_1"], bonds["token_2"]], axis=1)  # [bonds, 2]
-    ends = order[np.searchsorted(token_idx, ends, sorter=order)]
-    pairs = np.stack([ends, ends[:, ::-1]], axis=1).reshape(-1, 2)
-    index, last = last_of_each_pair(pairs, len(token_idx))
+    index, bond = bonded_pairs(data)
     return {
         "token_bond_index": index,
-        "token_bond_type": from_numpy(np.repeat(bonds["type"].astype(np.int64), 2)[last]),
+        "token_bond_type": from_numpy(data.bonds["type"].astype(np.int64)[bond]),
     }
-
-
-def last_of_each_pair(pairs: np.ndarray, num_tokens: int) -> tuple[Tensor, np.ndarray]:
-    """Sort pairs, long [n, 2], drop repeats, and return the position of each pair's last one.
-
-    Args:
-        pairs: long [n, 2].
-        num_tokens: N.
-
-    Returns:
-        The sorted pairs, long [m, 2], and the index of the last occurrence of each, [m].
-    """
-    key = pairs[:, 0].astype(np.int64) * num_tokens + pairs[:, 1]
-    unique, first_from_the_end = np.unique(key[::-1], return_index=True)
-    index = np.stack([unique // num_tokens, unique % num_tokens], axis=1)
-    return from_numpy(index), len(key) - 1 - first_from_the_end
 
 
 def contact_features(

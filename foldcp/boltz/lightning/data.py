@@ -1,9 +1,10 @@
-"""Data modules: the root rank featurises, every rank receives its features and random state."""
+"""Data modules: the root rank featurises; `one_input` gives its features to every rank."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,6 @@ from foldcp.boltz.run import Run, current
 from foldcp.errors import SEE_LOG
 from foldcp.fabric.message import known
 from foldcp.runtime import sharing
-from foldcp.runtime.recovery import together
 
 # What Boltz knows of an input besides its features, as it travels between ranks.
 for _kind in (
@@ -27,7 +27,23 @@ for _kind in (
 ):  # fmt: skip
     known(_kind)
 
-FAILED = "foldcp_failed"  # key of a batch without features: why there are none
+
+@known
+@dataclass(frozen=True)
+class Failed:
+    """An input without features, in the place of its batch.
+
+    Args:
+        name: of the input.
+        reason: why there are none.
+    """
+
+    name: str
+    reason: str
+
+
+# What the loader of a rank gives: features or why there are none, elsewhere the input's number.
+Batch = dict[str, Any] | Failed | int
 
 
 class RootData:
@@ -35,6 +51,7 @@ class RootData:
 
     affinity = False
     num_workers: int
+    trainer: Any
     # Makes one of stock's datasets hand out compact features, each input's once.
     compact: Callable[[Any], None]
 
@@ -56,28 +73,41 @@ class RootData:
             pin_memory=run.mesh.device.type == "cuda",
             collate_fn=collate_or_failed,
         )
-        return shared_out(run, loader, owner)
+        if run.session.groups == 1:
+            return loader
+        step = self.trainer.lightning_module.predict_step
+
+        def replay(batch: Batch) -> None:
+            if not isinstance(batch, Failed):
+                step.replay(batch)
+
+        return sharing.Share(loader, owner, run.session.group, replay)
 
     def transfer_batch_to_device(
         self, batch: Any, device: torch.device, dataloader_idx: int
-    ) -> dict[str, Any]:
-        """Give every rank the root's batch and random state, then move the batch.
+    ) -> Any:
+        """Move a batch that stock's model takes; the tiled ones take theirs as the loader has it.
 
         Args:
             batch: features on the root rank, an input's number on the others.
             device: of this rank.
             dataloader_idx: not used.
-
-        Returns:
-            The batch on `device`. One that holds `FAILED` has no features.
         """
         run = current()
-        move = super().transfer_batch_to_device
-        if run is not None and run.alone:
+        if run is not None and not run.alone:
+            return batch
+        if run is not None:
             run.at(f"affinity of {batch['record'][0].id}")
-        if run is None or run.alone:
-            return move(batch, device, dataloader_idx)
-        return share(run, batch, lambda x: move(x, device, dataloader_idx))
+        return self.moved(batch, device)
+
+    def moved(self, feats: dict[str, Any], device: torch.device) -> dict[str, Any]:
+        """Move features to a device as stock does.
+
+        Args:
+            feats: collated; changed in place.
+            device: of this rank.
+        """
+        return super().transfer_batch_to_device(feats, device, 0)
 
 
 class RootDataModule(RootData, Boltz2InferenceDataModule):
@@ -108,60 +138,7 @@ def owners(run: Run, records: Sequence[Any], structures: Path) -> list[int]:
     return session.from_root(found)
 
 
-def shared_out(run: Run, loader: DataLoader, owner: list[int]) -> Any:
-    """Make the loader of this group's inputs, see `sharing.Share`.
-
-    Args:
-        run: the prediction.
-        loader: of all inputs, one a batch.
-        owner: group of each input.
-    """
-    if run.session.groups == 1:
-        return loader
-
-    def replay(batch: dict[str, Any]) -> None:
-        if FAILED not in batch and run.replay is not None:
-            run.replay(batch)
-
-    return sharing.Share(loader, owner, run.session.group, replay)
-
-
-def share(run: Run, batch: Any, move: Callable[[dict[str, Any]], dict[str, Any]]) -> dict[str, Any]:
-    """Give every rank of a mesh the features and random state of its root, then move them.
-
-    Args:
-        run: the prediction.
-        batch: features on the root rank, an input's number on the others.
-        move: brings a batch to this rank's device.
-
-    Returns:
-        The moved batch. One that holds `FAILED` has no features.
-    """
-    root = run.mesh.is_root
-    name = batch["record"][0].id if root else f"input {batch}"
-    run.session.at(f"sharing the features of {name}")
-    got: dict[str, Any] = {}
-
-    def work() -> dict[str, Any]:
-        nonlocal got
-        got = batch
-        if run.shared:
-            sent = (batch, random_state()) if root else None
-            got, state = run.mesh.ranks.broadcast_object(sent)
-            if not root:
-                set_random_state(state)
-        return got if FAILED in got else move(got)
-
-    moved = together(run, name, 0, work)
-    if moved is None:
-        record = got.get("record") if got else (batch["record"] if root else None)
-        return {"record": record, FAILED: run.failed[name]}
-    if FAILED in moved and root:
-        run.failed[name] = moved[FAILED]
-    return moved
-
-
-def once(getitem: Callable[[Any, int], dict[str, Any]]) -> Callable[[Any, int], dict[str, Any]]:
+def once(getitem: Callable[[Any, int], dict[str, Any]]) -> Callable[[Any, int], Batch]:
     """Wrap `__getitem__` of one of Boltz's datasets: an input that fails is not replaced.
 
     Stock answers a failure with the features of input 0, for ever when input 0 is the one.
@@ -170,11 +147,11 @@ def once(getitem: Callable[[Any, int], dict[str, Any]]) -> Callable[[Any, int], 
         getitem: stock's, which calls itself after a failure.
 
     Returns:
-        The method: features of one input, or `FAILED` and the reason.
+        The method: features of one input, or `Failed`.
     """
     busy = False
 
-    def __getitem__(self: Any, idx: int) -> dict[str, Any]:
+    def __getitem__(self: Any, idx: int) -> Batch:
         nonlocal busy
         if busy:
             raise RuntimeError(f"its features could not be computed, {SEE_LOG}")
@@ -182,7 +159,7 @@ def once(getitem: Callable[[Any, int], dict[str, Any]]) -> Callable[[Any, int], 
         try:
             return getitem(self, idx)
         except Exception as error:  # whatever stops one input must not stop the others
-            return {"record": self.manifest.records[idx], FAILED: str(error) or repr(error)}
+            return Failed(self.manifest.records[idx].id, str(error) or repr(error))
         finally:
             busy = False
 
@@ -195,11 +172,9 @@ class OncePerInput(PredictionDataset):
     __getitem__ = once(PredictionDataset.__getitem__)
 
 
-def collate_or_failed(items: list[dict[str, Any]]) -> dict[str, Any]:
+def collate_or_failed(items: list[Batch]) -> Batch:
     """Collate one input as Boltz-2 does; it may be one that failed."""
-    if FAILED in items[0]:
-        return {"record": [items[0]["record"]], FAILED: items[0][FAILED]}
-    return collate(items)
+    return items[0] if isinstance(items[0], Failed) else collate(items)
 
 
 def random_state() -> tuple[Any, ...]:

@@ -11,15 +11,15 @@ from pytorch_lightning.strategies import SingleDeviceStrategy
 
 from foldcp.boltz.command.preflight import versions
 from foldcp.boltz.families import loading, swap, weights
-from foldcp.boltz.families.predict_step import settings_of
-from foldcp.boltz.lightning.data import FAILED, random_state, set_random_state
+from foldcp.boltz.families.predict_step import PredictStep
+from foldcp.boltz.lightning.data import RootData, random_state, set_random_state
+from foldcp.boltz.lightning.one_input import OneInput
+from foldcp.boltz.lightning.writers import RootWriter
 from foldcp.boltz.run import Run, current
 from foldcp.errors import UserError
-from foldcp.modules.random_draws import replay
 from foldcp.output.trunk_keeper import TrunkKeeper
 from foldcp.runtime import report
 from foldcp.runtime.files.names import Unsafe, regular
-from foldcp.runtime.recovery import together
 from foldcp.runtime.sharing import tokens
 from foldcp_kernels.core.dispatch import described
 
@@ -44,6 +44,8 @@ def trainer_class(stock: type) -> type:
         def predict(self, model: Any, *args: Any, **options: Any) -> Any:
             run = current()
             result = None
+            if run is not None and not run.alone:
+                _connect(model.predict_step, run, self.callbacks, options["datamodule"])
             if not isinstance(model, _Waiting):
                 result = super().predict(model, *args, **options)
             if run is not None and run.alone:
@@ -56,6 +58,13 @@ def trainer_class(stock: type) -> type:
             return result
 
     return MeshTrainer
+
+
+def _connect(step: PredictStep, run: Run, callbacks: list[Any], data: RootData) -> None:
+    """Have a run's model take its inputs from the data module and hand them to the writer."""
+    (writer,) = [callback for callback in callbacks if isinstance(callback, RootWriter)]
+    step.write_embeddings = run.write_embeddings
+    step.begin = lambda batch: OneInput(run, step, data, writer, batch)
 
 
 def _trainer(options: dict[str, Any], run: Run) -> dict[str, Any]:
@@ -121,7 +130,7 @@ class Loader:
         fingerprint = weights.check(model, path)
         if not run.alone:
             weights.check_same(fingerprint, path, run.session)
-            run.alone = getattr(model, "affinity_prediction", False)
+            run.alone = swap.family_of(model).affinity(model)
         swapped = "the affinity pass runs stock on rank 0" if run.alone else ""
         if not run.alone:
             swapped = _swap(model, run, fingerprint)
@@ -148,9 +157,7 @@ def _announce(run: Run, precision: str, swapped: str) -> None:
 
 
 def _precision(model: Any, run: Run) -> str:
-    if type(model).__name__ == "Boltz1":
-        return "fp32"
-    return run.config.precision_on(run.mesh.device.type)
+    return swap.family_of(model).precision(run.config.precision_on(run.mesh.device.type))
 
 
 def _swap(model: Any, run: Run, fingerprint: str) -> str:
@@ -160,22 +167,9 @@ def _swap(model: Any, run: Run, fingerprint: str) -> str:
     precision = _precision(model, run)
     swapped = swap.apply(model, run.mesh, precision=precision)
     set_random_state(state)  # the draws that follow are those of stock
-    model.foldcp_write_embeddings = run.write_embeddings
-    swapped_step = model.predict_step
-
-    def predict_step(batch: dict[str, Any], *args: Any, **options: Any) -> dict[str, Any]:
-        if FAILED in batch:
-            return {"exception": True}
-        name, tokens = batch["record"][0].id, batch["token_index"].shape[1]
-        found = together(run, name, tokens, lambda: swapped_step(batch, *args, **options))
-        return {"exception": True} if found is None else found
-
-    model.predict_step = predict_step
-    run.replay = lambda batch: replay(model, batch, settings_of(model))
     if run.config.resume:
         parts = {"seed": run.seed, "weights": fingerprint, "precision": precision, **versions()}
         run.keeper = TrunkKeeper(Path(run.config.resume).expanduser(), parts, run.mesh)
-        model.foldcp.keeper = run.keeper
     affinity = "; the affinity pass runs stock on rank 0" if run.with_affinity else ""
     return swapped.summary() + affinity
 

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from boltz.data.write.writer import BoltzAffinityWriter, BoltzWriter
 
-from foldcp.boltz.lightning.data import FAILED
 from foldcp.boltz.run import Run, current
-from foldcp.modules.sink import MatrixSink
-from foldcp.output.folders import SPOOL, Matrices, Outputs, move_into, not_written
-from foldcp.output.spool import Key
+from foldcp.errors import InputLost
+from foldcp.modules.hooks import Folded, KeptTrunk, Sizes
+from foldcp.output.folders import Matrices, Outputs, move_into, not_written
+from foldcp.output.spool import Spool
 from foldcp.runtime.files.names import Unsafe
 from foldcp.runtime.recovery import together
 
 # Seconds in which what is complete may still get to disk, in a run that ends early.
 _INTERRUPTED, _FAILED = 2.0, 5.0
 _NUMBER = 4  # bytes of a number in a matrix
-_epochs = itertools.count()
+
+
+@dataclass(frozen=True)
+class _Known:
+    """An input that stock predicted, see `foldcp.runtime.recovery.Input`."""
+
+    name: str
+    tokens: int
 
 
 class _RootWriter:
@@ -29,8 +35,6 @@ class _RootWriter:
 
     output_dir: Path
     failed: int
-    # (run, id, prediction, what stock writes): writes a prediction, on the root rank.
-    _write: Callable[[Run, str, dict[str, Any], Callable[[], None]], None]
 
     def write_on_batch_end(
         self,
@@ -38,52 +42,74 @@ class _RootWriter:
         pl_module: Any,
         prediction: dict[str, Any],
         batch_indices: Any,
-        batch: dict[str, Any],
+        batch: Any,
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        """Write one prediction on the root rank, while the others wait."""
+        """Be done with an input: write it, unless it was handed over.
+
+        Args:
+            trainer: unused.
+            pl_module: unused.
+            prediction: stock's prediction dict.
+            batch_indices: unused.
+            batch: what the model was given.
+            batch_idx: unused.
+            dataloader_idx: unused.
+        """
         run = current()
-
-        def write() -> None:
-            super(_RootWriter, self).write_on_batch_end(
-                trainer, pl_module, prediction, batch_indices, batch, batch_idx, dataloader_idx
-            )
-
         if run is None:
-            write()
-            return
-        record_id = batch["record"][0].id if run.writes else ""
-        if run.writes and prediction["exception"] and FAILED not in batch:
-            # Stock swallows the error of what it runs itself.
-            run.failed.setdefault(record_id, "out of memory: use more ranks or fewer samples")
+            self._stock(prediction, batch)
+        else:
+            self._done(run, prediction, batch)
 
-        def work() -> None:
-            if run.writes:
-                try:
-                    self._write(run, record_id, prediction, write)
-                except (OSError, Unsafe) as error:
-                    self._fail(run, record_id, not_written(self.output_dir, error))
-            self._wrote(run, record_id, prediction)
+    def _done(self, run: Run, prediction: dict[str, Any], batch: Any) -> None:
+        """Write a prediction of stock's model, which the root rank alone runs."""
+        one = _Known(batch["record"][0].id, batch["token_index"].shape[1])
+        run.session.at(f"writing of {one.name}")
+        if prediction["exception"]:  # stock swallows the error of what it runs itself
+            run.failed.setdefault(one.name, "out of memory: use more ranks or fewer samples")
+            self._stock(prediction, batch)  # counts it
+        else:
+            together(run, one, lambda: self._try(run, one.name, prediction, batch))
 
-        run.session.at(f"writing of {record_id}")
-        tokens = batch["token_index"].shape[1] if "token_index" in batch else 0
-        together(run, record_id, tokens, work)
-        if run.watching is not None and not run.alone:
-            run.watching.finished(run.writes)
+    def _try(
+        self,
+        run: Run,
+        record_id: str,
+        prediction: dict[str, Any],
+        batch: dict[str, Any],
+        spool: Spool | None = None,
+    ) -> None:
+        """Write a prediction, on the root rank; a disk that refuses fails the input."""
+        try:
+            self._write(run, record_id, prediction, batch, spool)
+        except (OSError, Unsafe) as error:
+            self._fail(run, record_id, not_written(self.output_dir, error))
+
+    def _write(
+        self,
+        run: Run,
+        record_id: str,
+        prediction: dict[str, Any],
+        batch: dict[str, Any],
+        spool: Spool | None = None,
+    ) -> None:
+        raise NotImplementedError
+
+    def _stock(self, prediction: dict[str, Any], batch: Any) -> None:
+        """Have stock write."""
+        super().write_on_batch_end(None, None, prediction, [0], batch, 0, 0)  # type: ignore[misc]
 
     def _fail(self, run: Run, record_id: str, reason: str) -> None:
         run.failed[record_id] = reason
         self.failed += 1
 
-    def _wrote(self, run: Run, record_id: str, prediction: dict[str, Any]) -> None:
-        """Agree among all ranks on the outcome after the root has written."""
-
-    def _into(self, folder: Path, write: Callable[[], None]) -> None:
+    def _into(self, folder: Path, prediction: dict[str, Any], batch: dict[str, Any]) -> None:
         """Have stock write to another folder than its own."""
         final, self.output_dir = self.output_dir, folder
         try:
-            write()
+            self._stock(prediction, batch)
         finally:
             self.output_dir = final
 
@@ -100,73 +126,95 @@ class RootWriter(_RootWriter, BoltzWriter):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._outputs: Outputs | None = None
-        self._expected: list[Key] = []
-        self._kept: dict[str, Any] = {}
+        self._kept: dict[str, KeptTrunk] = {}
 
     def on_predict_start(self, trainer: Any, pl_module: Any) -> None:
-        """Let the model under way send its matrices here.
+        """Begin to take predictions.
 
         Args:
             trainer: unused.
-            pl_module: the model.
+            pl_module: unused.
         """
         run = current()
-        if run is None:
-            return
-        self._outputs = Outputs(
-            self.output_dir, lambda name, why: self._fail(run, name, why), run.seal
-        )
-        if not run.alone:
-            pl_module.foldcp_open_sink = self.open_sink
+        if run is not None:
+            self._outputs = Outputs(
+                self.output_dir, lambda name, why: self._fail(run, name, why), run.seal
+            )
 
-    def open_sink(
-        self,
-        record_id: str,
-        tokens: int,
-        samples: int,
-        channels: int,
-        errors: Sequence[str] = ("pae", "pde"),
-    ) -> tuple[bool, MatrixSink | None]:
+    def open_outputs(self, record_id: str, sizes: Sizes) -> Spool | None:
         """Begin to write a prediction; every rank of the mesh calls it.
 
         Args:
             record_id: of the input.
-            tokens: N.
-            samples: M, those whose errors are predicted.
-            channels: of the pair representation; 0 when it is not asked for.
-            errors: names of the matrices that each sample has.
+            sizes: numbers in each matrix.
 
         Returns:
-            Whether the prediction can be written (otherwise `run.failed` says why not), and on the
-            root rank what takes its matrices.
+            What takes the matrices, on the root rank.
+
+        Raises:
+            InputLost: on every rank: the prediction cannot be written.
         """
         run = current()
         assert run is not None and self._outputs is not None
-        sink = None
+        spool, reason = None, ""
         if run.writes:
-            square = _NUMBER * tokens**2
-            sizes = {(name, m): square for name in errors for m in range(samples)}
-            if channels:
-                sizes["z", 0] = square * channels
             try:
-                sink = self._outputs.spool(record_id, list(sizes.values()))
-                self._expected = list(sizes)
+                needed = {key: _NUMBER * count for key, count in sizes.items()}
+                spool = self._outputs.spool(record_id, needed)
             except OSError as error:
-                run.failed[record_id] = not_written(self.output_dir, error)
-        return run.mesh.ranks.broadcast_object(sink is not None), sink
+                reason = not_written(self.output_dir, error)
+        reason = run.mesh.ranks.broadcast_object(reason)
+        if reason:
+            raise InputLost(reason)
+        return spool
+
+    def hand_over(self, record_id: str, folded: Folded, prediction: dict[str, Any] | None) -> None:
+        """Write a prediction; every rank of the mesh calls it.
+
+        Args:
+            record_id: of the input.
+            folded: what was predicted.
+            prediction: stock's prediction dict, on the root rank.
+        """
+        run = current()
+        assert run is not None
+        if prediction is not None:
+            spool = folded.sink
+            assert spool is None or isinstance(spool, Spool)
+            self._try(run, record_id, prediction, folded.feats, spool)
+        if folded.kept is not None:
+            self._kept[record_id] = folded.kept
+            self._forget_trunks(run)
+
+    def discard(self, record_id: str) -> None:
+        """Give up a prediction that is not complete."""
+        run = current()
+        if run is not None and run.writes and self._outputs is not None:
+            self._outputs.discard(record_id)
+
+    def _done(self, run: Run, prediction: dict[str, Any], batch: Any) -> None:
+        """Count an input of a model on the mesh: `hand_over` has written it if it was folded."""
+        if run.alone:
+            super()._done(run, prediction, batch)
+            return
+        if run.writes and prediction["exception"]:
+            self.failed += 1
+        if run.watching is not None:
+            run.watching.finished(run.writes)
 
     def _write(
-        self, run: Run, record_id: str, prediction: dict[str, Any], write: Callable[[], None]
+        self,
+        run: Run,
+        record_id: str,
+        prediction: dict[str, Any],
+        batch: dict[str, Any],
+        spool: Spool | None = None,
     ) -> None:
         outputs = self._outputs
         assert outputs is not None
-        if prediction["exception"]:
-            outputs.discard(record_id)
-            write()  # stock counts it
-            return
-        spool = prediction.pop(SPOOL, None)
         try:
-            self._into(outputs.partial(record_id) if spool else outputs.begin(record_id), write)
+            folder = outputs.partial(record_id) if spool else outputs.begin(record_id)
+            self._into(folder, prediction, batch)
         except BaseException:
             outputs.discard(record_id)
             raise
@@ -174,16 +222,7 @@ class RootWriter(_RootWriter, BoltzWriter):
             outputs.complete(record_id)
             return
         s = prediction["s"].cpu().numpy() if self.write_embeddings else None
-        outputs.complete(record_id, Matrices(spool, self._expected, sample_ranks(prediction), s))
-
-    def _wrote(self, run: Run, record_id: str, prediction: dict[str, Any]) -> None:
-        if run.keeper is None or run.alone:
-            return
-        (name, failed) = run.mesh.ranks.broadcast_object((record_id, prediction["exception"]))
-        kept = run.keeper.take()
-        if kept is not None and not failed:
-            self._kept[name] = kept
-        self._forget_trunks(run)
+        outputs.complete(record_id, Matrices(spool, sample_ranks(prediction), s))
 
     def _forget_trunks(self, run: Run) -> None:
         """Drop the kept trunks of what is on disk; the ranks of the mesh call it together."""
@@ -206,9 +245,9 @@ class RootWriter(_RootWriter, BoltzWriter):
             if run.writes:
                 self._outputs.finish()
             if run.keeper is not None and not run.alone:
-                place = f"{run.session.group}/{run.session.epoch}/{next(_epochs)}"
-                if run.shared:
-                    run.session.meet(f"outputs/{place}", run.mesh.size)  # however long that takes
+                if run.shared:  # however long that takes
+                    place = f"outputs/{run.session.group}/{run.session.epoch}"
+                    run.session.meet(place, run.mesh.size)
                 self._forget_trunks(run)
         super().on_predict_epoch_end(trainer, pl_module)
 
@@ -230,12 +269,17 @@ class RootAffinityWriter(_RootWriter, BoltzAffinityWriter):
     """Boltz's affinity writer on the root rank: one small file in the prediction's folder."""
 
     def _write(
-        self, run: Run, record_id: str, prediction: dict[str, Any], write: Callable[[], None]
+        self,
+        run: Run,
+        record_id: str,
+        prediction: dict[str, Any],
+        batch: dict[str, Any],
+        spool: Spool | None = None,
     ) -> None:
         outputs = Outputs(self.output_dir, lambda *_: None, run.seal)
         partial = outputs.begin(record_id)
         try:
-            self._into(partial, write)
+            self._into(partial, prediction, batch)
             if (partial / record_id).exists():
                 outputs.check_ours()
                 move_into(partial / record_id, self.output_dir / record_id)

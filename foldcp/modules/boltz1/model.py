@@ -10,8 +10,7 @@ from torch import nn
 
 from foldcp.fabric.mesh import Mesh
 from foldcp.modules.model import FoldOnMesh, Outputs
-from foldcp.modules.settings import Features
-from foldcp.modules.trunk.pair_embedding import PairEmbedding
+from foldcp.modules.settings import Features, Parts
 
 
 class FoldBoltz1OnMesh(FoldOnMesh):
@@ -20,6 +19,7 @@ class FoldBoltz1OnMesh(FoldOnMesh):
     Args:
         model: Boltz-1 whose submodules are tiled modules (see foldcp.boltz.families.boltz1).
         mesh: the mesh.
+        parts: optional parts that the model has.
         steering: makes the steering of one sample from its features, None when none applies.
     """
 
@@ -27,13 +27,11 @@ class FoldBoltz1OnMesh(FoldOnMesh):
         self,
         model: nn.Module,
         mesh: Mesh,
+        parts: Parts,
         steering: Callable[[Features, torch.device], Any] | None = None,
     ) -> None:
-        super().__init__(model, mesh, steering)
-        self._conditioner = model.structure_module.score_model.conditioner()
-
-    def _pair_embedding(self) -> PairEmbedding:
-        return PairEmbedding(self.model.rel_pos, self.model.token_bonds, None, None, self.mesh)
+        super().__init__(model, mesh, parts, steering)
+        self._conditioner = self.model.structure_module.score_model.conditioner()
 
     @property
     def conditioner(self) -> nn.Module:

@@ -16,7 +16,7 @@ from foldcp.layout.tiles import PairLayout
 from foldcp.modules.base import TiledModule, wide
 from foldcp.modules.confidence.distogram import mirrored_rows
 from foldcp.modules.confidence.scores import ColumnGroups
-from foldcp.modules.sink import MatrixSink
+from foldcp.modules.hooks import MatrixSink
 from foldcp_kernels.binned_heads import bin_centres, expectations, expected_values, tm_values
 from foldcp_kernels.core.chunking import chunk_length
 

@@ -37,7 +37,7 @@ from foldcp.modules.confidence.scores import (
     row_totals,
     tm_scores,
 )
-from foldcp.modules.sink import MatrixSink
+from foldcp.modules.hooks import MatrixSink
 from foldcp.modules.trunk.pair_embedding import PairEmbedding
 from foldcp.modules.trunk.pairformer import PairformerModule
 from foldcp_kernels.core.chunking import chunk_length, spans

@@ -5,14 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 
-_listeners: list[Callable[[Progress], None]] = []
-_pace: dict[str, float] = {}  # seconds per unit of work of each kind of stage, of earlier inputs
 _BLOCKS = 8 / 68  # blocks of the confidence module for one of the trunk
-
-
-def listen(listener: Callable[[Progress], None] | None) -> None:
-    """Call a function with every report of a prediction; None stops that."""
-    _listeners[:] = [] if listener is None else [listener]
 
 
 def trunk_work(n: int) -> float:
@@ -45,6 +38,8 @@ class Progress:
         steps: of the sampler.
         samples: structures.
         rated: of these get a confidence.
+        hear: called with every report.
+        pace: seconds per unit of work of each kind of stage, of earlier inputs; `end` updates it.
 
     Attributes:
         stage, done, total: under way. fresh: it has just begun.
@@ -52,9 +47,11 @@ class Progress:
 
     def __init__(
         self, name: str, tokens: int, passes: int = 1, steps: int = 0, samples: int = 0,
-        rated: int = 0,
+        rated: int = 0, hear: Callable[[Progress], None] = lambda _: None,
+        pace: dict[str, float] | None = None,
     ) -> None:  # fmt: skip
         self.name, self.tokens = name, tokens
+        self._hear, self._pace = hear, {} if pace is None else pace
         trunk = trunk_work(tokens)
         self._work = {
             "recycle": passes * trunk,
@@ -68,14 +65,11 @@ class Progress:
         self.stage, self.done, self.total, self.fresh = "", 0, 1, False
         self._shown = 0.0
 
-    def __enter__(self) -> Progress:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            for name, seconds in self._seconds.items():
-                if self._finished[name] > 0 and self._work[name] > 0:
-                    _pace[name] = seconds / (self._finished[name] * self._work[name])
+    def end(self) -> None:
+        """Remember how long the work took, for the inputs that follow."""
+        for name, seconds in self._seconds.items():
+            if self._finished[name] > 0 and self._work[name] > 0:
+                self._pace[name] = seconds / (self._finished[name] * self._work[name])
 
     def update(self, stage: str, done: int, total: int) -> None:
         """Report that `done` of `total` units of a stage are finished.
@@ -94,8 +88,7 @@ class Progress:
         if kind in self._work:
             before = (self._number() - 1) / self._parts[kind]
             self._finished[kind] = before + done / max(1, total) / self._parts[kind]
-        for listener in _listeners:
-            listener(self)
+        self._hear(self)
 
     def _number(self) -> int:
         """Number the stage among those of its kind, from 1."""
@@ -124,7 +117,7 @@ class Progress:
             for k in self._work
             if self._finished[k] > 0 and self._work[k] > 0
         }
-        return {**_pace, **own}
+        return {**self._pace, **own}
 
     def _left(self, rates: Mapping[str, float]) -> float:
         known = [rates[k] for k in rates]

@@ -29,12 +29,15 @@ class Watching:
     Args:
         session: the ranks.
         console: where it is shown; None on other ranks than 0.
+
+    Attributes:
+        pace: seconds per unit of work of each kind of stage, of the inputs so far.
     """
 
     def __init__(self, session: Session, console: Console | None) -> None:
         self._session, self._console = session, console
         self._total, self._finished = 0, 0
-        self._last: Progress | None = None
+        self.pace: dict[str, float] = {}
 
     def expect(self, inputs: int) -> None:
         """Note how many inputs all groups are to fold."""
@@ -62,9 +65,18 @@ class Watching:
                 self._console.show(what, i / count, "", fresh=False)
             yield item
 
-    def hear(self, progress: Progress) -> None:
+    def begin(self, name: str, tokens: int, **work: int) -> Progress:
+        """Begin to show the way of an input through its stages.
+
+        Args:
+            name: of the input.
+            tokens: N.
+            work: further arguments of `Progress`.
+        """
+        return Progress(name, tokens, **work, hear=self._hear, pace=self.pace)
+
+    def _hear(self, progress: Progress) -> None:
         """Take a report of the input under way."""
-        self._last = progress
         if progress.fresh:
             self._session.at(f"{progress.stage} of {progress.name}")
         if self._console is None:

@@ -1,0 +1,62 @@
+"""Say what foldcp knows of one family of Boltz's models, as one value."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from foldcp.fabric.mesh import Mesh
+from foldcp.modules.hooks import Folded
+from foldcp.modules.model import FoldOnMesh
+from foldcp.modules.settings import Features, Parts
+
+Tiled = Callable[[nn.Module, Mesh], nn.Module]  # makes a tiled module of its twin
+Steering = Callable[[Features, torch.device], Any]
+
+
+@dataclass(frozen=True)
+class ModelFamily:
+    """One family: `foldcp.boltz.families.boltz2.BOLTZ2` or `boltz1.BOLTZ1`.
+
+    Args:
+        name: as in messages.
+        stock: Boltz's class; its subclasses belong to the family, too.
+        data_module: featurises inputs compactly, on the root rank.
+        precisions: in which it runs; the first is the usual one.
+        parts: tells the optional parts of a model.
+        affinity: tells a model that predicts affinities; the root rank runs it as stock.
+        check: refuses a model that cannot be swapped, with a ValueError.
+        swaps: makes the tiled modules by the attributes whose place they take, for these parts.
+        fold: the order of the stages.
+        steering: makes the steering of a model's samples, None for one without.
+        errors: matrices of expected errors that stock hands out, given predict_args.
+        prediction: makes stock's prediction dict.
+    """
+
+    name: str
+    stock: type[nn.Module]
+    data_module: type
+    precisions: tuple[str, ...]
+    parts: Callable[[Any], Parts]
+    affinity: Callable[[Any], bool]
+    check: Callable[[Any], None]
+    swaps: Callable[[Parts], dict[str, Tiled]]
+    fold: type[FoldOnMesh]
+    steering: Callable[[Any], Steering | None]
+    errors: Callable[[Mapping[str, Any]], tuple[str, ...]]
+    prediction: Callable[[Any, Folded], dict[str, Any]]
+
+    def precision(self, asked: str) -> str:
+        """Return the precision in which the family runs where this one is asked for."""
+        return asked if asked in self.precisions else self.precisions[0]
+
+
+def confidence_score(out: Mapping[str, Any]) -> Tensor:
+    """Score each sample [M] as stock does, of pLDDT and ipTM (pTM for a single chain)."""
+    iptm: Tensor = out["iptm"]
+    fit = out["ptm"] if torch.allclose(iptm, torch.zeros_like(iptm)) else iptm
+    return (4 * out["complex_plddt"] + fit) / 5
