@@ -15,8 +15,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from foldcp_kernels.core.dispatch import compute_dtype
 from foldcp_kernels.core.triton_configs import pick
 from foldcp_kernels.core.triton_launch import capability, cdiv, launch, next_power_of_2, packed
+from foldcp_kernels.core.weight_cache import cast
 from foldcp_kernels.norm_linear.fused import exactness
 
 
@@ -113,6 +115,34 @@ def expected_values_fwd(
         EXACT=exactness(weight.dtype), **config.options(),
     )  # fmt: skip
     return out
+
+
+def expected_values(
+    x: Tensor,
+    weight: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    other: Tensor | None,
+    weight_other: Tensor | None,
+    same: Tensor | None,
+) -> Tensor:
+    """Run `expected_values`.
+
+    Args:
+        x: [R, T, C] or [B, R, T, C].
+        weight: [bins, C], in any dtype.
+        values: float32 [K, bins].
+        bias: [bins] or None.
+        other: like `x`, or None.
+        weight_other: like `weight`, or None.
+        same: bool, or None.
+    """
+    dtype = compute_dtype(x)
+    w, w_other = (None if t is None else cast(t, dtype) for t in (weight, weight_other))
+    if single := x.dim() == 3:
+        x, other, same = (None if t is None else t[None] for t in (x, other, same))
+    out = expected_values_fwd(x, w, values.contiguous(), bias, other, w_other, same)
+    return out[:, 0] if single else out
 
 
 def flops(pairs: int, c: int, bins: int, k: int, weights: int = 1) -> int:

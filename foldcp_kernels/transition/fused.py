@@ -11,8 +11,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from foldcp_kernels.core.dispatch import compute_dtype
 from foldcp_kernels.core.triton_configs import pick
 from foldcp_kernels.core.triton_launch import capability, cdiv, launch, next_power_of_2, packed
+from foldcp_kernels.core.weight_cache import cast
 from foldcp_kernels.gated_output.fused import load_weight, place
 from foldcp_kernels.norm_linear.fused import exactness, load_normed
 
@@ -83,6 +85,26 @@ def transition_fwd(
         EXACT=exactness(w1.dtype), **config.options(),
     )  # fmt: skip
     return out
+
+
+def transition(
+    x: Tensor, gain: Tensor, shift: Tensor, fc1: Tensor, fc2: Tensor, fc3: Tensor,
+    dim: int, out: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """Run `transition`.
+
+    Args:
+        x: [B, I, J, C].
+        gain: [C].
+        shift: [C].
+        fc1: [hidden, C], in any dtype.
+        fc2: [hidden, C], in any dtype.
+        fc3: [C, hidden], in any dtype.
+        dim: of chunks, which a kernel does without.
+        out: as in `transition_fwd`.
+    """
+    dtype = compute_dtype(x)
+    return transition_fwd(x, gain, shift, *(cast(w, dtype) for w in (fc1, fc2, fc3)), out=out)
 
 
 def flops(positions: int, c: int, hidden: int) -> int:
