@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from foldcp_kernels.adaptive_norm import definition
-from foldcp_kernels.core.dispatch import compute_dtype, refused
+from foldcp_kernels.core.dispatch import KERNEL_DTYPES, compute_dtype, refused
 from foldcp_kernels.core.op import Op
 
 EPS = 1e-5
@@ -79,8 +79,10 @@ def refusal(channels: int, *dtypes: torch.dtype) -> str | None:
     """
     if channels > MAX_CHANNELS:
         return f"`a` has {channels} channels; expected at most {MAX_CHANNELS}"
-    names = ("a", *("conditioning",) * (len(dtypes) - 1))
-    return next((r for x, name in zip(dtypes, names, strict=True) if (r := refused(x, name))), None)
+    for i, dtype in enumerate(dtypes):
+        if dtype not in KERNEL_DTYPES:
+            return refused(dtype, "conditioning" if i else "a")
+    return None
 
 
 def _norm(a: Tensor, scale: Tensor, shift: Tensor, sigmoid: bool) -> Tensor:
@@ -118,7 +120,7 @@ ADAPTIVE_NORM = Op(
     "adaptive_norm",
     eager=_norm,
     triton=_fused_norm,
-    covers=lambda *tensors: refusal(tensors[0].shape[2], *(x.dtype for x in tensors)),
+    covers=lambda a, first, other: refusal(a.shape[2], a.dtype, first.dtype, other.dtype),
     definition=_defined_norm,
     empty=lambda a, *_: a.new_empty(a.shape, dtype=compute_dtype(a)),
 )
@@ -126,7 +128,7 @@ _GATED_RESIDUAL = Op(
     "gated_residual",
     eager=_residual,
     triton=_fused_residual,
-    covers=lambda *tensors: refusal(tensors[0].shape[2], *(x.dtype for x in tensors)),
+    covers=lambda a, first, other: refusal(a.shape[2], a.dtype, first.dtype, other.dtype),
     definition=_defined_residual,
     empty=lambda a, *_: torch.empty_like(a),
 )

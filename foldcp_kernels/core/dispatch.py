@@ -8,10 +8,11 @@ kernel covers the input, else torch. A named implementation that cannot run rais
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from importlib import util
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,7 +64,7 @@ def default_impl() -> str:
 def described(device: torch.device) -> str:
     """Name the default implementation on `device`, for the start line."""
     name = SETTINGS.impl
-    return ("triton" if _triton_runs(device) else "torch") if name == "auto" else name
+    return ("triton" if triton_runs(device) else "torch") if name == "auto" else name
 
 
 def named(impl: str | None) -> str:
@@ -78,13 +79,19 @@ def named(impl: str | None) -> str:
     return name
 
 
+Reason = Callable[..., str | None]
+
+
+def always(*_: Any) -> None:
+    """Give no reason against a kernel."""
+
+
 def choose(
     op: str,
     impl: str | None,
     x: Tensor,
-    refusal: str | None = None,
-    slow: str | None = None,
-    peer: bool = False,
+    covers: Reason = always,
+    prefers: Reason = always,
     dtype: torch.dtype | None = None,
 ) -> str:
     """Choose the implementation to run.
@@ -93,10 +100,10 @@ def choose(
         op: name of the op, for the log and for errors.
         impl: what the caller named; None for the default of `set_impl`.
         x: the op's main input.
-        refusal: why the Triton kernel cannot take this input ("`z` has dtype ..; expected .."),
-            None where it can.
-        slow: why `auto` should not take the Triton kernel though it can run, None where it should.
-        peer: whether cuEquivariance has this op.
+        covers: returns why the Triton kernel cannot take this input ("`z` has dtype ..; expected
+            .."), None where it can; asked only where Triton runs.
+        prefers: returns why `auto` should not take the Triton kernel though it can run, None where
+            it should.
         dtype: of what the kernel reads, for the log; None for that of `x`.
 
     Returns:
@@ -108,20 +115,20 @@ def choose(
     name = named(impl)
     if name in ("reference", "torch"):
         return name
-    if name == "cuequivariance" and peer:
-        return name
     if name == "cuequivariance" and impl is not None:
         raise ValueError(f"{op}: cuequivariance does not have this op: use impl='auto'")
     if name == "triton":
         # As a default it stands for all ops, those that no kernel covers included; named in a
         # call it must run.
+        refusal = covers()
         missing = _triton_missing(x) or (None if impl is None else refusal)
         if missing:
             raise ValueError(f"{op}: impl='triton' cannot run: {missing}")
         name = "torch" if refusal else "triton"
     else:
-        refusal = refusal or slow
-        name = "triton" if refusal is None and _triton_runs(x.device) else "torch"
+        runs = triton_runs(x.device)
+        refusal = (covers() or prefers()) if runs else None
+        name = "triton" if runs and refusal is None else "torch"
     _log(op, name, x.device.type, dtype or x.dtype, refusal)
     return name
 
@@ -147,7 +154,8 @@ def triton_fault(device: torch.device) -> str | None:
     return trial.fault(device)
 
 
-def _triton_runs(device: torch.device) -> bool:
+def triton_runs(device: torch.device) -> bool:
+    """Tell whether `auto` may take Triton on a device."""
     if device.type != "cuda":
         return False
     if device.index is None and torch.cuda.is_available():

@@ -14,15 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foldcp_kernels.core.arguments import check
-from foldcp_kernels.core.dispatch import choose, named
+from foldcp_kernels.core.arguments import SIGNATURES, Signature
+from foldcp_kernels.core.dispatch import Reason, always, choose
 from foldcp_kernels.core.recompute import nothing, recompute
-
-Refusal = Callable[..., str | None]
-
-
-def _never(*_: Any, **__: Any) -> None:
-    """Give no reason."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +46,8 @@ class Op:
     name: str
     eager: Callable[..., Any]
     triton: Callable[[], Callable[..., Any]]
-    covers: Refusal
-    prefers: Refusal = _never
+    covers: Reason
+    prefers: Reason = always
     definition: Callable[..., Any] | None = None
     in_place: bool = False
     own_backward: bool = False
@@ -71,7 +65,8 @@ class Op:
         Raises:
             ValueError: a shape or dtype that does not fit, or a named `impl` that cannot run.
         """
-        check(self._signature(tensors[0]), *tensors)
+        signature = self._signature or self._variant(tensors[0].ndim)
+        signature.check(tensors, {})
         return self.checked(*tensors, impl=impl, **settings)
 
     def checked(self, *tensors: Any, impl: str | None = None, **settings: Any) -> Any:
@@ -100,9 +95,8 @@ class Op:
         Raises:
             ValueError: a named implementation cannot run.
         """
-        if (known := named(impl)) in ("torch", "reference"):
-            return known
-        return choose(self.name, impl, tensors[0], self.covers(*tensors), self.prefers(*tensors))
+        covers, prefers = partial(self.covers, *tensors), partial(self.prefers, *tensors)
+        return choose(self.name, impl, tensors[0], covers, prefers)
 
     def run(self, chosen: str, *tensors: Any, **settings: Any) -> Any:
         """Run what was chosen on arguments that were checked.
@@ -130,7 +124,9 @@ class Op:
     def _fused(self) -> Callable[..., Any]:
         return self.triton()
 
-    def _signature(self, x: Tensor) -> str:
-        if not self.variants:
-            return self.name
-        return f"{self.name} {x.ndim if x.ndim in self.variants else self.variants[-1]}"
+    @cached_property
+    def _signature(self) -> Signature | None:
+        return SIGNATURES.get(self.name)
+
+    def _variant(self, ndim: int) -> Signature:
+        return SIGNATURES[f"{self.name} {ndim if ndim in self.variants else self.variants[-1]}"]

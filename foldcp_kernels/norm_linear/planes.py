@@ -31,6 +31,7 @@ def of_both_halves(m: Tensor, channels: tuple[int, int] | None) -> Tensor:
     Returns:
         [2d, C]; `m` itself where that is all of it.
     """
-    half = len(m) // 2
-    lo, hi = channels or (0, half)
+    if channels is None:
+        return m
+    half, (lo, hi) = m.shape[0] // 2, channels
     return m if hi - lo == half else torch.cat((m[lo:hi], m[half + lo : half + hi]))

