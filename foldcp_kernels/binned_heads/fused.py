@@ -138,11 +138,11 @@ def expected_values(
         same: bool, or None.
     """
     dtype = compute_dtype(x)
-    w, w_other = (None if t is None else cast(t, dtype) for t in (weight, weight_other))
-    if single := x.dim() == 3:
-        x, other, same = (None if t is None else t[None] for t in (x, other, same))
-    out = expected_values_fwd(x, w, values.contiguous(), bias, other, w_other, same)
-    return out[:, 0] if single else out
+    w, w_other = cast(weight, dtype), None if weight_other is None else cast(weight_other, dtype)
+    if x.dim() == 4:
+        return expected_values_fwd(x, w, values.contiguous(), bias, other, w_other, same)
+    other, same = (None if t is None else t[None] for t in (other, same))
+    return expected_values_fwd(x[None], w, values.contiguous(), bias, other, w_other, same)[:, 0]
 
 
 def flops(pairs: int, c: int, bins: int, k: int, weights: int = 1) -> int:

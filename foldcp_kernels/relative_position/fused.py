@@ -146,10 +146,12 @@ def relative_position(
     whole, source = out, x
     if out.dim() == 3:
         out, source = out[None], None if x is None else x[None]
-    sides = (tuple(y.contiguous() for y in (s.chain, s.residue, s.token)) for s in (rows, cols))
+    mine, theirs = (
+        (s.chain.contiguous(), s.residue.contiguous(), s.token.contiguous()) for s in (rows, cols)
+    )
     period = None if cols.period is None else cols.period.contiguous()
     relative_position_fwd(
-        source, out, table.contiguous(), *sides, period, positions.classes.contiguous(),
+        source, out, table.contiguous(), mine, theirs, period, positions.classes.contiguous(),
         positions.r_max, positions.s_max, positions.fix_sym_check,
     )  # fmt: skip
     return whole

@@ -104,7 +104,8 @@ def transition(
         out: as in `transition_fwd`.
     """
     dtype = compute_dtype(x)
-    return transition_fwd(x, gain, shift, *(cast(w, dtype) for w in (fc1, fc2, fc3)), out=out)
+    w1, w2, w3 = (cast(w, dtype) for w in (fc1, fc2, fc3))
+    return transition_fwd(x, gain, shift, w1, w2, w3, out)
 
 
 def flops(positions: int, c: int, hidden: int) -> int:

@@ -90,8 +90,8 @@ def project_lines(x: Tensor, w: TriangleAttentionWeights, parts: Parts, panels: 
     norm = w.norm_weight, w.norm_bias
     if parts.rows != "triton":
         x = w.norm(x)
-        kv = (torch.cat((F.linear(p, w.k), F.linear(p, w.v)), -1) for p in x.chunk(panels, 2))
-        return _lines(F.linear(x, w.q), tuple(kv), w)
+        panel = (torch.cat((F.linear(p, w.k), F.linear(p, w.v)), -1) for p in x.chunk(panels, 2))
+        return _lines(F.linear(x, w.q), tuple(panel), w)
     hd, dtype = w.q.shape[0], compute_dtype(x)
     if torch.is_grad_enabled():
         qkv = _QKV.run("triton", x, *norm, w.q, w.k, w.v, heads=w.heads)
@@ -148,7 +148,7 @@ def _stack(q: Tensor, k: Tensor, v: Tensor, heads: int, dtype: torch.dtype) -> T
 
 def _stacked(q: Tensor, k: Tensor, v: Tensor, heads: int, dtype: torch.dtype) -> Tensor:
     """Return what `_stack` does, made once while the weights live."""
-    return derived("qkv", (q, k, v), lambda *w: _stack(*w, heads, dtype), dtype)
+    return derived("qkv", (q, k, v), lambda q, k, v: _stack(q, k, v, heads, dtype), dtype)
 
 
 def _projected(
@@ -223,7 +223,7 @@ def attend_lines(
         from foldcp_kernels.triangle_attention.cuequivariance import attention
 
         o = attention(q, k, v, bias[:, None], lines.scale, keep)
-        return Carry(o, *o.new_zeros((2, 1)), None)
+        return Carry(o, o.new_zeros(1), o.new_zeros(1), None)
     if keep is None:
         return attend_next(parts.core, q, k, v, bias[:, None], lines.scale, carry, last)
     new = attend_some(parts.core, q, k, v, bias[:, None], lines.scale, keep)
