@@ -24,6 +24,7 @@ class Op:
     """One op in several implementations that share a signature.
 
     Each takes the tensors of the op in the order of `signatures.TABLE`, then its settings by name.
+    An op that is not called but chosen and run may give them in groups: its caller checks them.
 
     Args:
         name: in the table, in the log and in errors.
