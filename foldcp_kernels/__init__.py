@@ -1,8 +1,8 @@
 """Single-device ops of foldcp: torch implementations, float64 references, Triton kernels.
 
 The ops by name, each with its definition in its docstring; `foldcp_kernels.core.definitions` has
-the same in float64. `using` and `set_impl` choose what runs them. A package that is called like its op is reached by
-`from foldcp_kernels.NAME import ...`.
+the same in float64. `using` and `set_impl` choose what runs them. A package that is called like its
+op is reached by `from foldcp_kernels.NAME import ...`.
 """
 
 from foldcp_kernels.adaptive_norm import adaptive_norm, gated_residual
