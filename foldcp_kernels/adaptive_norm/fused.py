@@ -77,14 +77,7 @@ def adaptive_norm_fwd(
 
 
 def adaptive_norm(a: Tensor, scale: Tensor, shift: Tensor, sigmoid: bool) -> Tensor:
-    """Run `adaptive_norm`.
-
-    Args:
-        a: [M, n, C].
-        scale: [1 or M, n, C].
-        shift: [1 or M, n, C].
-        sigmoid: `scale` holds logits.
-    """
+    """See `adaptive_norm`: its forward."""
     return adaptive_norm_fwd(a, scale, shift, compute_dtype(a), sigmoid, 1e-5)
 
 

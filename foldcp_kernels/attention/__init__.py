@@ -157,18 +157,7 @@ def attend_next(
     carry: Carry | None,
     last: bool,
 ) -> Carry:
-    """Attend to the next panel of keys: `attend_panel` of checked arguments.
-
-    Args:
-        chosen: what runs it.
-        q: as in `attend_panel`.
-        k: as in `attend_panel`.
-        v: as in `attend_panel`.
-        bias: as in `attend_panel`.
-        scale: as in `attend_panel`.
-        carry: as in `attend_panel`.
-        last: as in `attend_panel`.
-    """
+    """See `attend_panel`: `chosen` runs it, on arguments that were checked."""
     graph = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v, bias))
     if chosen == "triton" and not graph and q.numel():
         from foldcp_kernels.attention.fused import attention_fwd

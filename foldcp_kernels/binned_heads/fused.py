@@ -126,17 +126,7 @@ def expected_values(
     weight_other: Tensor | None,
     same: Tensor | None,
 ) -> Tensor:
-    """Run `expected_values`.
-
-    Args:
-        x: [R, T, C] or [B, R, T, C].
-        weight: [bins, C], in any dtype.
-        values: float32 [K, bins].
-        bias: [bins] or None.
-        other: like `x`, or None.
-        weight_other: like `weight`, or None.
-        same: bool, or None.
-    """
+    """See `expected_values`: its forward."""
     dtype = compute_dtype(x)
     w, w_other = cast(weight, dtype), None if weight_other is None else cast(weight_other, dtype)
     if x.dim() == 4:

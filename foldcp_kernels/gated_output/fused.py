@@ -190,17 +190,7 @@ def attention_output(
     x: Tensor, gain: Tensor, shift: Tensor, gate: Tensor, o: Tensor, weight: Tensor,
     out: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """Run `gated_output`.
-
-    Args:
-        x: [B, I, J, C].
-        gain: [C].
-        shift: [C].
-        gate: [W, C], in any dtype.
-        o: [B, I, J, W], any strides.
-        weight: [C, W], in any dtype.
-        out: as in `attention_output_fwd`.
-    """
+    """See `gated_output`: its forward; `out` is as in `attention_output_fwd`."""
     dtype = compute_dtype(x)
     o = o if o.stride(-1) == 1 else o.contiguous()
     return attention_output_fwd(x, gain, shift, cast(gate, dtype), o, cast(weight, dtype), out)

@@ -171,14 +171,7 @@ def norm_linear_fwd(
 
 
 def rows(x: Tensor, gain: Tensor | None, shift: Tensor | None, weight: Tensor) -> Tensor:
-    """Run `norm_linear_rows`.
-
-    Args:
-        x: [B, I, J, C].
-        gain: [C] or None.
-        shift: [C] or None.
-        weight: [O, C], in any dtype.
-    """
+    """See `norm_linear_rows`: its forward."""
     w = cast(weight, compute_dtype(x))
     return norm_linear_fwd(x, gain, shift, w, planes=False)
 
@@ -191,16 +184,7 @@ def planes(
     bias: Tensor | None,
     out: Tensor | None,
 ) -> Tensor:
-    """Run `norm_linear_planes`.
-
-    Args:
-        x: [B, I, J, C].
-        gain: [C] or None.
-        shift: [C] or None.
-        weight: [O, C], in any dtype.
-        bias: [O] or None.
-        out: [B, O, I, J] or None.
-    """
+    """See `norm_linear_planes`: its forward."""
     w = cast(weight, compute_dtype(x))
     return norm_linear_fwd(x, gain, shift, w, planes=True, bias=bias, out=out)
 

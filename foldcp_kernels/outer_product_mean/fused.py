@@ -119,17 +119,7 @@ def outer_product_mean(
     z: Tensor, a: Tensor, b: Tensor, count: Tensor, weight: Tensor, bias: Tensor,
     out: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """Run `outer_product_mean`.
-
-    Args:
-        z: [B, R, T, C].
-        a: [B, S, R, D], in any dtype.
-        b: [B, S, T, D], in any dtype.
-        count: [B, R, T].
-        weight: [C, D * D].
-        bias: [C].
-        out: `z` for in place, None for a new tensor.
-    """
+    """See `outer_product_mean`: its forward, in place where `out` is given."""
     dtype = compute_dtype(a)
     return outer_product_mean_fwd(
         z, a.to(dtype), b.to(dtype), count, weight, bias, in_place=out is not None

@@ -91,18 +91,7 @@ def transition(
     x: Tensor, gain: Tensor, shift: Tensor, fc1: Tensor, fc2: Tensor, fc3: Tensor,
     dim: int, out: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """Run `transition`.
-
-    Args:
-        x: [B, I, J, C].
-        gain: [C].
-        shift: [C].
-        fc1: [hidden, C], in any dtype.
-        fc2: [hidden, C], in any dtype.
-        fc3: [C, hidden], in any dtype.
-        dim: of chunks, which a kernel does without.
-        out: as in `transition_fwd`.
-    """
+    """See `transition`: its forward, without chunks along `dim`; `out` as in `transition_fwd`."""
     dtype = compute_dtype(x)
     w1, w2, w3 = (cast(w, dtype) for w in (fc1, fc2, fc3))
     return transition_fwd(x, gain, shift, w1, w2, w3, out)
