@@ -69,8 +69,8 @@ def add_relative_position(
     Source: AlphaFold 3 supplement, Algorithm 3.
     """
     _check(table, positions, out)
-    chosen = _OP.choose(out, table, positions, impl=impl)
-    return _OP.run(chosen, out, table, positions)
+    chosen = _RELATIVE_POSITION.choose(out, table, positions, impl=impl)
+    return _RELATIVE_POSITION.run(chosen, out, table, positions)
 
 
 def relative_position(table: Tensor, positions: Positions, impl: str | None = None) -> Tensor:
@@ -90,8 +90,8 @@ def relative_position(table: Tensor, positions: Positions, impl: str | None = No
     Source: AlphaFold 3 supplement, Algorithm 3.
     """
     _check(table, positions, None)
-    chosen = _OP.choose(table, table, positions, impl=impl)
-    return _OP.run(chosen, None, table, positions)
+    chosen = _RELATIVE_POSITION.choose(table, table, positions, impl=impl)
+    return _RELATIVE_POSITION.run(chosen, None, table, positions)
 
 
 def _check(table: Tensor, p: Positions, out: Tensor | None) -> None:
@@ -180,7 +180,7 @@ def _fused() -> Callable[..., Tensor]:
     return partial(_looked_up, relative_position)
 
 
-_OP = Op(
+_RELATIVE_POSITION = Op(
     "relative_position",
     eager=partial(_looked_up, _write),
     triton=_fused,
