@@ -18,6 +18,7 @@ from torch import Tensor
 import foldcp_kernels
 from foldcp_kernels import default_impl, set_impl, transition, using
 from foldcp_kernels.core import dispatch, op
+from foldcp_kernels.core.arguments import Signature
 from foldcp_kernels.pair_weighted_averaging import (
     PairWeightedAveragingWeights,
     pair_weighted_averaging,
@@ -70,9 +71,15 @@ CALLS: dict[str, tuple[Callable[[str | None], Tensor], tuple[str, ...]]] = {
 @torch.no_grad()
 @pytest.mark.parametrize("name", CALLS)
 def test_each_kernel_is_chosen_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And arguments are checked once: by the op, not by its parts."""
     call, kernels = CALLS[name]
     seen: Counter[str] = Counter()
-    choose = dispatch.choose
+    checked: list[str] = []
+    choose, check = dispatch.choose, Signature.check
+
+    def noted(self: Signature, *given: Any) -> None:
+        checked.append(self.op)
+        check(self, *given)
 
     def counted(op: str, *given: Any, **more: Any) -> str:
         seen[op] += 1
@@ -80,8 +87,10 @@ def test_each_kernel_is_chosen_once(name: str, monkeypatch: pytest.MonkeyPatch) 
 
     for module in (op, choice):
         monkeypatch.setattr(module, "choose", counted)
+    monkeypatch.setattr(Signature, "check", noted)
     found = {impl: call(impl) for impl in (None, "triton")}
     assert seen == dict.fromkeys(kernels, 2)
+    assert len(checked) == 2, checked
     torch.testing.assert_close(found["triton"], found[None], rtol=1e-4, atol=1e-4)
     assert torch.equal(call("torch"), found[None])
 
