@@ -34,7 +34,8 @@ from foldcp.layout.tiles import PairLayout
 from foldcp.rings.triangle_attention import triangle_attention
 from foldcp.rings.triangle_multiplication import triangle_multiplication
 from foldcp_kernels.attention.carry import Carry
-from foldcp_kernels.triangle_attention import Lines, TriangleAttentionWeights
+from foldcp_kernels.triangle_attention import TriangleAttentionWeights
+from foldcp_kernels.triangle_attention.parts import Lines
 from foldcp_kernels.triangle_multiplication import TriangleMultiplicationWeights
 
 MESHES = ((1, 2), (2, 1), (2, 2), (2, 3), (3, 3), (2, 4))
@@ -148,7 +149,11 @@ def one_rank(
     layout = mesh.layout(n)
     z = torch.empty(1, layout.tile_rows, layout.tile_cols, CHANNELS, device="meta")
     mask = z.new_ones(z.shape[:3])
-    with planned() as plan, mock.patch("foldcp.rings.key_panels.attend_lines", _no_attention):
+    of_panels, of_rows = (
+        mock.patch(f"foldcp.rings.{ring}.attend_lines", _no_attention)
+        for ring in ("triangle_attention", "row_attention")
+    )
+    with planned() as plan, of_panels, of_rows:
         if field == "multiplication":
             triangle_multiplication(
                 z, mask, multiplication_weights(), op.endswith("outgoing"), layout, mesh

@@ -35,7 +35,6 @@ from dataclasses import fields, is_dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor
@@ -46,6 +45,7 @@ from bench.synthetic.mesh import fake_mesh
 from foldcp.fabric.mesh import Mesh
 from foldcp.layout.schedule import Plan
 from foldcp.layout.tiles import PairLayout
+from foldcp_kernels.core.dispatch import using
 
 MESHES, TOKENS = ((1, 1), (2, 2), (2, 4)), (256, 512, 1024, 2048, 3605)
 OUT = ROOT / "bench" / "results" / "host" / "host_time.csv"
@@ -127,7 +127,7 @@ def diffusion_step(n: int, mesh: Mesh) -> Callable[[], Any]:
     feats = features(n)
     atoms = feats["atom_pad_mask"].shape[1]
     atom_layout = AtomLayout(atoms // 32, layout.size, 0)
-    with fake_cuda() as device, mock.patch("foldcp_kernels.core.dispatch._default", ["torch"]):
+    with fake_cuda() as device, using("torch"):
         torch.set_autocast_enabled("cuda", False)
         here = fake_mesh(mesh.rows, mesh.cols, 0, "cuda")
         fake = deepcopy(stock)

@@ -51,7 +51,8 @@ _IN_PLACE_LOOPS = (
     "foldcp_kernels.attention.weighted", "foldcp_kernels.core.chunking",
     "foldcp_kernels.norm_linear", "foldcp_kernels.outer_product_mean",
     "foldcp_kernels.relative_position",
-    "foldcp_kernels.transition", "foldcp_kernels.triangle_multiplication", "foldcp.modules.model",
+    "foldcp_kernels.transition", "foldcp_kernels.triangle_multiplication.parts",
+    "foldcp.modules.model",
     "foldcp.modules.atoms.encoder", "foldcp.modules.diffusion.conditioning",
     "foldcp.modules.confidence.module",
 )  # fmt: skip

@@ -159,7 +159,7 @@ def as_on_a_gpu() -> Iterator[None]:
             mock.patch.object(torch, "autocast", cuda),
             mock.patch.object(torch, "baddbmm", widening),
             mock.patch.object(_MULTIPLICATION, "_widens", lambda device: True),
-            mock.patch("foldcp_kernels.core.dispatch._triton_runs", lambda device: True),
+            mock.patch("foldcp_kernels.core.dispatch.triton_runs", lambda device: True),
             no_driver(),
         ):
             yield

@@ -109,7 +109,7 @@ def _adaptive_norm(t: Inputs, impl: str | None) -> Call:
 
 def _relative_position(t: Inputs, impl: str | None) -> Call:
     op = public("relative_position", "relative_position")
-    tokens, positions = (public("relative_position.positions", n) for n in ("Tokens", "Positions"))
+    tokens, positions = (public("relative_position", n) for n in ("Tokens", "Positions"))
     side = tokens(t["chain"].int(), t["residue"].int(), t["token"].int())
     firsts = torch.searchsorted(t["chain"], t["chain"].unique())
     classes = torch.stack([t[n][firsts] for n in ("chain", "entity", "copy")], 1).int()

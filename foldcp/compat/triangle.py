@@ -24,7 +24,8 @@ from foldcp.modules.base import wide
 from foldcp.modules.trunk.triangle import TriangleMultiplication
 from foldcp.rings.triangle_multiplication import contraction
 from foldcp_kernels.core.recompute import nothing
-from foldcp_kernels.triangle_multiplication import TriangleMultiplicationWeights, gated_update
+from foldcp_kernels.triangle_multiplication import TriangleMultiplicationWeights
+from foldcp_kernels.triangle_multiplication.parts import chosen, gated_update
 
 _PARAMETERS = {
     "norm_in.weight",
@@ -210,7 +211,9 @@ def _update(
     mesh.fits("triangle_multiplication tile", z, mask, *vars(w).values())
     if not z.numel():
         return nothing(z, *vars(w).values())
-    return gated_update(z, contraction(z, mask, w, outgoing, layout, mesh), w, residual=False)
+    parts = chosen(z, w)
+    update = contraction(z, mask, w, outgoing, layout, mesh, parts)
+    return gated_update(z, update, w, parts, residual=False)
 
 
 def _chunk_spans(n: int, parts: int) -> list[Span]:

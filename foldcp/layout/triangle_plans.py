@@ -1,7 +1,7 @@
 """The schedules of the triangle ops: which region each rank wants at each step. Integers only.
 
 Sources are cut so that what travels of one is contiguous in memory, or a few long runs, in the
-region as well as in the tile: see `foldcp_kernels.triangle_attention.lines`
+region as well as in the tile: see `foldcp_kernels.triangle_attention.parts`
 and the rings for the memory.
 """
 
@@ -196,6 +196,11 @@ def key_panels(layout: PairLayout) -> tuple[Span, ...]:
     """Return the real tokens of the key panels in the order of this rank's steps; may be empty."""
     panels = [layout.panel_span(layout.panel_at(layout.rank, t)) for t in range(layout.panels)]
     return tuple((lo, lo + layout.valid((lo, hi))) for lo, hi in panels)
+
+
+def last_key_step(layout: PairLayout) -> int:
+    """Return the last of this rank's steps whose key panel has real tokens."""
+    return max(step for step, (lo, hi) in enumerate(key_panels(layout)) if lo < hi)
 
 
 def _parts_of_lines(layout: PairLayout, starting: bool, chunk: Span, rank: int, whole: bool) -> Box:

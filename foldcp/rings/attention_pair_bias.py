@@ -20,7 +20,7 @@ from foldcp.fabric.exchange.autograd import fetch
 from foldcp.fabric.mesh import Mesh
 from foldcp.layout.plans import partials_plan, token_plan
 from foldcp.layout.tiles import PairLayout
-from foldcp_kernels.attention import attend_some
+from foldcp_kernels.attention import attend_some, choose_core
 from foldcp_kernels.attention.carry import merge_all
 from foldcp_kernels.core.recompute import nothing
 
@@ -80,5 +80,5 @@ def _partial(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> tup
         m = zero.sum(-1, dtype=torch.promote_types(q.dtype, torch.float32)) - torch.inf
         return zero, torch.stack((torch.full_like(m, torch.finfo(m.dtype).min), m), -1)
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    o, r, m, _ = attend_some(q, k, v, bias, scale)
+    o, r, m, _ = attend_some(choose_core(q, k, v, bias), q, k, v, bias, scale)
     return o.transpose(1, 2), torch.stack((r, m), -1).transpose(1, 2)

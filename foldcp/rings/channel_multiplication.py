@@ -36,12 +36,10 @@ from foldcp.layout.triangle_plans import tile_blocks
 from foldcp.planner.choice import chunks_taken
 from foldcp_kernels.core.chunking import chunk_bytes
 from foldcp_kernels.core.dispatch import compute_dtype
-from foldcp_kernels.triangle_attention import swapped
-from foldcp_kernels.triangle_multiplication import (
-    TriangleMultiplicationWeights,
-    contract,
-    project_planes,
-)
+from foldcp_kernels.triangle_attention.parts import swapped
+from foldcp_kernels.triangle_multiplication import TriangleMultiplicationWeights
+from foldcp_kernels.triangle_multiplication.contraction import contract
+from foldcp_kernels.triangle_multiplication.parts import Parts, project_planes
 
 LABEL = "triangle_multiplication"
 
@@ -67,6 +65,7 @@ def channel_products(
     outgoing: bool,
     layout: PairLayout,
     mesh: Mesh,
+    parts: Parts,
 ) -> Iterator[Tensor]:
     """Sum a b of this rank's tile over k, chunk of channels by chunk of channels.
 
@@ -77,6 +76,7 @@ def channel_products(
         outgoing: Algorithm 12 (True) or 13 (False).
         layout: the tiling.
         mesh: the mesh.
+        parts: what runs each part.
 
     Returns:
         An iterator over [B, d, T_r, T_c].
@@ -91,7 +91,7 @@ def channel_products(
     def planes() -> Iterator[Move]:
         for group in groups:
             first = group[0][0]
-            ab = project_planes(x, keep, w, (first, group[-1][1]))
+            ab = project_planes(x, keep, w, parts, (first, group[-1][1]))
             half = ab.shape[1] // 2
             for lo, hi in group:
                 a, b = (ab[:, i + lo - first : i + hi - first] for i in (0, half))

@@ -19,7 +19,7 @@ from foldcp.fabric.exchange.autograd import fetch
 from foldcp.fabric.mesh import Mesh
 from foldcp.layout.plans import partials_plan, row_plan, token_plan
 from foldcp.layout.tiles import PairLayout
-from foldcp_kernels.pair_weighted_averaging import average, masked
+from foldcp_kernels.pair_weighted_averaging.parts import average, masked
 
 
 def column_weights(

@@ -33,19 +33,22 @@ from foldcp.fabric.transport.wire import FP8_THERE
 from foldcp.layout import strategies
 from foldcp.layout.strategies import ATTENTION, Sizes, ThereAndBack
 from foldcp.layout.tiles import PairLayout, Span
+from foldcp.layout.triangle_plans import key_panels, last_key_step
 from foldcp.planner.choice import chunks_taken
-from foldcp.rings.key_panels import Panel, attend_step
 from foldcp_kernels.attention.carry import Carry
 from foldcp_kernels.core.chunking import chunk_bytes
 from foldcp_kernels.core.dispatch import compute_dtype
-from foldcp_kernels.triangle_attention import (
-    TriangleAttentionWeights,
+from foldcp_kernels.triangle_attention import TriangleAttentionWeights
+from foldcp_kernels.triangle_attention.choice import Parts, least_chunks
+from foldcp_kernels.triangle_attention.parts import (
+    attend_lines,
     attended,
+    bias_panels,
     key_mask,
-    least_chunks,
+    norm_lines,
+    project_normed,
     updated_lines,
 )
-from foldcp_kernels.triangle_attention.lines import bias_panels, norm_lines, project_normed
 
 LABEL = "triangle_attention"
 _DIMS = (0, 2, 3)  # of [parts, B, lines, positions, ..]
@@ -58,6 +61,7 @@ def row_attention(
     starting: bool,
     layout: PairLayout,
     mesh: Mesh,
+    parts: Parts,
 ) -> Tensor:
     """Compute z + TriangleAttention(z) on tiles; in place when gradients are off.
 
@@ -68,6 +72,7 @@ def row_attention(
         starting: Algorithm 14 (True) or 15 (False).
         layout: the tiling.
         mesh: the mesh.
+        parts: what runs each part, from `foldcp_kernels.triangle_attention.choice.chosen`.
 
     Returns:
         The updated tile [B, T_r, T_c, C].
@@ -80,16 +85,16 @@ def row_attention(
         return _along(x.narrow(dim, span[0], span[1] - span[0]), starting)
 
     # The bias lies as the lines read it: [B, H, T_r, panel], or for the ending node its transpose.
-    bias = bias_panels(_along(z, starting), w, layout.panels_of(starting))
+    bias = bias_panels(_along(z, starting), w, parts, layout.panels_of(starting))
     itemsizes = z.element_size(), compute_dtype(z).itemsize
     sizes = Sizes(*itemsizes, w.q.shape[0], w.heads, mesh.policy.wire)
     count = chunks_taken(ATTENTION, "rows", layout, mesh, sizes, chunk_bytes(z.device))
-    count = max(count, least_chunks(z, dim, w))
+    count = max(count, least_chunks(z, dim, w, parts))
     of_bias, chunks = strategies.row_attention(layout, starting, count, keep is not None)
 
     def lines() -> Iterator[Move]:
         for chunk in chunks:
-            normed = norm_lines(chunk_of(z, chunk.span), w)
+            normed = norm_lines(chunk_of(z, chunk.span), w, parts)
             keys = () if keep is None else (chunk_of(keep, chunk.span).contiguous(),)
             yield chunk.there, tuple(x[None] for x in (normed, *keys))
             del normed, keys
@@ -99,12 +104,13 @@ def row_attention(
     again = iter([(None, of_bias, bias)] * len(chunks))
     dims, wires = ((2, 3) if starting else (3, 2),) * len(bias), ("raw",) * len(bias)
     panels = chained(mesh, again, dims, LABEL, wires)
-    results = _results(lines(), panels, w, chunks, layout, mesh, 1 if keep is None else 2)
+    results = _results(lines(), panels, w, chunks, layout, mesh, parts, keep is not None)
     back = behind(mesh, results, (_DIMS,), LABEL, (mesh.policy.wire,))
     updated = []  # in place without gradients
     for chunk in chunks:
         (o,) = next(back)
-        updated.append(_along(updated_lines(chunk_of(z, chunk.span), o[0], w), starting))
+        new = updated_lines(chunk_of(z, chunk.span), o[0], w, parts)
+        updated.append(_along(new, starting))
         del o
     assert next(back, None) is None
     return torch.cat(updated, dim) if torch.is_grad_enabled() else z
@@ -122,15 +128,17 @@ def _results(
     chunks: list[ThereAndBack],
     layout: PairLayout,
     mesh: Mesh,
-    sources: int,
+    parts: Parts,
+    masked: bool,
 ) -> Iterator[Move]:
     """The moves of the results of all chunks, back to the tiles."""
     # The backward of LayerNorm takes most of the gradient of lines away, and no rounding.
     wire = FP8_THERE if mesh.policy.wire == "fp8" else mesh.policy.wire
+    sources = 2 if masked else 1
     whole = ahead(mesh, lines, (_DIMS,) * sources, LABEL, (wire, "raw")[:sources])
     for chunk in chunks:
         x, *keys = next(whole)
-        o = _attended(x, keys[0] if keys else None, panels, w, layout)
+        o = _attended(x, keys[0] if keys else None, panels, w, layout, parts)
         del x, keys
         yield chunk.back, (o,)
         del o
@@ -143,6 +151,7 @@ def _attended(
     panels: Iterator[tuple[None, int, Regions]],
     w: TriangleAttentionWeights,
     layout: PairLayout,
+    how: Parts,
 ) -> Tensor:
     """The result of whole lines in parts [parts, B, lines, T, C]: as x, with HD channels.
 
@@ -150,26 +159,27 @@ def _attended(
         keep: [parts, B, lines, T], which keys count.
     """
     parts, samples, _, width, _ = x.shape
-    mine = project_normed(x.flatten(0, 1), w)
+    mine = project_normed(x.flatten(0, 1), w, how)
     (kv,) = (t.unflatten(0, (parts, samples)) for t in mine.kv)
+    real, last = key_panels(layout), last_key_step(layout)
     carry: Carry | None = None
     for _ in range(layout.panels):
         _, step, (bias,) = next(panels)
+        part, lo = divmod(real[step][0], width)
+        count = real[step][1] - real[step][0]
+        if count == 0:
+            continue  # padding alone adds nothing
 
-        def take(span: Span, bias: Tensor = bias, kv: Tensor = kv) -> Panel:
-            part, lo = divmod(span[0], width)
-            count = span[1] - span[0]
+        def of_all(t: Tensor, part: int = part, lo: int = lo, count: int = count) -> Tensor:
+            own = t[part, :, :, lo : lo + count]
+            return own.expand(parts, *(-1,) * own.ndim).flatten(0, 1)
 
-            def of_all(t: Tensor) -> Tensor:
-                own = t[part, :, :, lo : lo + count]
-                return own.expand(parts, *(-1,) * own.ndim).flatten(0, 1)
-
-            # Queries of a part have its share of the bias: [parts * B, H, T, K].
-            b = bias[..., :count].unflatten(2, (parts, width)).permute(2, 0, 1, 3, 4).flatten(0, 1)
-            return of_all(kv), b, None if keep is None else of_all(keep)
-
-        carry = attend_step(step, mine, take, carry, layout)
+        # Queries of a part have its share of the bias: [parts * B, H, T, K].
+        b = bias[..., :count].unflatten(2, (parts, width)).permute(2, 0, 1, 3, 4).flatten(0, 1)
+        keys = None if keep is None else of_all(keep)
+        carry = attend_lines(mine, of_all(kv), b, keys, carry, step == last, how)
+        del b, keys
     assert carry is not None
-    del mine, kv, take
+    del mine, kv
     out: Tensor = attended(carry).unflatten(0, (parts, samples))
     return out

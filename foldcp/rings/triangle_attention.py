@@ -18,7 +18,6 @@ Backward: the gradients of k, v and the bias are added up at their owners.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -29,21 +28,23 @@ from foldcp.fabric.mesh import Mesh
 from foldcp.layout.schedule import Plan
 from foldcp.layout.strategies import ATTENTION, Sizes, panel_attention
 from foldcp.layout.tiles import PairLayout, Span
+from foldcp.layout.triangle_plans import key_panels, last_key_step
 from foldcp.planner.choice import chunks_taken, strategy
-from foldcp.rings.key_panels import Panel, attend_step
 from foldcp.rings.row_attention import LABEL, row_attention
 from foldcp_kernels.attention.carry import Carry
 from foldcp_kernels.core.chunking import chunk_bytes
 from foldcp_kernels.core.dispatch import compute_dtype
 from foldcp_kernels.core.recompute import nothing
-from foldcp_kernels.triangle_attention import (
-    TriangleAttentionWeights,
+from foldcp_kernels.triangle_attention import TriangleAttentionWeights
+from foldcp_kernels.triangle_attention.choice import Parts, chosen, least_chunks, lines_per_chunk
+from foldcp_kernels.triangle_attention.parts import (
+    Lines,
+    attend_lines,
+    bias_panels,
     key_mask,
-    least_chunks,
     line_output,
-    lines_per_chunk,
+    project_lines,
 )
-from foldcp_kernels.triangle_attention.lines import Lines, bias_panels, project_lines
 
 
 def triangle_attention(
@@ -80,16 +81,17 @@ def triangle_attention(
         return nothing(z, *w.tensors())
     sizes = z.element_size(), compute_dtype(z).itemsize
     name = strategy("triangle_attention", layout, mesh, *sizes, z.shape[-1], w.heads)
+    parts = chosen(z, w)
     if name == "rows":
-        return row_attention(z, mask, w, starting, layout, mesh)
+        return row_attention(z, mask, w, starting, layout, mesh, parts)
     if layout.size == 1:
-        count = -(-z.shape[1] // lines_per_chunk(z, 1 if starting else 2, w))
+        count = -(-z.shape[1] // lines_per_chunk(z, 1 if starting else 2, w, parts))
     else:
         made = Sizes(*sizes, w.q.shape[0], w.heads, mesh.policy.wire)
         count = chunks_taken(ATTENTION, name, layout, mesh, made, chunk_bytes(z.device))
-        count = max(count, least_chunks(z, 1 if starting else 2, w))
+        count = max(count, least_chunks(z, 1 if starting else 2, w, parts))
     moves = panel_attention(layout, starting, count, name.removeprefix("panel-"), mask is not None)
-    return _panel_attention(z, key_mask(mask), w, starting, moves, layout, mesh)
+    return _panel_attention(z, key_mask(mask), w, starting, moves, layout, mesh, parts)
 
 
 def _panel_attention(
@@ -100,6 +102,7 @@ def _panel_attention(
     chunks: Iterator[tuple[Span, Plan]],
     layout: PairLayout,
     mesh: Mesh,
+    parts: Parts,
 ) -> Tensor:
     """Update the lines chunk by chunk, each with all panels of keys: the loop."""
     dim, own_panels = (1 if starting else 2), layout.panels_of(starting)
@@ -111,11 +114,11 @@ def _panel_attention(
         return along(x.narrow(dim, span[0], span[1] - span[0]))
 
     # The bias lies as the lines read it: [B, H, T_r, panel], or for the ending node its transpose.
-    bias = bias_panels(along(z), w, own_panels)
+    bias = bias_panels(along(z), w, parts, own_panels)
 
     def moves() -> Iterator[tuple[tuple[Span, list[Lines]], Plan, tuple[Tensor, ...]]]:
         for span, plan in chunks:
-            held = [project_lines(chunk_of(z, span), w, panels=own_panels)]
+            held = [project_lines(chunk_of(z, span), w, parts, own_panels)]
             keys = () if keep is None else chunk_of(keep, span).chunk(own_panels, 2)
             yield (span, held), plan, (*held[0].kv, *bias, *(k.contiguous() for k in keys))
 
@@ -124,20 +127,21 @@ def _panel_attention(
     kinds = ((keys, mesh.policy.wire), (pairs, "raw"), (keys, "raw"))[: 2 if keep is None else 3]
     dims: list[Dims] = [d for d, _ in kinds for _ in range(own_panels)]
     wires = [wire for _, wire in kinds for _ in range(own_panels)]
+    real, last = key_panels(layout), last_key_step(layout)
     carry: Carry | None = None
     updated = []  # in place without gradients
     for (span, held), step, regions in chained(mesh, moves(), dims, LABEL, wires):
-        carry = attend_step(step, held[0], partial(_panel, regions), carry, layout)
+        if (count := real[step][1] - real[step][0]) > 0:  # padding alone adds nothing
+            carry = attend_lines(held[0], *_panel(regions, count), carry, step == last, parts)
         if step + 1 == layout.panels:
             assert carry is not None
             held.clear()  # the output and the next chunk do without its queries
-            updated.append(along(line_output(chunk_of(z, span), carry, w)))
+            updated.append(along(line_output(chunk_of(z, span), carry, w, parts)))
             carry = None
     return torch.cat(updated, dim) if torch.is_grad_enabled() else z
 
 
-def _panel(regions: Regions, span: Span) -> Panel:
-    """Cut a panel to its real keys."""
-    count = span[1] - span[0]
+def _panel(regions: Regions, count: int) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Cut a panel to its real keys: k and v, bias, which keys count."""
     kv, bias, *keep = regions
     return kv[:, :, :count], bias[..., :count], keep[0][:, :, :count] if keep else None

@@ -28,16 +28,17 @@ from foldcp.layout.tiles import PairLayout
 from foldcp.planner.choice import strategy
 from foldcp.rings.channel_multiplication import LABEL, channel_products
 from foldcp_kernels.core.chunking import chunk_bytes
-from foldcp_kernels.core.dispatch import compute_dtype, default_impl
+from foldcp_kernels.core.dispatch import compute_dtype
 from foldcp_kernels.core.recompute import nothing
-from foldcp_kernels.triangle_multiplication import (
-    TriangleMultiplicationWeights,
-    accumulated,
-    contract,
+from foldcp_kernels.triangle_multiplication import TriangleMultiplicationWeights
+from foldcp_kernels.triangle_multiplication.contraction import accumulated, contract
+from foldcp_kernels.triangle_multiplication.parts import (
+    Parts,
+    chosen,
     gated_update,
     plane_panels,
+    run_cuequivariance,
 )
-from foldcp_kernels.triangle_multiplication import triangle_multiplication as local
 
 
 def triangle_multiplication(
@@ -70,9 +71,10 @@ def triangle_multiplication(
     mesh.fits("triangle_multiplication tile", z, mask, *vars(w).values())
     if not z.numel():
         return nothing(z, *vars(w).values())
-    if layout.size == 1 and default_impl() == "cuequivariance":
-        return local(z, mask, w, outgoing, "cuequivariance")
-    return gated_update(z, contraction(z, mask, w, outgoing, layout, mesh), w)
+    parts = chosen(z, w)
+    if layout.size == 1 and parts.cuequivariance:
+        return run_cuequivariance(z, mask, w, outgoing)
+    return gated_update(z, contraction(z, mask, w, outgoing, layout, mesh, parts), w, parts)
 
 
 def contraction(
@@ -82,6 +84,7 @@ def contraction(
     outgoing: bool,
     layout: PairLayout,
     mesh: Mesh,
+    parts: Parts,
 ) -> Tensor:
     """Sum a b over all k, by the strategy that the planner chooses: [B, D, T_r, T_c].
 
@@ -92,14 +95,16 @@ def contraction(
         outgoing: Algorithm 12 (True) or 13 (False).
         layout: the tiling.
         mesh: the mesh.
+        parts: what runs each part, from `foldcp_kernels.triangle_multiplication.parts.chosen`.
     """
     channels = w.p_in.shape[0] // 2
     sizes = z.element_size(), compute_dtype(z).itemsize
     name = strategy("triangle_multiplication", layout, mesh, *sizes, channels=channels)
     if name == "channel":
-        return _joined(channel_products(z, mask, w, outgoing, layout, mesh), channels)
+        return _joined(channel_products(z, mask, w, outgoing, layout, mesh, parts), channels)
     route = name.removeprefix("panel-")
-    return _joined(_panel_products(z, mask, w, outgoing, layout, mesh, route), channels)
+    products = _panel_products(z, mask, w, outgoing, layout, mesh, parts, route)
+    return _joined(products, channels)
 
 
 def _joined(parts: Iterator[Tensor], channels: int) -> Tensor:
@@ -129,6 +134,7 @@ def _panel_products(
     outgoing: bool,
     layout: PairLayout,
     mesh: Mesh,
+    parts: Parts,
     route: str,
 ) -> Iterator[Tensor]:
     """The contraction over all panels, in chunks of channels."""
@@ -148,7 +154,7 @@ def _panel_products(
         for group, plan in groups:
             planes: list[Tensor] = []
             for x, keep in zip(z.chunk(blocks, 1), masks, strict=True):
-                planes += plane_panels(x, keep, w, group, own_panels)
+                planes += plane_panels(x, keep, w, parts, group, own_panels)
             d = group[1] - group[0]
             yield None, plan, (*(p[:, :d] for p in planes), *(p[:, d:] for p in planes))
             del planes

@@ -10,13 +10,15 @@ Source: AlphaFold 3 supplement, Algorithms 24 and 25 (gates) and 26.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from foldcp_kernels.core.arguments import check
-from foldcp_kernels.core.dispatch import check_dtype, choose, compute_dtype
-from foldcp_kernels.core.recompute import recompute
+from foldcp_kernels.adaptive_norm import definition
+from foldcp_kernels.core.dispatch import KERNEL_DTYPES, compute_dtype, refused
+from foldcp_kernels.core.op import Op
 
 EPS = 1e-5
 MAX_CHANNELS = 4096  # a row of the kernel stays in registers
@@ -42,26 +44,7 @@ def adaptive_norm(
 
     Source: AlphaFold 3 supplement, Algorithm 26.
     """
-    check("adaptive_norm", a, scale, shift)
-    name = choose("adaptive_norm", impl, a, _refusal(a, scale, shift))
-    dtype = compute_dtype(a)
-    if name == "reference":
-        from foldcp_kernels.adaptive_norm import definition
-
-        return definition.adaptive_norm(a, scale.sigmoid() if sigmoid else scale, shift).to(dtype)
-
-    def twin(a: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-        scale = scale.sigmoid() if sigmoid else scale
-        return torch.addcmul(shift, F.layer_norm(a, a.shape[-1:], eps=EPS), scale).to(dtype)
-
-    if name == "torch":
-        return twin(a, scale, shift)
-    from foldcp_kernels.adaptive_norm.fused import adaptive_norm_fwd
-
-    def fused(a: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-        return adaptive_norm_fwd(a, scale, shift, dtype, sigmoid, EPS)
-
-    return recompute(fused, twin, a, scale, shift)
+    return ADAPTIVE_NORM(a, scale, shift, impl=impl, sigmoid=sigmoid)
 
 
 def gated_residual(
@@ -84,28 +67,68 @@ def gated_residual(
 
     Source: AlphaFold 3 supplement, Algorithms 24 and 25.
     """
-    check("gated_residual", a, gate, x)
-    name = choose("gated_residual", impl, a, _refusal(a, gate, x))
-    if name == "reference":
-        from foldcp_kernels.adaptive_norm import definition
+    return _GATED_RESIDUAL(a, gate, x, impl=impl, sigmoid=sigmoid)
 
-        return definition.gated_residual(a, gate.sigmoid() if sigmoid else gate, x)
 
-    def twin(a: Tensor, gate: Tensor, x: Tensor) -> Tensor:
-        return torch.addcmul(a, gate.sigmoid() if sigmoid else gate, x).to(a.dtype)
+def refusal(channels: int, *dtypes: torch.dtype) -> str | None:
+    """Return the reason why the kernels cannot take these arguments, None where they can.
 
-    if name == "torch":
-        return twin(a, gate, x)
+    Args:
+        channels: C.
+        dtypes: of `a` and of the others.
+    """
+    if channels > MAX_CHANNELS:
+        return f"`a` has {channels} channels; expected at most {MAX_CHANNELS}"
+    for i, dtype in enumerate(dtypes):
+        if dtype not in KERNEL_DTYPES:
+            return refused(dtype, "conditioning" if i else "a")
+    return None
+
+
+def _norm(a: Tensor, scale: Tensor, shift: Tensor, sigmoid: bool) -> Tensor:
+    scale = scale.sigmoid() if sigmoid else scale
+    out = torch.addcmul(shift, F.layer_norm(a, a.shape[-1:], eps=EPS), scale)
+    return out.to(compute_dtype(a))
+
+
+def _defined_norm(a: Tensor, scale: Tensor, shift: Tensor, sigmoid: bool) -> Tensor:
+    scale = scale.sigmoid() if sigmoid else scale
+    return definition.adaptive_norm(a, scale, shift).to(compute_dtype(a))
+
+
+def _fused_norm() -> Callable[..., Tensor]:
+    from foldcp_kernels.adaptive_norm.fused import adaptive_norm
+
+    return adaptive_norm
+
+
+def _residual(a: Tensor, gate: Tensor, x: Tensor, sigmoid: bool) -> Tensor:
+    return torch.addcmul(a, gate.sigmoid() if sigmoid else gate, x).to(a.dtype)
+
+
+def _defined_residual(a: Tensor, gate: Tensor, x: Tensor, sigmoid: bool) -> Tensor:
+    return definition.gated_residual(a, gate.sigmoid() if sigmoid else gate, x)
+
+
+def _fused_residual() -> Callable[..., Tensor]:
     from foldcp_kernels.adaptive_norm.fused import gated_residual_fwd
 
-    def fused(a: Tensor, gate: Tensor, x: Tensor) -> Tensor:
-        return gated_residual_fwd(a, gate, x, sigmoid)
-
-    return recompute(fused, twin, a, gate, x)
+    return gated_residual_fwd
 
 
-def _refusal(a: Tensor, first: Tensor, second: Tensor) -> str | None:
-    if a.shape[2] > MAX_CHANNELS:
-        return f"`a` has {a.shape[2]} channels; expected at most {MAX_CHANNELS}"
-    named = ((a, "a"), (first, "conditioning"), (second, "conditioning"))
-    return next((r for x, name in named if (r := check_dtype(x, name))), None)
+ADAPTIVE_NORM = Op(
+    "adaptive_norm",
+    eager=_norm,
+    triton=_fused_norm,
+    covers=lambda a, first, other: refusal(a.shape[2], a.dtype, first.dtype, other.dtype),
+    definition=_defined_norm,
+    empty=lambda a, *_: a.new_empty(a.shape, dtype=compute_dtype(a)),
+)
+_GATED_RESIDUAL = Op(
+    "gated_residual",
+    eager=_residual,
+    triton=_fused_residual,
+    covers=lambda a, first, other: refusal(a.shape[2], a.dtype, first.dtype, other.dtype),
+    definition=_defined_residual,
+    empty=lambda a, *_: torch.empty_like(a),
+)

@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from foldcp_kernels.core.dispatch import compute_dtype
 from foldcp_kernels.core.triton_configs import pick
 from foldcp_kernels.core.triton_launch import capability, cdiv, launch, next_power_of_2
 
@@ -73,6 +74,11 @@ def adaptive_norm_fwd(
     Source: AlphaFold 3 supplement, Algorithm 26.
     """
     return _run(a, scale, shift, None, out_dtype, sigmoid, eps)
+
+
+def adaptive_norm(a: Tensor, scale: Tensor, shift: Tensor, sigmoid: bool) -> Tensor:
+    """See `adaptive_norm`: its forward."""
+    return adaptive_norm_fwd(a, scale, shift, compute_dtype(a), sigmoid, 1e-5)
 
 
 def gated_residual_fwd(a: Tensor, gate: Tensor, x: Tensor, sigmoid: bool) -> Tensor:

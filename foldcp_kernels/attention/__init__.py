@@ -15,14 +15,17 @@ supplement, Algorithms 14, 15 and 24.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from foldcp_kernels.attention import definition
 from foldcp_kernels.attention.carry import Carry, merge
 from foldcp_kernels.attention.weighted import unit_stride, weighted
 from foldcp_kernels.core.arguments import check
-from foldcp_kernels.core.dispatch import check_dtype, choose
+from foldcp_kernels.core.dispatch import refused
+from foldcp_kernels.core.op import Op
 from foldcp_kernels.core.recompute import nothing
 
 MAX_HEAD_DIM = 64
@@ -57,55 +60,55 @@ def attend(
 
     Source: FlashAttention, Algorithm 1.
     """
-    return attend_some(q, k, v, bias, scale, keep, impl).finish()
+    _check(q, k, v, bias, keep)
+    chosen = _ATTENTION.choose(q, k, v, bias, keep, impl=impl)
+    return attend_some(chosen, q, k, v, bias, scale, keep).finish()
 
 
-def attend_some(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    bias: Tensor | None,
-    scale: float,
-    keep: Tensor | None = None,
-    impl: str | None = None,
-) -> Carry:
-    """Attend to one of several sets of keys; the results of all are merged later.
+def choose_core(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> str:
+    """Choose what runs `attend_some` and `attend_next`.
 
     Args:
         q: as in `attend`.
         k: as in `attend`.
         v: as in `attend`.
         bias: as in `attend`.
+    """
+    return _ATTENTION.choose(q, k, v, bias)
+
+
+def attend_some(
+    chosen: str,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    scale: float,
+    keep: Tensor | None = None,
+) -> Carry:
+    """Attend to one of several sets of keys; the results of all are merged later.
+
+    Args:
+        chosen: what runs it.
+        q: as in `attend`.
+        k: as in `attend`.
+        v: as in `attend`.
+        bias: as in `attend`.
         scale: as in `attend`.
         keep: as in `attend`.
-        impl: as in `attend`.
 
     Returns:
         The carry, with l None: o is the result over these keys.
 
-    Raises:
-        ValueError: as `attend`.
-
     Source: FlashAttention, section 3.1.
     """
-    name = _checked(q, k, v, bias, keep, impl)
     if not q.numel():
         r = q.new_empty(q.shape[:-1], dtype=torch.promote_types(q.dtype, torch.float32))
         return Carry(nothing(q, q, k, v, bias), r, nothing(r, q, k, v, bias), None)
     if keep is not None:
         keep = keep | ~keep.any(-1, keepdim=True)
     q, k, v, bias, keep, restore = _rows_of_bias(q, k, v, bias, keep)
-    if name == "triton":
-        from foldcp_kernels.attention.fused_backward import Attention
-
-        o, r, m = Attention.apply(*unit_stride(q, k, v), bias, scale, keep)
-    elif name == "reference":
-        from foldcp_kernels.attention import definition
-
-        o, m = definition.attention(q, k, v, bias, scale, keep)
-        r = torch.zeros_like(m)
-    else:
-        o, r, m = _torch(q, k, v, bias, scale, keep)
+    o, r, m = _ATTENTION.run(chosen, q, k, v, bias, keep, scale=scale)
     return Carry(restore(o), restore(r), restore(m), None)
 
 
@@ -139,41 +142,54 @@ def attend_panel(
 
     Source: FlashAttention, section 3.1.
     """
-    name = _checked(q, k, v, bias, None, impl)
+    _check(q, k, v, bias, None)
+    chosen = _ATTENTION.choose(q, k, v, bias, None, impl=impl)
+    return attend_next(chosen, q, k, v, bias, scale, carry, last)
+
+
+def attend_next(
+    chosen: str,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor,
+    scale: float,
+    carry: Carry | None,
+    last: bool,
+) -> Carry:
+    """See `attend_panel`: `chosen` runs it, on arguments that were checked."""
     graph = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v, bias))
-    if name == "triton" and not graph and q.numel():
+    if chosen == "triton" and not graph and q.numel():
         from foldcp_kernels.attention.fused import attention_fwd
 
         bias = _expanded(bias, q)
         return attention_fwd(*unit_stride(q, k, v), bias, scale, carry=carry, last=last)
-    return merge(carry, attend_some(q, k, v, bias, scale, impl=impl))
+    return merge(carry, attend_some(chosen, q, k, v, bias, scale))
 
 
-def _checked(
-    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, keep: Tensor | None, impl: str | None
-) -> str:
-    """Validate and choose the implementation."""
+def _check(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, keep: Tensor | None) -> None:
     if q.ndim not in (4, 5):
         raise ValueError(f"`q` has {q.ndim} dimensions; expected 4 [G, H, I, D] or 5")
     check("attention 5" if q.ndim == 5 else "attention 4", q, k, v, bias, keep)
     if k.shape[-2] == 0 and q.numel():
         raise ValueError("`k` has no keys: leave an empty key set out instead")
-    reason = None if bias is None else check_dtype(bias, "bias")
-    return choose_core(impl, q, q.shape[-1], reason)
 
 
-def choose_core(impl: str | None, x: Tensor, d: int, reason: str | None = None) -> str:
-    """Choose the implementation of attention with heads of `d` channels.
+def refusal(d: int, dtype: torch.dtype) -> str | None:
+    """Return the reason why the kernels cannot take an attention, None where they can.
 
     Args:
-        impl: see `dispatch`.
-        x: gives device and dtype.
         d: channels of a head.
-        reason: why the kernel is not preferred, None where it is.
+        dtype: of the queries, keys and values.
     """
     if d > MAX_HEAD_DIM:
-        reason = f"`q` has head dim {d}; expected at most {MAX_HEAD_DIM}"
-    return choose("attention", impl, x, reason or check_dtype(x, "q"))
+        return f"`q` has head dim {d}; expected at most {MAX_HEAD_DIM}"
+    return refused(dtype, "q")
+
+
+def _refusal(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, *_: Any) -> str | None:
+    reason = refusal(q.shape[-1], q.dtype)
+    return reason if bias is None or reason else refused(bias.dtype, "bias")
 
 
 def _rows_of_bias(
@@ -195,8 +211,8 @@ def _expanded(bias: Tensor | None, q: Tensor) -> Tensor | None:
     return bias.expand(q.shape[0], -1, -1, q.shape[3], -1)
 
 
-def _torch(
-    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, keep: Tensor | None
+def _eager(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, keep: Tensor | None, scale: float
 ) -> tuple[Tensor, ...]:
     """One batched attention per G0, or per G1 where there are fewer: (o, r, m)."""
     g0, g1 = q.shape[:2]
@@ -217,3 +233,31 @@ def _torch(
     if len(parts) == 1:
         return tuple(x.unsqueeze(dim) for x in parts[0])
     return tuple(torch.stack(x, dim) for x in zip(*parts, strict=True))
+
+
+def _defined(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, keep: Tensor | None, scale: float
+) -> tuple[Tensor, ...]:
+    o, lse = definition.attention(q, k, v, bias, scale, keep)
+    return o, torch.zeros_like(lse), lse
+
+
+def _fused() -> Callable[..., tuple[Tensor, ...]]:
+    from foldcp_kernels.attention.fused_backward import Attention
+
+    def run(
+        q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, keep: Tensor | None, scale: float
+    ) -> tuple[Tensor, ...]:
+        return Attention.apply(*unit_stride(q, k, v), bias, scale, keep)
+
+    return run
+
+
+_ATTENTION = Op(
+    "attention",
+    eager=_eager,
+    triton=_fused,
+    covers=_refusal,
+    definition=_defined,
+    own_backward=True,
+)

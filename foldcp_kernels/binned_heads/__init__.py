@@ -9,16 +9,19 @@ Source: AlphaFold 3 supplement, sections 4.3 (PAE, PDE, pLDDT), 4.4 (distogram) 
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from foldcp_kernels.binned_heads import definition
 from foldcp_kernels.core.arguments import check
 from foldcp_kernels.core.chunking import chunk_bytes, spans
-from foldcp_kernels.core.dispatch import check_dtype, choose, compute_dtype, derived
-from foldcp_kernels.core.recompute import nothing, recompute
+from foldcp_kernels.core.dispatch import check_dtype
+from foldcp_kernels.core.op import Op
+from foldcp_kernels.core.recompute import recompute
 
 MAX_BINS = 128
 MAX_VALUES = 4
@@ -101,66 +104,24 @@ def expected_values(
 
     Source: AlphaFold 3 supplement, sections 4.3 and 4.4.
     """
-    op = "expected_values 3" if x.dim() == 3 else "expected_values 4"
-    check(op, x, weight, values, bias, other, weight_other, same)
-    if not x.numel():
-        out = values.new_empty((len(values), *x.shape[:-1]))
-        return nothing(out, x, weight, bias, other, weight_other)
-    name = choose("expected_values", impl, x, _refusal(x, weight, values, other))
-    if name == "reference":
-        from foldcp_kernels.binned_heads import definition
-
-        return definition.expected_values(x, weight, values, bias, other, weight_other, same).to(
-            values.dtype
-        )
-    twin = partial(_in_chunks, values, same)
-    if name == "torch":
-        return twin(x, weight, bias, other, weight_other)
-    fused = partial(_fused, values, same, compute_dtype(x))
-    return recompute(fused, twin, x, weight, bias, other, weight_other)
-
-
-def _fused(
-    values: Tensor,
-    same: Tensor | None,
-    dtype: torch.dtype,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    other: Tensor | None,
-    weight_other: Tensor | None,
-) -> Tensor:
-    from foldcp_kernels.binned_heads.fused import expected_values_fwd
-
-    w, w_other = (_cast(t, dtype) for t in (weight, weight_other))
-    if x.dim() == 4:
-        return expected_values_fwd(x, w, values.contiguous(), bias, other, w_other, same)
-    x, other, same = (None if t is None else t[None] for t in (x, other, same))
-    return expected_values_fwd(x, w, values.contiguous(), bias, other, w_other, same)[:, 0]
-
-
-def _cast(w: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    # What is kept for a tensor must not be that tensor, or neither would ever be freed.
-    if w is None or (w.dtype == dtype and w.is_contiguous()):
-        return w
-    return derived("cast", (w,), lambda w: w.to(dtype).contiguous(), dtype)
+    return _EXPECTED(x, weight, values, bias, other, weight_other, same, impl=impl)
 
 
 def _in_chunks(
-    values: Tensor,
-    same: Tensor | None,
     x: Tensor,
     weight: Tensor,
+    values: Tensor,
     bias: Tensor | None,
     other: Tensor | None,
     weight_other: Tensor | None,
+    same: Tensor | None,
 ) -> Tensor:
     """The torch implementation; under autograd each chunk's logits are computed again."""
     if x.dim() == 4:
         parts = [
             _in_chunks(
-                values, None if same is None else same[i], x[i], weight, bias,
-                None if other is None else other[i], weight_other,
+                x[i], weight, values, bias, None if other is None else other[i], weight_other,
+                None if same is None else same[i],
             )
             for i in range(len(x))
         ]  # fmt: skip
@@ -171,26 +132,26 @@ def _in_chunks(
     parts = []
     # Callers that stream pass chunks already, which smaller ones would only slow down.
     for lo, hi in spans(rows, max(1, chunk_bytes(x.device) // max(1, each))):
-        part = None if same is None else same[lo:hi]
-        chunk = partial(_chunk, values, part)
-        cut = None if other is None else other[lo:hi]
-        parts.append(recompute(chunk, chunk, x[lo:hi], weight, bias, cut, weight_other))
+        cut, part = (None if t is None else t[lo:hi] for t in (other, same))
+        given = x[lo:hi], weight, values, bias, cut, weight_other, part
+        parts.append(recompute(_chunk, _chunk, *given))
     return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 
 def _chunk(
-    values: Tensor,
-    same: Tensor | None,
     x: Tensor,
     weight: Tensor,
+    values: Tensor,
     bias: Tensor | None,
     other: Tensor | None,
     weight_other: Tensor | None,
+    same: Tensor | None,
 ) -> Tensor:
     if other is not None:
         x = x + other
     if weight_other is None:
         return _expect(F.linear(x, weight, bias), values)
+    assert same is not None
     both = F.linear(x, torch.cat([weight, weight_other]))
     logits = torch.where(same[..., None], *both.split(len(weight), -1))
     return _expect(logits if bias is None else logits + bias, values)
@@ -202,10 +163,31 @@ def _expect(logits: Tensor, values: Tensor) -> Tensor:
         return (values @ p.flatten(0, -2).T).unflatten(1, logits.shape[:-1])
 
 
-def _refusal(x: Tensor, weight: Tensor, values: Tensor, other: Tensor | None) -> str | None:
+def _refusal(
+    x: Tensor, weight: Tensor, values: Tensor, bias: Tensor | None, other: Tensor | None, *_: Any
+) -> str | None:
     if values.shape[1] > MAX_BINS or values.shape[0] > MAX_VALUES:
         return f"`values` is {list(values.shape)}; expected at most [{MAX_VALUES}, {MAX_BINS}]"
     if values.dtype != torch.float32:
         return f"`values` has dtype {values.dtype}; expected float32"
     named = ((x, "x"), (weight, "weight"), (x if other is None else other, "other"))
     return next((r for t, name in named if (r := check_dtype(t, name))), None)
+
+
+def _fused() -> Callable[..., Tensor]:
+    from foldcp_kernels.binned_heads.fused import expected_values
+
+    return expected_values
+
+
+_EXPECTED = Op(
+    "expected_values",
+    eager=_in_chunks,
+    triton=_fused,
+    covers=_refusal,
+    definition=lambda x, weight, values, *more: definition.expected_values(
+        x, weight, values, *more
+    ).to(values.dtype),
+    empty=lambda x, weight, values, *_: values.new_empty((len(values), *x.shape[:-1])),
+    variants=(3, 4),
+)

@@ -15,8 +15,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from foldcp_kernels.core.dispatch import compute_dtype
 from foldcp_kernels.core.triton_configs import pick
 from foldcp_kernels.core.triton_launch import capability, cdiv, launch, next_power_of_2, packed
+from foldcp_kernels.core.weight_cache import cast
 from foldcp_kernels.norm_linear.fused import exactness
 
 
@@ -113,6 +115,24 @@ def expected_values_fwd(
         EXACT=exactness(weight.dtype), **config.options(),
     )  # fmt: skip
     return out
+
+
+def expected_values(
+    x: Tensor,
+    weight: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    other: Tensor | None,
+    weight_other: Tensor | None,
+    same: Tensor | None,
+) -> Tensor:
+    """See `expected_values`: its forward."""
+    dtype = compute_dtype(x)
+    w, w_other = cast(weight, dtype), None if weight_other is None else cast(weight_other, dtype)
+    if x.dim() == 4:
+        return expected_values_fwd(x, w, values.contiguous(), bias, other, w_other, same)
+    other, same = (None if t is None else t[None] for t in (other, same))
+    return expected_values_fwd(x[None], w, values.contiguous(), bias, other, w_other, same)[:, 0]
 
 
 def flops(pairs: int, c: int, bins: int, k: int, weights: int = 1) -> int:

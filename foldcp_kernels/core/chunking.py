@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from foldcp_kernels.core.settings import SETTINGS
+
 # A CPU chunk should stay near the caches and under malloc's mmap threshold; a GPU chunk should
 # be large enough to fill the chip.
 DEFAULT_BYTES = {"cpu": 8_000_000, "cuda": 256_000_000}
@@ -16,7 +18,6 @@ _SMALLEST = 1 / 8
 # become as much smaller as the whole is larger: nothing takes more, and a small input, whose
 # kernels are short, is not cut in launches that the host cannot keep up with.
 _UNCUT = 3
-_override: list[int] = []
 
 
 def set_chunk_bytes(count: int | None) -> None:
@@ -27,12 +28,12 @@ def set_chunk_bytes(count: int | None) -> None:
     """
     if count is not None and count <= 0:
         raise ValueError(f"`count` must be a positive number of bytes, got {count}")
-    _override[:] = [] if count is None else [count]
+    SETTINGS.chunk_bytes = count
 
 
 def chunk_bytes(device: torch.device) -> int:
     """Return the transient memory that one chunk may take, in bytes."""
-    return _override[0] if _override else DEFAULT_BYTES.get(device.type, DEFAULT_BYTES["cuda"])
+    return SETTINGS.chunk_bytes or DEFAULT_BYTES.get(device.type, DEFAULT_BYTES["cuda"])
 
 
 def chunk_length(

@@ -1,4 +1,4 @@
-"""Choose the implementation of an op, once per op and kind of input, and log it once.
+"""Choose the implementation of an op, and log each choice once.
 
 `reference` is the definition, `torch` runs anywhere, `triton` are the fused kernels,
 `cuequivariance` NVIDIA's package for the two triangle ops. `auto` takes Triton on a GPU where the
@@ -8,27 +8,22 @@ kernel covers the input, else torch. A named implementation that cannot run rais
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from importlib import util
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.utils.weak import WeakIdKeyDictionary
 
 from foldcp_kernels.core import trial
+from foldcp_kernels.core.settings import SETTINGS
 
 IMPLS = ("auto", "reference", "torch", "triton", "cuequivariance")
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LOG = logging.getLogger("foldcp.kernels")
-
-_default = ["auto"]
-_chosen: set[tuple[Any, ...]] = set()
-_runs: dict[torch.device, bool] = {}  # whether `auto` takes Triton there
-_derived: Any = WeakIdKeyDictionary()
-_deriving: list[Callable[..., Any]] = []
 
 
 def set_impl(name: str) -> None:
@@ -47,27 +42,57 @@ def set_impl(name: str) -> None:
     package = packages.get(name)
     if package and util.find_spec(package) is None:
         raise ValueError(f"`impl` {name!r} needs the package {package}: install it or use auto")
-    _default[0] = name
+    SETTINGS.impl = name
+
+
+@contextmanager
+def using(name: str) -> Iterator[None]:
+    """Inside, run an implementation where a call names none; see `set_impl`, also for `Raises`."""
+    before = SETTINGS.impl
+    set_impl(name)
+    try:
+        yield
+    finally:
+        SETTINGS.impl = before
 
 
 def default_impl() -> str:
     """Return the implementation that `set_impl` set, "auto" at first."""
-    return _default[0]
+    return SETTINGS.impl
 
 
 def described(device: torch.device) -> str:
     """Name the default implementation on `device`, for the start line."""
-    name = _default[0]
-    return ("triton" if _triton_runs(device) else "torch") if name == "auto" else name
+    name = SETTINGS.impl
+    return ("triton" if triton_runs(device) else "torch") if name == "auto" else name
+
+
+def named(impl: str | None) -> str:
+    """Return the implementation that a call names, or the default.
+
+    Raises:
+        ValueError: the name is unknown.
+    """
+    name = SETTINGS.impl if impl is None else impl
+    if name not in IMPLS:
+        raise ValueError(f"`impl` must be one of {', '.join(IMPLS)}, got {name!r}")
+    return name
+
+
+Reason = Callable[..., str | None]
+
+
+def always(*_: Any) -> None:
+    """Give no reason against a kernel."""
 
 
 def choose(
     op: str,
     impl: str | None,
     x: Tensor,
-    refusal: str | None = None,
-    slow: str | None = None,
-    peer: bool = False,
+    covers: Reason = always,
+    prefers: Reason = always,
+    dtype: torch.dtype | None = None,
 ) -> str:
     """Choose the implementation to run.
 
@@ -75,10 +100,11 @@ def choose(
         op: name of the op, for the log and for errors.
         impl: what the caller named; None for the default of `set_impl`.
         x: the op's main input.
-        refusal: why the Triton kernel cannot take this input ("`z` has dtype ..; expected .."),
-            None where it can.
-        slow: why `auto` should not take the Triton kernel though it can run, None where it should.
-        peer: whether cuEquivariance has this op.
+        covers: returns why the Triton kernel cannot take this input ("`z` has dtype ..; expected
+            .."), None where it can; asked only where Triton runs.
+        prefers: returns why `auto` should not take the Triton kernel though it can run, None where
+            it should.
+        dtype: of what the kernel reads, for the log; None for that of `x`.
 
     Returns:
         "reference", "torch", "triton" or "cuequivariance".
@@ -86,31 +112,32 @@ def choose(
     Raises:
         ValueError: a named implementation cannot run.
     """
-    name = _default[0] if impl is None else impl
-    if name not in IMPLS:
-        raise ValueError(f"`impl` must be one of {', '.join(IMPLS)}, got {name!r}")
+    name = named(impl)
     if name in ("reference", "torch"):
-        return name
-    if name == "cuequivariance" and peer:
         return name
     if name == "cuequivariance" and impl is not None:
         raise ValueError(f"{op}: cuequivariance does not have this op: use impl='auto'")
     if name == "triton":
         # As a default it stands for all ops, those that no kernel covers included; named in a
         # call it must run.
+        refusal = covers()
         missing = _triton_missing(x) or (None if impl is None else refusal)
         if missing:
             raise ValueError(f"{op}: impl='triton' cannot run: {missing}")
         name = "torch" if refusal else "triton"
     else:
-        refusal = refusal or slow
-        name = "triton" if refusal is None and _triton_runs(x.device) else "torch"
-    key = (op, name, x.device.type, x.dtype, refusal)
-    if key not in _chosen:
-        _chosen.add(key)
-        why = f" ({refusal})" if refusal and name == "torch" else ""
-        LOG.info("%s on %s, %s: %s%s", op, x.device.type, x.dtype, name, why)
+        runs = triton_runs(x.device)
+        refusal = (covers() or prefers()) if runs else None
+        name = "triton" if runs and refusal is None else "torch"
+    _log(op, name, x.device.type, dtype or x.dtype, refusal)
     return name
+
+
+@cache
+def _log(op: str, name: str, device: str, dtype: torch.dtype, refusal: str | None) -> None:
+    """Log a choice, the first time that it is made."""
+    why = f" ({refusal})" if refusal and name == "torch" else ""
+    LOG.info("%s on %s, %s: %s%s", op, device, dtype, name, why)
 
 
 def triton_fault(device: torch.device) -> str | None:
@@ -127,19 +154,22 @@ def triton_fault(device: torch.device) -> str | None:
     return trial.fault(device)
 
 
-def _triton_runs(device: torch.device) -> bool:
+def triton_runs(device: torch.device) -> bool:
+    """Tell whether `auto` may take Triton on a device."""
     if device.type != "cuda":
         return False
-    known = _runs.get(device)
-    if known is None:
-        there = torch.cuda.is_available()
-        if there and device.index is None:
-            return _triton_runs(torch.device("cuda", torch.cuda.current_device()))
-        why = triton_fault(device)
-        known = _runs[device] = why is None
-        if there and why:
-            LOG.warning("torch in place of triton on %s: %s", device, why)
-    return known
+    if device.index is None and torch.cuda.is_available():
+        device = torch.device("cuda", torch.cuda.current_device())
+    return _gpu_runs(device)
+
+
+@cache
+def _gpu_runs(device: torch.device) -> bool:
+    """Tell whether `auto` takes Triton on a GPU, and log once why it does not."""
+    why = triton_fault(device)
+    if why and torch.cuda.is_available():
+        LOG.warning("torch in place of triton on %s: %s", device, why)
+    return why is None
 
 
 def _triton_missing(x: Tensor) -> str | None:
@@ -166,9 +196,19 @@ def check_dtype(x: Tensor, name: str) -> str | None:
         x: the tensor.
         name: of the argument, for the message.
     """
-    if x.dtype in KERNEL_DTYPES:
+    return refused(x.dtype, name)
+
+
+def refused(dtype: torch.dtype, name: str) -> str | None:
+    """Return the reason why the kernels cannot take a dtype, None where they can.
+
+    Args:
+        dtype: of an argument.
+        name: of the argument, for the message.
+    """
+    if dtype in KERNEL_DTYPES:
         return None
-    return f"`{name}` has dtype {x.dtype}; expected float32, bfloat16 or float16"
+    return f"`{name}` has dtype {dtype}; expected float32, bfloat16 or float16"
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
@@ -185,46 +225,3 @@ def autocasts(x: Tensor) -> bool:
 
 def _autocast_device(x: Tensor) -> str:
     return "cuda" if x.device.type == "meta" else x.device.type
-
-
-@contextmanager
-def deriving(make: Callable[..., Any] | None) -> Iterator[None]:
-    """Inside, make `derived` return what `make(name, tensors, build, key)` does."""
-    before, _deriving[:] = list(_deriving), [] if make is None else [make]
-    try:
-        yield
-    finally:
-        _deriving[:] = before
-
-
-def derived(
-    name: str,
-    tensors: Sequence[Tensor],
-    build: Callable[..., Any],
-    *key: Any,
-) -> Any:
-    """Return `build(*tensors)`, kept while the tensors live and stay as they are.
-
-    Kernels take weights in the compute dtype and sometimes stacked; this makes that once.
-
-    Args:
-        name: what is built.
-        tensors: parameters.
-        build: called with them, without gradient.
-        key: what else the result depends on (the dtype, for example).
-    """
-    if _deriving:
-        return _deriving[-1](name, tuple(tensors), build, key)
-    first = tensors[0]
-    versions = tuple((id(x), 0 if x.is_inference() else x._version) for x in tensors)
-    held = _derived.get(first)
-    if held is None:
-        held = _derived[first] = {}
-    found = held.get((name, *key))
-    if found is None or found[0] != versions:
-        with torch.no_grad(), torch.autocast(_autocast_device(first), enabled=False):
-            found = (versions, build(*tensors))
-        if found[1] is first:  # an entry that holds its own key would never be freed
-            return first
-        held[(name, *key)] = found
-    return found[1]

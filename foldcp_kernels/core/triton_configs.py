@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property
 from pathlib import Path
 
 UNTUNED = "untuned"
@@ -203,6 +203,32 @@ def candidates(kernel: str, operand_bytes: int, chip: str) -> tuple[Config, ...]
     return found if isinstance(found, tuple) else (found,)
 
 
+def cache_file() -> Path:
+    """Return the file of this machine's measurements by `bench.tune`."""
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "foldcp" / "tuned.json"
+
+
+class Tuned:
+    """Configurations that this machine takes before those of the table: measured, or on trial.
+
+    They belong to the GPUs of a process, as compiled kernels do.
+    """
+
+    @cached_property
+    def found(self) -> dict[str, dict]:
+        """Configurations by "kernel/bytes/chip": at first those of the cache of `bench.tune`."""
+        path = cache_file()
+        return json.loads(path.read_text()) if path.is_file() else {}
+
+    def forget(self) -> None:
+        """Read the cache again when a configuration is asked for."""
+        vars(self).pop("found", None)
+
+
+TUNED = Tuned()
+
+
 def pick(kernel: str, operand_bytes: int, capability: int) -> Config:
     """Return the configuration of a kernel.
 
@@ -214,23 +240,11 @@ def pick(kernel: str, operand_bytes: int, capability: int) -> Config:
     chip = family(capability)
     # The interpreter has no registers to spare: the larger blocks are the faster ones.
     shipped = candidates(kernel, operand_bytes if capability else 2, chip)[0]
-    tuned = _tuned().get(f"{kernel}/{operand_bytes}/{chip}")
+    tuned = TUNED.found.get(f"{kernel}/{operand_bytes}/{chip}")
     if tuned is None:
         return shipped
     # A cache of an earlier state may lack a size that the kernel has since.
     return Config(**(tuned | {"blocks": shipped.blocks | tuned["blocks"]}))
-
-
-def cache_file() -> Path:
-    """Return the file of this machine's measurements by `bench.tune`."""
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "foldcp" / "tuned.json"
-
-
-@lru_cache
-def _tuned() -> dict[str, dict]:
-    path = cache_file()
-    return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def override(kernel: str, operand_bytes: int, capability: int, config: Config | None) -> None:
@@ -244,6 +258,6 @@ def override(kernel: str, operand_bytes: int, capability: int, config: Config | 
     """
     key = f"{kernel}/{operand_bytes}/{family(capability)}"
     if config is None:
-        _tuned().pop(key, None)
+        TUNED.found.pop(key, None)
     else:
-        _tuned()[key] = vars(config)
+        TUNED.found[key] = vars(config)

@@ -18,7 +18,6 @@ from torch._subclasses.fake_tensor import FakeTensor
 from triton.backends.compiler import GPUTarget
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)
-_recorders: list[tuple[int, list[Compiled]]] = []
 
 
 class Compiled:
@@ -32,6 +31,20 @@ class Compiled:
 
     def __init__(self, name: str, options: str, kernel: Any) -> None:
         self.name, self.options, self.kernel = name, options, kernel
+
+
+class Launcher:
+    """Hold what becomes of launches: they run, or inside `compile_for` are compiled alone.
+
+    The driver of Triton, which `compile_for` replaces, belongs to the process, and so does this.
+    """
+
+    def __init__(self) -> None:
+        self.compiles_for: int | None = None
+        self.found: list[Compiled] = []
+
+
+_LAUNCHER = Launcher()
 
 
 class _Chip:
@@ -65,21 +78,22 @@ def compile_for(capability: int) -> Iterator[list[Compiled]]:
     """
     if INTERPRETED:
         raise RuntimeError("kernels are interpreted: unset TRITON_INTERPRET to compile them")
-    found: list[Compiled] = []
-    before = triton.runtime.driver._active  # asking for the active driver fails where there is none
-    triton.runtime.driver.set_active(_Chip(capability))
-    _recorders.append((capability, found))
+    here, driver = _LAUNCHER, triton.runtime.driver
+    before = here.compiles_for, here.found
+    active = driver._active  # asking for the active driver fails where there is none
+    driver.set_active(_Chip(capability))
+    here.compiles_for, here.found = capability, []
     try:
-        yield found
+        yield here.found
     finally:
-        _recorders.pop()
-        triton.runtime.driver._active = before
+        here.compiles_for, here.found = before
+        driver._active = active
 
 
 def capability(device: torch.device) -> int:
     """Return the chip that kernels are configured for: 90 for sm_90; 0 in the interpreter."""
-    if _recorders:
-        return _recorders[-1][0]
+    if _LAUNCHER.compiles_for is not None:
+        return _LAUNCHER.compiles_for
     if device.type == "cuda" and torch.cuda.is_available():
         major, minor = torch.cuda.get_device_capability(device)
         return 10 * major + minor
@@ -121,10 +135,10 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> No
     if 0 in grid:
         return
     tensors = [x for x in args if isinstance(x, Tensor)]
-    if _recorders:
+    if _LAUNCHER.compiles_for is not None:
         compiled = kernel.run(*args, grid=grid, warmup=True, **options)
         constants = ", ".join(f"{k}={v}" for k, v in options.items() if k != "eps")
-        _recorders[-1][1].append(Compiled(kernel.__name__.strip("_"), constants, compiled))
+        _LAUNCHER.found.append(Compiled(kernel.__name__.strip("_"), constants, compiled))
         return
     if any(isinstance(x, FakeTensor) for x in tensors):
         return

@@ -7,14 +7,15 @@ Source: AlphaFold 3 supplement, Algorithms 10, 14 and 15 (last lines).
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from foldcp_kernels.core.arguments import check
-from foldcp_kernels.core.dispatch import compute_dtype
-from foldcp_kernels.core.recompute import nothing, recompute
-from foldcp_kernels.norm_linear import EPS, cast, choose_rows
+from foldcp_kernels.core.op import Op
+from foldcp_kernels.gated_output import definition
+from foldcp_kernels.norm_linear import EPS, refusal, slower
 
 
 def gated_output(
@@ -45,29 +46,29 @@ def gated_output(
 
     Source: AlphaFold 3 supplement, Algorithm 14.
     """
-    check("gated_output", x, gain, shift, gate, o, weight)
-    if not x.numel():
-        return nothing(x, gain, shift, gate, o, weight)
-    if choose_rows("gated_output", impl, x, "x", (x.shape[-1],)) != "triton":
-        update = _update(x, gain, shift, gate, o, weight)
-        return x + update if torch.is_grad_enabled() else x.add_(update)
-    from foldcp_kernels.gated_output.fused import attention_output_fwd
-
-    dtype = compute_dtype(x)
-    in_place = not torch.is_grad_enabled()
-
-    def fused(*t: Tensor) -> Tensor:
-        x, gain, shift, gate, o, weight = t
-        gate, weight = cast("gate", dtype, gate), cast("out", dtype, weight)
-        out = x if in_place else None
-        o = o if o.stride(-1) == 1 else o.contiguous()
-        return attention_output_fwd(x, gain, shift, gate, o, weight, out)
-
-    return recompute(fused, lambda x, *t: x + _update(x, *t), x, gain, shift, gate, o, weight)
+    return GATED_OUTPUT(x, gain, shift, gate, o, weight, impl=impl)
 
 
-def _update(
+def _eager(
     x: Tensor, gain: Tensor, shift: Tensor, gate: Tensor, o: Tensor, weight: Tensor
 ) -> Tensor:
     g = F.linear(F.layer_norm(x, x.shape[-1:], gain, shift, EPS), gate).sigmoid_()
-    return F.linear(g * o.to(g.dtype), weight)
+    update = F.linear(g * o.to(g.dtype), weight)
+    return x + update if torch.is_grad_enabled() else x.add_(update)
+
+
+def _fused() -> Callable[..., Tensor]:
+    from foldcp_kernels.gated_output.fused import attention_output
+
+    return attention_output
+
+
+GATED_OUTPUT = Op(
+    "gated_output",
+    eager=_eager,
+    triton=_fused,
+    covers=lambda x, *_: refusal(x, "x", (x.shape[-1],)),
+    prefers=lambda x, *_: slower(x),
+    definition=definition.gated_output,
+    in_place=True,
+)

@@ -15,8 +15,10 @@ import triton.language as tl
 from torch import Tensor
 
 from foldcp_kernels.attention.fused import load_bound
+from foldcp_kernels.core.dispatch import compute_dtype
 from foldcp_kernels.core.triton_configs import pick
 from foldcp_kernels.core.triton_launch import capability, cdiv, launch, next_power_of_2, packed
+from foldcp_kernels.core.weight_cache import cast
 from foldcp_kernels.norm_linear.fused import exactness, load_normed
 
 
@@ -182,6 +184,43 @@ def multiplication_output_fwd(
         RESIDUAL=residual, EXACT=exactness(w.dtype), **config.options(),
     )  # fmt: skip
     return out
+
+
+def attention_output(
+    x: Tensor, gain: Tensor, shift: Tensor, gate: Tensor, o: Tensor, weight: Tensor,
+    out: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """See `gated_output`: its forward; `out` is as in `attention_output_fwd`."""
+    dtype = compute_dtype(x)
+    o = o if o.stride(-1) == 1 else o.contiguous()
+    return attention_output_fwd(x, gain, shift, cast(gate, dtype), o, cast(weight, dtype), out)
+
+
+def multiplication_output(
+    z: Tensor, gain: Tensor, shift: Tensor, g_out: Tensor,
+    x: Tensor, x_gain: Tensor, x_shift: Tensor, p_out: Tensor,
+    residual: bool, out: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """Run the output of a triangle multiplication.
+
+    Args:
+        z: [B, I, J, C].
+        gain: [C].
+        shift: [C].
+        g_out: [C, C], in any dtype.
+        x: the contraction [B, D, I, J], any strides.
+        x_gain: [D].
+        x_shift: [D].
+        p_out: [C, D], in any dtype.
+        residual: add z; without it, `out` is left as it is.
+        out: as in `multiplication_output_fwd`.
+    """
+    dtype, out = compute_dtype(z), out if residual else None
+    gate, weight = cast(g_out, dtype), cast(p_out, dtype)
+    x = x if x.stride(-1) == 1 else x.contiguous()
+    return multiplication_output_fwd(
+        z, gain, shift, gate, x, x_gain, x_shift, weight, out, residual
+    )
 
 
 def flops(positions: int, c: int, width: int) -> int:

@@ -7,14 +7,17 @@ Source: AlphaFold 3 supplement, Algorithms 10, 12 to 15, 20 and 24 (the first li
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from foldcp_kernels.core.arguments import check
 from foldcp_kernels.core.chunking import chunk_length, spans
-from foldcp_kernels.core.dispatch import check_dtype, choose, compute_dtype, derived
-from foldcp_kernels.core.recompute import nothing, recompute
+from foldcp_kernels.core.dispatch import check_dtype, compute_dtype
+from foldcp_kernels.core.op import Op
+from foldcp_kernels.norm_linear import definition
 
 EPS = 1e-5
 _FEW = 64
@@ -38,36 +41,18 @@ def refusal(x: Tensor, name: str, widths: tuple[int, ...]) -> str | None:
     return check_dtype(x, name)
 
 
-def choose_rows(
-    op: str, impl: str | None, x: Tensor, name: str, widths: tuple[int, ...], outs: int = 0
-) -> str:
-    """Choose the implementation of an op on rows.
+def slower(x: Tensor, outs: int = 0) -> str | None:
+    """Return the reason why `auto` leaves an op on rows to torch, None where it does not.
 
-    `auto` leaves wide float32 products to torch: tensor cores take three passes and small blocks.
-    Up to `_FEW` output channels (`outs`) reading x is what costs, and one pass over it is less.
+    Wide float32 products take three passes on tensor cores, and small blocks. Up to `_FEW` output
+    channels (`outs`) reading x is what costs, and one pass over it is less.
 
     Args:
-        op: its name.
-        impl: see `dispatch`.
         x: [B, I, J, C].
-        name: of the argument, for messages.
-        widths: channels that one program must hold.
         outs: channels of the result, 0 where they are not bounded.
     """
-    reason = refusal(x, name, widths)
     slow = compute_dtype(x) == torch.float32 and not 0 < outs <= _FEW
-    return choose(op, impl, x, reason, "float32 products go through cuBLAS" if slow else None)
-
-
-def cast(name: str, dtype: torch.dtype, *weights: Tensor) -> Tensor:
-    """Stack weights along their rows, contiguous and in `dtype`; made once while they live.
-
-    Args:
-        name: of the derived weights.
-        dtype: of the result.
-        weights: [rows, C] each.
-    """
-    return derived(name, weights, lambda *w: torch.cat(w).to(dtype).contiguous(), dtype)
+    return "float32 products go through cuBLAS" if slow else None
 
 
 def norm_linear_rows(
@@ -94,23 +79,7 @@ def norm_linear_rows(
 
     Source: AlphaFold 3 supplement, Algorithm 14.
     """
-    check("norm_linear", x, gain, shift, weight, None, None)
-    if not x.numel():
-        out = x.new_empty((*x.shape[:3], len(weight)), dtype=compute_dtype(x))
-        return nothing(out, x, gain, shift, weight)
-    if choose_rows("norm_linear", impl, x, "x", (x.shape[-1],), len(weight)) != "triton":
-        return F.linear(F.layer_norm(x, x.shape[-1:], gain, shift, EPS), weight)
-    from foldcp_kernels.norm_linear.fused import norm_linear_fwd
-
-    dtype = compute_dtype(x)
-
-    def fused(x: Tensor, gain: Tensor | None, shift: Tensor | None, weight: Tensor) -> Tensor:
-        return norm_linear_fwd(x, gain, shift, cast("rows", dtype, weight), planes=False)
-
-    def twin(x: Tensor, gain: Tensor | None, shift: Tensor | None, weight: Tensor) -> Tensor:
-        return norm_linear_rows(x, gain, shift, weight, "torch")
-
-    return recompute(fused, twin, x, gain, shift, weight)
+    return ROWS(x, gain, shift, weight, impl=impl)
 
 
 def norm_linear_planes(
@@ -141,27 +110,16 @@ def norm_linear_planes(
 
     Source: AlphaFold 3 supplement, Algorithms 14, 20 and 24.
     """
-    check("norm_linear", x, gain, shift, weight, bias, out)
+    check("norm_linear_planes", x, gain, shift, weight, bias, out)
     if out is not None and out.shape[-1] > 1 and out.stride(-1) != 1:
-        raise ValueError(f"norm_linear: `out` has strides {out.stride()}; expected 1 as the last")
-    if not x.numel():
-        if out is None:
-            b, i, j, _ = x.shape
-            out = x.new_empty((b, len(weight), i, j), dtype=compute_dtype(x))
-        return nothing(out, x, gain, shift, weight, bias)
-    if choose_rows("norm_linear_planes", impl, x, "x", (x.shape[-1],), len(weight)) != "triton":
-        return _planes(x, gain, shift, weight, bias, out)
-    from foldcp_kernels.norm_linear.fused import norm_linear_fwd
+        raise ValueError(
+            f"norm_linear_planes: `out` has strides {out.stride()}; expected 1 as the last"
+        )
+    return PLANES.checked(x, gain, shift, weight, bias, out, impl=impl)
 
-    dtype = compute_dtype(x)
 
-    def fused(
-        x: Tensor, gain: Tensor | None, shift: Tensor | None, weight: Tensor, bias: Tensor | None
-    ) -> Tensor:
-        w = cast("planes", dtype, weight)
-        return norm_linear_fwd(x, gain, shift, w, planes=True, bias=bias, out=out)
-
-    return recompute(fused, _planes, x, gain, shift, weight, bias)
+def _rows(x: Tensor, gain: Tensor | None, shift: Tensor | None, weight: Tensor) -> Tensor:
+    return F.linear(F.layer_norm(x, x.shape[-1:], gain, shift, EPS), weight)
 
 
 def _planes(
@@ -185,3 +143,57 @@ def _planes(
             out = y.new_empty((b, weight.shape[0], rows, cols))
         out[:, :, lo:hi] = y
     return torch.cat(parts, 2) if parts else out
+
+
+def _fused_rows() -> Callable[..., Tensor]:
+    from foldcp_kernels.norm_linear.fused import rows
+
+    return rows
+
+
+def _fused_planes() -> Callable[..., Tensor]:
+    from foldcp_kernels.norm_linear.fused import planes
+
+    return planes
+
+
+def _defined_planes(
+    x: Tensor,
+    gain: Tensor | None,
+    shift: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    out: Tensor | None,
+) -> Tensor:
+    found = definition.norm_linear_planes(x, gain, shift, weight, bias)
+    return found if out is None else out.copy_(found)
+
+
+def _no_planes(x: Tensor, *given: Tensor | None) -> Tensor:
+    weight, out = given[2], given[4]
+    if out is not None:
+        return out
+    assert weight is not None
+    return x.new_empty((len(x), len(weight), *x.shape[1:3]), dtype=compute_dtype(x))
+
+
+ROWS = Op(
+    "norm_linear",
+    eager=_rows,
+    triton=_fused_rows,
+    covers=lambda x, *_: refusal(x, "x", (x.shape[-1],)),
+    prefers=lambda x, gain, shift, weight: slower(x, len(weight)),
+    definition=definition.norm_linear_rows,
+    empty=lambda x, gain, shift, weight: x.new_empty(
+        (*x.shape[:3], len(weight)), dtype=compute_dtype(x)
+    ),
+)
+PLANES = Op(
+    "norm_linear_planes",
+    eager=_planes,
+    triton=_fused_planes,
+    covers=lambda x, *_: refusal(x, "x", (x.shape[-1],)),
+    prefers=lambda x, gain, shift, weight, *_: slower(x, len(weight)),
+    definition=_defined_planes,
+    empty=_no_planes,
+)

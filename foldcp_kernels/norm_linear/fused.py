@@ -18,9 +18,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from foldcp_kernels.core.dispatch import compute_dtype
 from foldcp_kernels.core.triton_configs import pick
 from foldcp_kernels.core.triton_launch import capability, cdiv, launch, next_power_of_2, packed
-from foldcp_kernels.norm_linear.planes import padded_planes
+from foldcp_kernels.core.weight_cache import cast, derived
+from foldcp_kernels.norm_linear.planes import of_both_halves, padded_planes
 
 
 @triton.jit
@@ -166,6 +168,56 @@ def norm_linear_fwd(
         **config.options(),
     )  # fmt: skip
     return out
+
+
+def rows(x: Tensor, gain: Tensor | None, shift: Tensor | None, weight: Tensor) -> Tensor:
+    """See `norm_linear_rows`: its forward."""
+    w = cast(weight, compute_dtype(x))
+    return norm_linear_fwd(x, gain, shift, w, planes=False)
+
+
+def planes(
+    x: Tensor,
+    gain: Tensor | None,
+    shift: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    out: Tensor | None,
+) -> Tensor:
+    """See `norm_linear_planes`: its forward."""
+    w = cast(weight, compute_dtype(x))
+    return norm_linear_fwd(x, gain, shift, w, planes=True, bias=bias, out=out)
+
+
+def gated_planes(
+    z: Tensor,
+    mask: Tensor | None,
+    gain: Tensor,
+    shift: Tensor,
+    p_in: Tensor,
+    g_in: Tensor,
+    out: Tensor | None,
+    channels: tuple[int, int] | None,
+) -> Tensor:
+    """Project to the planes a and b of a triangle multiplication.
+
+    Args:
+        z: [B, I, J, C].
+        mask: [B, I, J] or None.
+        gain: [C].
+        shift: [C].
+        p_in: [2D, C], in any dtype.
+        g_in: [2D, C], in any dtype.
+        out: [B, 2d, I, J] or None.
+        channels: which of D (start, stop), None for all.
+    """
+    dtype = compute_dtype(z)
+
+    def part(m: Tensor) -> Tensor:
+        return of_both_halves(m, channels).to(dtype).contiguous()
+
+    p, g = (derived("planes", (m,), part, dtype, channels) for m in (p_in, g_in))
+    return norm_linear_fwd(z, gain, shift, p, planes=True, gate=g, mask=mask, out=out)
 
 
 def flops(b: int, i: int, j: int, c: int, outs: int) -> int:

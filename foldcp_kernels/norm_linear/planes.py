@@ -1,4 +1,4 @@
-"""Allocate the planes that kernels write, with rows that begin at aligned addresses."""
+"""Cut and allocate channel-major planes; their rows begin at aligned addresses."""
 
 from __future__ import annotations
 
@@ -19,3 +19,19 @@ def padded_planes(x: Tensor, channels: int, dtype: torch.dtype) -> Tensor:
     """
     b, i, j = x.shape[:3]
     return x.new_empty((b, channels, i, -(-j // 16) * 16), dtype=dtype)[..., :j]
+
+
+def of_both_halves(m: Tensor, channels: tuple[int, int] | None) -> Tensor:
+    """Cut the same channels out of both halves of a weight.
+
+    Args:
+        m: [2D, C].
+        channels: (start, stop) of D, None for all.
+
+    Returns:
+        [2d, C]; `m` itself where that is all of it.
+    """
+    if channels is None:
+        return m
+    half, (lo, hi) = m.shape[0] // 2, channels
+    return m if hi - lo == half else torch.cat((m[lo:hi], m[half + lo : half + hi]))

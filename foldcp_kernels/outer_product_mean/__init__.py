@@ -8,15 +8,16 @@ Source: AlphaFold 3 supplement, Algorithm 9.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
-from foldcp_kernels.core.arguments import check
 from foldcp_kernels.core.chunking import add_chunks, chunk_length, spans
-from foldcp_kernels.core.dispatch import check_dtype, choose, compute_dtype
-from foldcp_kernels.core.recompute import nothing, recompute
+from foldcp_kernels.core.dispatch import check_dtype, compute_dtype
+from foldcp_kernels.core.op import Op
+from foldcp_kernels.core.recompute import recompute
+from foldcp_kernels.outer_product_mean import definition
 
 MAX_WIDTH = 64
 # The model behind `auto`, not measured: a byte from the L2 cache costs half of one from device
@@ -61,31 +62,11 @@ def outer_product_mean(
 
     Source: AlphaFold 3 supplement, Algorithm 9.
     """
-    check("outer_product_mean", z, a, b, count, weight, bias)
-    if not z.numel():
-        return nothing(z, a, b, weight, bias)
-    dtype = compute_dtype(a)
-    slow = _slower_reason(a.shape[1], a.shape[3], z.shape[3], dtype.itemsize)
-    name = choose("outer_product_mean", impl, z, _refusal(z, a, b, weight), slow)
-    if name == "reference":
-        from foldcp_kernels.outer_product_mean import definition
+    return _OUTER_PRODUCT_MEAN(z, a, b, count, weight, bias, impl=impl)
 
-        return definition.outer_product_mean_tile(z, a, b, count, weight, bias)
 
-    def twin(z: Tensor, a: Tensor, b: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return add_chunks(z, 1, outer_product_chunks(a, b, count, weight, bias, z))
-
-    if name == "torch":
-        return twin(z, a, b, weight, bias)
-    from foldcp_kernels.outer_product_mean.fused import outer_product_mean_fwd
-
-    in_place = not torch.is_grad_enabled()
-
-    def fused(z: Tensor, a: Tensor, b: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        left, right = a.to(dtype), b.to(dtype)
-        return outer_product_mean_fwd(z, left, right, count, weight, bias, in_place)
-
-    return recompute(fused, twin, z, a, b, weight, bias)
+def _eager(z: Tensor, a: Tensor, b: Tensor, count: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return add_chunks(z, 1, outer_product_chunks(a, b, count, weight, bias, z))
 
 
 def outer_product_chunks(
@@ -165,6 +146,10 @@ def chunked_bytes(s: int, d: int, channels: int, element_bytes: int) -> float:
     return element_bytes * (passes if _few(s, d, channels) else passes + 2 * d * d)
 
 
+def _slower(z: Tensor, a: Tensor, *_: Tensor) -> str | None:
+    return _slower_reason(a.shape[1], a.shape[3], z.shape[3], compute_dtype(a).itemsize)
+
+
 def _slower_reason(s: int, d: int, channels: int, element_bytes: int) -> str | None:
     """Return the reason to prefer chunked GEMMs, or None if the fused kernel should be faster."""
     fused = _L2_COST * kernel_bytes(s, d, channels, element_bytes)
@@ -173,8 +158,27 @@ def _slower_reason(s: int, d: int, channels: int, element_bytes: int) -> str | N
     return "chunked products move fewer bytes for this number of sequences"
 
 
-def _refusal(z: Tensor, a: Tensor, b: Tensor, weight: Tensor) -> str | None:
+def _refusal(
+    z: Tensor, a: Tensor, b: Tensor, count: Tensor, weight: Tensor, bias: Tensor
+) -> str | None:
     if a.shape[3] > MAX_WIDTH:
         return f"`a` has {a.shape[3]} channels; expected at most {MAX_WIDTH}"
     named = ((z, "z"), (a, "a"), (b, "b"), (weight, "weight"))
     return next((r for x, name in named if (r := check_dtype(x, name))), None)
+
+
+def _fused() -> Callable[..., Tensor]:
+    from foldcp_kernels.outer_product_mean.fused import outer_product_mean
+
+    return outer_product_mean
+
+
+_OUTER_PRODUCT_MEAN = Op(
+    "outer_product_mean",
+    eager=_eager,
+    triton=_fused,
+    covers=_refusal,
+    prefers=_slower,
+    definition=definition.outer_product_mean_tile,
+    in_place=True,
+)

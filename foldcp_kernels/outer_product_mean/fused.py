@@ -18,9 +18,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from foldcp_kernels.core.dispatch import derived
+from foldcp_kernels.core.dispatch import compute_dtype
 from foldcp_kernels.core.triton_configs import Config, pick
 from foldcp_kernels.core.triton_launch import capability, cdiv, launch, next_power_of_2, packed
+from foldcp_kernels.core.weight_cache import derived
 from foldcp_kernels.norm_linear.fused import exactness
 
 
@@ -112,6 +113,17 @@ def outer_product_mean_fwd(
         num_warps=config.warps, num_stages=config.stages,
     )  # fmt: skip
     return out
+
+
+def outer_product_mean(
+    z: Tensor, a: Tensor, b: Tensor, count: Tensor, weight: Tensor, bias: Tensor,
+    out: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """See `outer_product_mean`: its forward, in place where `out` is given."""
+    dtype = compute_dtype(a)
+    return outer_product_mean_fwd(
+        z, a.to(dtype), b.to(dtype), count, weight, bias, in_place=out is not None
+    )
 
 
 def blocks(config: Config, width: int) -> tuple[int, int, int]:

@@ -16,37 +16,18 @@ from torch import Tensor
 from foldcp_kernels.core.arguments import check
 from foldcp_kernels.core.chunking import chunk_length, map_chunks
 from foldcp_kernels.core.recompute import nothing
-from foldcp_kernels.norm_linear import choose_rows
-from foldcp_kernels.pair_weighted_averaging.weights import MASKED, PairWeightedAveragingWeights
-
-
-def average(v: Tensor, weights: Tensor) -> Tensor:
-    """Compute weighted sums of values.
-
-    Args:
-        v: [B, S, K, H, D].
-        weights: [B, H, I, K].
-
-    Returns:
-        [B, S, I, H, D].
-    """
-    s, d = v.shape[1], v.shape[4]
-    # [B, H, I, K] @ [B, H, K, S*D] -> [B, H, I, S*D]
-    o = weights.to(v.dtype) @ v.permute(0, 3, 2, 1, 4).flatten(3)
-    return o.unflatten(3, (s, d)).permute(0, 3, 2, 1, 4)
-
-
-def masked(logits: Tensor, mask: Tensor | None) -> Tensor:
-    """Lower logits by `MASKED` where the mask is 0, in float32 or wider.
-
-    Args:
-        logits: [B, H, I, K].
-        mask: [B, I, K], 1 = keep; None keeps all.
-    """
-    if mask is None:
-        return logits
-    wide = torch.promote_types(logits.dtype, torch.float32)
-    return logits + ((mask.to(wide) - 1) * MASKED)[:, None]
+from foldcp_kernels.pair_weighted_averaging import definition
+from foldcp_kernels.pair_weighted_averaging.definition import (
+    PairWeightedAveragingWeights as PairWeightedAveragingWeights,
+)
+from foldcp_kernels.pair_weighted_averaging.parts import (
+    average,
+    choose_parts,
+    logits,
+    masked,
+    output,
+    values,
+)
 
 
 def pair_weighted_averaging(
@@ -77,18 +58,14 @@ def pair_weighted_averaging(
     if not m.numel():
         return nothing(m, z, *w.tensors())
     if impl == "reference":
-        from foldcp_kernels.pair_weighted_averaging import definition
-
-        v, logits = w.values(m, "torch"), masked(w.logits(z, "torch"), mask)
-        return w.output(m, definition.pair_weighted_averaging(v, logits).flatten(-2), "torch")
-    if impl == "triton":  # all of it must run before any of it does
-        for x, name in ((m, "m"), (z, "z")):
-            choose_rows("pair_weighted_averaging", impl, x, name, (x.shape[-1],))
-    weights = torch.softmax(masked(w.logits(z, impl), mask), -1)
+        full = z.new_ones(z.shape[:3]) if mask is None else mask
+        return definition.pair_weighted_averaging(m, z, full, w)
+    parts = choose_parts(m, z, w, impl)
+    weights = torch.softmax(masked(logits(z, w, parts), mask), -1)
     each = 4 * m.shape[0] * m.shape[2] * w.m.shape[0] * m.element_size()
 
     def change(chunk: Tensor, _: tuple[int, int]) -> Tensor:
-        o = average(w.values(chunk, impl), weights).flatten(-2)
-        return w.output(chunk, o, impl)
+        o = average(values(chunk, w, parts), weights).flatten(-2)
+        return output(chunk, o, w, parts)
 
     return map_chunks(m, 1, chunk_length(m.shape[1], each, m.device), change)

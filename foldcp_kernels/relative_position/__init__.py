@@ -11,6 +11,8 @@ Source: AlphaFold 3 supplement, Algorithm 3.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,8 +20,12 @@ from torch import Tensor
 
 from foldcp_kernels.core.arguments import check
 from foldcp_kernels.core.chunking import chunk_length, spans
-from foldcp_kernels.core.dispatch import check_dtype, choose
-from foldcp_kernels.relative_position.positions import Positions, table_index
+from foldcp_kernels.core.dispatch import check_dtype
+from foldcp_kernels.core.op import Op
+from foldcp_kernels.relative_position import definition
+from foldcp_kernels.relative_position.definition import Positions as Positions
+from foldcp_kernels.relative_position.definition import Tokens as Tokens
+from foldcp_kernels.relative_position.positions import table_index
 
 MAX_CHANNELS = 1024
 _INDEX_BYTES = 40  # of the integers of a pair while its index is computed
@@ -63,10 +69,8 @@ def add_relative_position(
     Source: AlphaFold 3 supplement, Algorithm 3.
     """
     _check(table, positions, out)
-    name = choose("relative_position", impl, out, _refusal(out, table, positions))
-    if torch.is_grad_enabled():
-        return _LookUp.apply(out, table, positions, name)
-    return _write(out, out, table, positions, name)
+    chosen = _RELATIVE_POSITION.choose(out, table, positions, impl=impl)
+    return _RELATIVE_POSITION.run(chosen, out, table, positions)
 
 
 def relative_position(table: Tensor, positions: Positions, impl: str | None = None) -> Tensor:
@@ -86,10 +90,8 @@ def relative_position(table: Tensor, positions: Positions, impl: str | None = No
     Source: AlphaFold 3 supplement, Algorithm 3.
     """
     _check(table, positions, None)
-    name = choose("relative_position", impl, table, _refusal(table, table, positions))
-    if torch.is_grad_enabled():
-        return _LookUp.apply(None, table, positions, name)
-    return _write(None, None, table, positions, name)
+    chosen = _RELATIVE_POSITION.choose(table, table, positions, impl=impl)
+    return _RELATIVE_POSITION.run(chosen, None, table, positions)
 
 
 def _check(table: Tensor, p: Positions, out: Tensor | None) -> None:
@@ -107,35 +109,26 @@ def _refusal(out: Tensor, table: Tensor, positions: Positions) -> str | None:
     return check_dtype(out, "out") or check_dtype(table, "table")
 
 
-def _write(
-    x: Tensor | None, out: Tensor | None, table: Tensor, positions: Positions, name: str
+def _looked_up(
+    write: Callable[..., Tensor], x: Tensor | None, table: Tensor, positions: Positions
 ) -> Tensor:
-    """x (None: nothing) + table rows, written to `out` (None: new; may be `x`)."""
-    rows, cols = positions.rows, positions.cols
-    shape = (len(rows.chain), len(cols.chain), table.shape[1])
-    if name == "triton":
-        from foldcp_kernels.relative_position.fused import relative_position_fwd
+    """x (None: nothing) + table rows, in place when gradients are off."""
+    if torch.is_grad_enabled():
+        return _LookUp.apply(x, table, positions, write)
+    return write(x, x, table, positions)
 
-        if out is None:
-            out = torch.empty_like(x) if x is not None else table.new_empty(shape)
-        whole, source = out, x
-        if out.dim() == 3:
-            out, source = out[None], None if x is None else x[None]
-        sides = (tuple(y.contiguous() for y in (s.chain, s.residue, s.token)) for s in (rows, cols))
-        period = None if cols.period is None else cols.period.contiguous()
-        relative_position_fwd(
-            source, out, table.contiguous(), *sides, period, positions.classes.contiguous(),
-            positions.r_max, positions.s_max, positions.fix_sym_check,
-        )  # fmt: skip
-        return whole
-    if name == "reference":
-        from foldcp_kernels.relative_position import definition
 
-        found = definition.relative_position(table, positions)
-        if x is None:
-            return found
-        return x.add_(found) if out is x else x + found
+def _defined(x: Tensor | None, table: Tensor, positions: Positions) -> Tensor:
+    found = definition.relative_position(table, positions)
     if x is None:
+        return found
+    return x + found if torch.is_grad_enabled() else x.add_(found)
+
+
+def _write(x: Tensor | None, out: Tensor | None, table: Tensor, positions: Positions) -> Tensor:
+    """x (None: nothing) + table rows, written to `out` (None: new; may be `x`)."""
+    if x is None:
+        shape = (len(positions.rows.chain), len(positions.cols.chain), table.shape[1])
         return table.index_select(0, table_index(positions).flatten()).view(shape)
     out = x if out is x else x.clone()
     for lo, hi in _parts(positions, out.device):
@@ -155,10 +148,14 @@ class _LookUp(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor | None, table: Tensor, positions: Positions, name: str
+        ctx: Any,
+        x: Tensor | None,
+        table: Tensor,
+        positions: Positions,
+        write: Callable[..., Tensor],
     ) -> Tensor:
         ctx.positions, ctx.table = positions, (table.shape, table.dtype)
-        return _write(x, None, table, positions, name)
+        return write(x, None, table, positions)
 
     @staticmethod
     def backward(ctx: Any, dout: Tensor) -> tuple[Any, ...]:
@@ -175,3 +172,19 @@ class _LookUp(torch.autograd.Function):
                     dtable.index_add_(0, index, tile[lo:hi].flatten(0, 1).to(wide))
             dtable = dtable.to(dtype)
         return dout if ctx.needs_input_grad[0] else None, dtable, None, None
+
+
+def _fused() -> Callable[..., Tensor]:
+    from foldcp_kernels.relative_position.fused import relative_position
+
+    return partial(_looked_up, relative_position)
+
+
+_RELATIVE_POSITION = Op(
+    "relative_position",
+    eager=partial(_looked_up, _write),
+    triton=_fused,
+    covers=_refusal,
+    definition=_defined,
+    own_backward=True,
+)

@@ -11,12 +11,14 @@ Source: AlphaFold 3 supplement, Algorithm 3.
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from foldcp_kernels.core.triton_configs import pick
 from foldcp_kernels.core.triton_launch import capability, cdiv, launch, next_power_of_2
+from foldcp_kernels.relative_position.definition import Positions
 
 
 @triton.jit
@@ -121,6 +123,38 @@ def relative_position_fwd(
         num_warps=config.warps, num_stages=config.stages, enable_fp_fusion=False,
     )  # fmt: skip
     return out
+
+
+def relative_position(
+    x: Tensor | None, out: Tensor | None, table: Tensor, positions: Positions
+) -> Tensor:
+    """Write x + table row of each pair to `out`.
+
+    Args:
+        x: [R, T, C] or [B, R, T, C], None for the table rows alone.
+        out: like `x`, and may be `x`; None for a new tensor.
+        table: [rows of the table, C].
+        positions: of the pairs.
+
+    Returns:
+        `out`, or the new tensor.
+    """
+    rows, cols = positions.rows, positions.cols
+    if out is None:
+        shape = (len(rows.chain), len(cols.chain), table.shape[1])
+        out = torch.empty_like(x) if x is not None else table.new_empty(shape)
+    whole, source = out, x
+    if out.dim() == 3:
+        out, source = out[None], None if x is None else x[None]
+    mine, theirs = (
+        (s.chain.contiguous(), s.residue.contiguous(), s.token.contiguous()) for s in (rows, cols)
+    )
+    period = None if cols.period is None else cols.period.contiguous()
+    relative_position_fwd(
+        source, out, table.contiguous(), mine, theirs, period, positions.classes.contiguous(),
+        positions.r_max, positions.s_max, positions.fix_sym_check,
+    )  # fmt: skip
+    return whole
 
 
 def flops(b: int, r: int, t: int, c: int) -> int:

@@ -1,67 +1,11 @@
-"""Describe where tokens are, and compute the row of the table that each pair takes."""
+"""Compute the row of the table that each pair takes."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-
-@dataclass(frozen=True)
-class Tokens:
-    """Integers of the tokens along one side of a tile, int32 [T] each.
-
-    Args:
-        chain: row of `Positions.classes`.
-        residue: index of the residue.
-        token: index of the token.
-        period: of cyclic chains, floating point [T]; None when no chain is cyclic.
-    """
-
-    chain: Tensor
-    residue: Tensor
-    token: Tensor
-    period: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class Positions:
-    """Positions that select the table row of each pair of a tile.
-
-    Args:
-        rows: tokens of the rows.
-        cols: tokens of the columns; the period is theirs.
-        classes: (asym, entity, sym) of each chain class, int32 [K, 3].
-        r_max: largest residue or token offset that is distinguished.
-        s_max: largest offset of chain copies that is distinguished.
-        fix_sym_check: chains of other entities have no chain offset; otherwise the same chain has
-            none, as Boltz-1 was trained.
-    """
-
-    rows: Tokens
-    cols: Tokens
-    classes: Tensor
-    r_max: int
-    s_max: int
-    fix_sym_check: bool
-
-    def cut(self, lo: int, hi: int) -> Positions:
-        """Cut out rows lo:hi of the tile.
-
-        Args:
-            lo: first row.
-            hi: end of the rows, exclusive.
-        """
-        r = self.rows
-        period = None if r.period is None else r.period[lo:hi]
-        rows = Tokens(r.chain[lo:hi], r.residue[lo:hi], r.token[lo:hi], period)
-        return replace(self, rows=rows)
-
-    @property
-    def table_rows(self) -> int:
-        """Rows of the table: (offsets of chain copies and none) x 2 x places."""
-        return 2 * (2 * self.s_max + 2) * (4 * self.r_max + 3)
+from foldcp_kernels.relative_position.definition import Positions
 
 
 def table_index(p: Positions) -> Tensor:

@@ -5,15 +5,16 @@ Source: AlphaFold 3 supplement, Algorithm 11.
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Callable
+
 import torch.nn.functional as F
 from torch import Tensor
 
 from foldcp_kernels.core.arguments import check
 from foldcp_kernels.core.chunking import add_chunks, chunk_length, spans
-from foldcp_kernels.core.dispatch import compute_dtype
-from foldcp_kernels.core.recompute import nothing, recompute
-from foldcp_kernels.norm_linear import EPS, cast, choose_rows
+from foldcp_kernels.core.op import Op
+from foldcp_kernels.norm_linear import EPS, refusal, slower
+from foldcp_kernels.transition import definition
 from foldcp_kernels.transition.definition import TransitionWeights
 
 
@@ -55,35 +56,31 @@ def transition(x: Tensor, w: TransitionWeights, dim: int = 1, impl: str | None =
 
     Source: AlphaFold 3 supplement, Algorithm 11.
     """
-    check("transition", x, *vars(w).values())
-    if not x.numel():
-        return nothing(x, *vars(w).values())
-    if impl == "reference":
-        from foldcp_kernels.transition import definition
-
-        return definition.transition(x, w)
     lead = max(0, 4 - x.ndim)  # a kernel takes [B, I, J, C]
     rows = x[(None,) * lead] if lead else x
-    out = _update(rows, w, min(dim + lead, rows.ndim - 2), impl)
-    return out.view(x.shape) if torch.is_grad_enabled() else x
+    out = _TRANSITION(rows, *vars(w).values(), impl=impl, dim=min(dim + lead, rows.ndim - 2))
+    return x if out is rows else out.view(x.shape)
 
 
-def _update(x: Tensor, w: TransitionWeights, dim: int, impl: str | None) -> Tensor:
-    """x [..., C] of 4 or more dimensions + its transition; in place when gradients are off."""
-    if choose_rows("transition", impl, x, "x", (x.shape[-1],)) != "triton":
-        total, hidden = x.shape[dim], w.fc1.shape[0]
-        each = x.numel() // max(1, total * x.shape[-1]) * hidden * x.element_size() * 2
-        cuts = spans(total, chunk_length(total, each, x.device))
-        return add_chunks(x, dim, ((c, _swiglu(x.narrow(dim, c[0], c[1] - c[0]), w)) for c in cuts))
-    from foldcp_kernels.transition.fused import transition_fwd
+def _eager(x: Tensor, *weights: Tensor, dim: int) -> Tensor:
+    w, total = TransitionWeights(*weights), x.shape[dim]
+    each = x.numel() // (total * x.shape[-1]) * w.fc1.shape[0] * x.element_size() * 2
+    cuts = spans(total, chunk_length(total, each, x.device))
+    return add_chunks(x, dim, ((c, _swiglu(x.narrow(dim, c[0], c[1] - c[0]), w)) for c in cuts))
 
-    dtype, in_place = compute_dtype(x), not torch.is_grad_enabled()
 
-    def fused(x: Tensor, gain: Tensor, shift: Tensor, *fc: Tensor) -> Tensor:
-        weights = [cast(f"fc{i}", dtype, f) for i, f in enumerate(fc)]
-        return transition_fwd(x, gain, shift, *weights, out=x if in_place else None)
+def _fused() -> Callable[..., Tensor]:
+    from foldcp_kernels.transition.fused import transition
 
-    def twin(x: Tensor, *weights: Tensor) -> Tensor:
-        return _update(x, TransitionWeights(*weights), dim, "torch")
+    return transition
 
-    return recompute(fused, twin, x, w.norm_weight, w.norm_bias, w.fc1, w.fc2, w.fc3)
+
+_TRANSITION = Op(
+    "transition",
+    eager=_eager,
+    triton=_fused,
+    covers=lambda x, *_: refusal(x, "x", (x.shape[-1],)),
+    prefers=lambda x, *_: slower(x),
+    definition=lambda x, *w, dim: definition.transition(x, TransitionWeights(*w)),
+    in_place=True,
+)

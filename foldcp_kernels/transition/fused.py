@@ -11,8 +11,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from foldcp_kernels.core.dispatch import compute_dtype
 from foldcp_kernels.core.triton_configs import pick
 from foldcp_kernels.core.triton_launch import capability, cdiv, launch, next_power_of_2, packed
+from foldcp_kernels.core.weight_cache import cast
 from foldcp_kernels.gated_output.fused import load_weight, place
 from foldcp_kernels.norm_linear.fused import exactness, load_normed
 
@@ -83,6 +85,16 @@ def transition_fwd(
         EXACT=exactness(w1.dtype), **config.options(),
     )  # fmt: skip
     return out
+
+
+def transition(
+    x: Tensor, gain: Tensor, shift: Tensor, fc1: Tensor, fc2: Tensor, fc3: Tensor,
+    dim: int, out: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """See `transition`: its forward, without chunks along `dim`; `out` as in `transition_fwd`."""
+    dtype = compute_dtype(x)
+    w1, w2, w3 = (cast(w, dtype) for w in (fc1, fc2, fc3))
+    return transition_fwd(x, gain, shift, w1, w2, w3, out)
 
 
 def flops(positions: int, c: int, hidden: int) -> int:

@@ -162,7 +162,7 @@ def averaging(mesh: Mesh, n: int) -> None:
     real, keep = shard(layout)
     v, logits = rand(g, 1, s, n, h, d), rand(g, 1, h, n, n)
     leaves = [v.clone().requires_grad_(), logits.clone().requires_grad_()]
-    want = reference.pair_weighted_averaging(*leaves)
+    want = reference.weighted_average(*leaves)
     dout = rand(g, *want.shape)
     grads = torch.autograd.grad(want, leaves, dout)
     lv = pad_shard(v, layout, 2).requires_grad_()
@@ -236,7 +236,7 @@ def averaging_offsets(mesh: Mesh, n: int) -> None:
     real, keep = shard(layout)
     for fill in _offsets(n):
         bias = fill.expand(1, 2, n, n).contiguous()
-        want = reference.pair_weighted_averaging(v.double(), bias.double())
+        want = reference.weighted_average(v.double(), bias.double())
         weights = column_weights(pad_tile(bias, layout, (2, 3)), layout, mesh)
         got = pair_weighted_averaging(pad_shard(v, layout, 2), weights, layout, mesh)
         pair = (got[:, :, :keep], want[:, :, real])

@@ -87,8 +87,8 @@ def test_sizes_of_no_kernel_run_in_torch_and_say_so_once(
 ) -> None:
     """Under `auto`; a kernel that is named is refused before anything runs."""
     make, sizes, why = NO_KERNEL[op]
-    monkeypatch.setattr(dispatch, "_triton_runs", lambda device: True)
-    monkeypatch.setattr(dispatch, "_chosen", set())
+    monkeypatch.setattr(dispatch, "triton_runs", lambda device: True)
+    dispatch._log.cache_clear()
     for size in sizes:
         call, said = make(*size), re.compile(why.replace(". ?", "[a-z]").format(*size))
         caplog.clear()
@@ -103,7 +103,7 @@ def test_sizes_of_no_kernel_run_in_torch_and_say_so_once(
         with pytest.raises(ValueError, match=f"impl='triton' cannot run: .*{said.pattern}"):
             call("triton")
         monkeypatch.undo()
-        monkeypatch.setattr(dispatch, "_triton_runs", lambda device: True)
+        monkeypatch.setattr(dispatch, "triton_runs", lambda device: True)
 
 
 @torch.no_grad()

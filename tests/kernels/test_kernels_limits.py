@@ -154,23 +154,23 @@ def test_every_kernel_has_a_configuration_for_every_chip() -> None:
 
 def test_tuned_cache_takes_precedence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    configs._tuned.cache_clear()
+    configs.TUNED.forget()
     shipped = configs.pick("transition", 2, 90)
     path = configs.cache_file()
     path.parent.mkdir(parents=True)
     blocks = {"BP": 32, "BH": 16}
     entry = {"blocks": blocks, "warps": 2, "stages": 1, "source": "a test"}
     path.write_text(json.dumps({"transition/2/sm_90": entry}))
-    configs._tuned.cache_clear()
+    configs.TUNED.forget()
     assert configs.pick("transition", 2, 90) == configs.Config(blocks, 2, 1, "a test")
     assert configs.pick("transition", 2, 80) == configs.candidates("transition", 2, "any")[0]
     # A size that came after the cache was written is the shipped one.
     path.write_text(json.dumps({"transition/2/sm_90": entry | {"blocks": {"BP": 32}}}))
-    configs._tuned.cache_clear()
+    configs.TUNED.forget()
     merged = configs.pick("transition", 2, 90).blocks
     assert merged == {"BP": 32, "BH": shipped.blocks["BH"]}
     path.unlink()
-    configs._tuned.cache_clear()
+    configs.TUNED.forget()
     assert configs.pick("transition", 2, 90) == shipped
 
 
@@ -224,7 +224,7 @@ def test_tuning_without_a_gpu_says_so_and_can_be_rehearsed(
             rows = list(csv.DictReader(file))
         assert {r["kernel"] for r in rows} == {"attention_32", "multiplication_output"}
         assert all(r["status"] == "ok" and float(r["ms"]) > 0 for r in rows), rows
-        assert not configs._tuned(), "a rehearsal leaves the table alone"
+        assert not configs.TUNED.found, "a rehearsal leaves the table alone"
 
 
 def test_the_gate_sees_what_is_wrong() -> None:

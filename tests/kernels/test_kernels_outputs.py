@@ -19,7 +19,8 @@ from foldcp_kernels.core import chunking
 from foldcp_kernels.core import definitions as reference
 from foldcp_kernels.outer_product_mean import _slower_reason, outer_product_mean
 from foldcp_kernels.relative_position import add_relative_position, relative_position
-from foldcp_kernels.relative_position.positions import Positions, Tokens, table_index
+from foldcp_kernels.relative_position.definition import Positions, Tokens
+from foldcp_kernels.relative_position.positions import table_index
 
 Op = Callable[..., Tensor]
 

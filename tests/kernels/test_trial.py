@@ -50,8 +50,8 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gpus]:
 
     def forget() -> None:
         trial._trial.cache_clear()
-        dispatch._runs.clear()
-        dispatch._chosen.clear()
+        dispatch._gpu_runs.cache_clear()
+        dispatch._log.cache_clear()
         dispatch.set_impl("auto")
 
     forget()
@@ -142,7 +142,7 @@ def test_doctor_repeats_what_does_not_run(gpus: Gpus, monkeypatch: pytest.Monkey
 
 def test_the_trial_kernel_computes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Interpreted here; a device on which it does something else is not trusted."""
-    from foldcp_kernels.core import trial_kernel as kernel
+    from foldcp_kernels.core.trial import kernel
 
     assert trial.launch_on(torch.device("cpu")) is None
     monkeypatch.setattr(kernel, "run", lambda x, out: out.fill_(1))

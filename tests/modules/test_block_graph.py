@@ -28,7 +28,8 @@ from foldcp.modules.graphs.weight_slots import WeightSlots, _named
 from foldcp.modules.settings import Settings
 from foldcp.modules.trunk.msa import MSALayer
 from foldcp.modules.trunk.pairformer import PairBlock, PairformerLayer, PairformerModule
-from foldcp_kernels.core.dispatch import derived, set_impl
+from foldcp_kernels.core.dispatch import set_impl
+from foldcp_kernels.core.weight_cache import derived
 
 TOKENS, TEMPLATE_BLOCKS = 20, 1
 

@@ -26,12 +26,11 @@ from foldcp.modules.trunk.pairformer import PairformerLayer
 from foldcp.rings import triangle_attention
 from foldcp_kernels.core.dispatch import default_impl, set_impl
 from foldcp_kernels.triangle_attention import TriangleAttentionWeights
-from foldcp_kernels.triangle_attention.lines import bias_panels, project_bias, project_lines
-from foldcp_kernels.triangle_multiplication import (
-    TriangleMultiplicationWeights,
-    plane_panels,
-    project_planes,
-)
+from foldcp_kernels.triangle_attention.choice import chosen
+from foldcp_kernels.triangle_attention.parts import bias_panels, project_bias, project_lines
+from foldcp_kernels.triangle_multiplication import TriangleMultiplicationWeights
+from foldcp_kernels.triangle_multiplication import parts as multiplication
+from foldcp_kernels.triangle_multiplication.parts import plane_panels, project_planes
 
 N, SINGLE, PAIR, HEADS = 3605, 384, 128, 16
 OPS = {*STRATEGIES, "attention_pair_bias"}
@@ -97,18 +96,19 @@ def test_panels_hold_what_the_whole_holds(head_dim: int) -> None:
     w2 = TriangleMultiplicationWeights(*(rand(*s) for s in shapes))
     z, mask = rand(2, 2, 4, c), (rand(2, 2, 4) > 0).float()
     for x, keep in ((z, mask), (z.transpose(1, 2), mask.transpose(1, 2))):
-        whole = project_lines(x, w)  # with gradients on, a product of its own: all in one tensor
-        planes = project_planes(x, keep, w2, (1, 5))
-        bias = project_bias(x, w)
+        how, how2 = chosen(x, w), multiplication.chosen(x, w2)
+        whole = project_lines(x, w, how)  # with gradients on, a product of its own: one tensor
+        planes = project_planes(x, keep, w2, how2, (1, 5))
+        bias = project_bias(x, w, how)
         with torch.no_grad():
             for panels in (1, 2):
-                parts = project_lines(x, w, panels=panels)
+                parts = project_lines(x, w, how, panels)
                 assert len(parts.kv) == panels
                 # Not to the bit: a product of fewer columns may add up in another order.
                 for got, want in (
                     (parts.q, whole.q),
                     (torch.cat(parts.kv, 2), whole.kv[0]),
-                    (torch.cat(bias_panels(x, w, panels), 3), bias),
-                    (torch.cat(plane_panels(x, keep, w2, (1, 5), panels), 3), planes),
+                    (torch.cat(bias_panels(x, w, how, panels), 3), bias),
+                    (torch.cat(plane_panels(x, keep, w2, how2, (1, 5), panels), 3), planes),
                 ):
                     torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)

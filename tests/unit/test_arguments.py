@@ -28,7 +28,7 @@ from foldcp_kernels.pair_weighted_averaging import (
     pair_weighted_averaging,
 )
 from foldcp_kernels.relative_position import add_relative_position, relative_position
-from foldcp_kernels.relative_position.positions import Positions, Tokens
+from foldcp_kernels.relative_position.definition import Positions, Tokens
 from foldcp_kernels.transition import TransitionWeights, swiglu, transition
 from foldcp_kernels.triangle_attention import TriangleAttentionWeights, triangle_attention
 from foldcp_kernels.triangle_multiplication import (
@@ -350,20 +350,20 @@ def test_what_fitted_before_is_not_looked_at_again(monkeypatch: pytest.MonkeyPat
     x, gain, weight = torch.zeros(3, 5, 7, 22), torch.zeros(22), torch.zeros(9, 22)
     given = (x, gain, gain, weight, None, None)
     half = (x, gain, gain, weight.bfloat16(), None, None)
-    arguments.check("norm_linear", *given)
+    arguments.check("norm_linear_planes", *given)
     with pytest.raises(ValueError, match=r"`weight` has dtype torch.bfloat16; expected float32 as"):
-        arguments.check("norm_linear", *half)
+        arguments.check("norm_linear_planes", *half)
     with torch.autocast("cpu", torch.bfloat16):
-        arguments.check("norm_linear", *half)
+        arguments.check("norm_linear_planes", *half)
     with pytest.raises(ValueError, match="`weight`"):  # what autocast allows ends with it
-        arguments.check("norm_linear", *half)
+        arguments.check("norm_linear_planes", *half)
     monkeypatch.setattr(arguments, "_shape_fault", None)
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         fake = [None if t is None else mode.from_tensor(t) for t in given]
     for tensors in (given, fake, [None if t is None else t.to("meta") for t in given]):
-        arguments.check("norm_linear", *tensors)
+        arguments.check("norm_linear_planes", *tensors)
     with torch.autocast("cpu", torch.bfloat16):
-        arguments.check("norm_linear", *half)
+        arguments.check("norm_linear_planes", *half)
 
 
 EMPTY = [

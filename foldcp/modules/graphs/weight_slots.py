@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from foldcp.fabric.mesh import Mesh
-from foldcp_kernels.core import dispatch
+from foldcp_kernels.core import weight_cache
 
 _OF_EVERY_MODULE = vars(nn.Module()).keys() - {"training"}
 _PLAIN = (bool, int, float, str, tuple, type(None))
@@ -95,7 +95,7 @@ class WeightSlots:
         for held, key, x in places:
             held[key] = self._own[names[id(x)]]
         try:
-            with dispatch.deriving(self._slot):
+            with weight_cache.deriving(self._slot):
                 yield
         finally:
             for held, key, x in places:
@@ -111,7 +111,7 @@ class WeightSlots:
             self._complete = False
 
     def _slot(self, name: str, weights: tuple[Tensor, ...], build: Any, key: tuple) -> Any:
-        """The slot of what `dispatch.derived` makes of the slots of weights."""
+        """The slot of what `weight_cache.derived` makes of the slots of weights."""
         names = tuple(self._names.get(id(x), "") for x in weights)
         if "" in names:
             raise RuntimeError(f"{name} is derived from a tensor that is no weight of the block")
@@ -129,8 +129,8 @@ class WeightSlots:
     def _derive(self, at: Any, build: Callable[..., Any], named: dict[str, Tensor]) -> Tensor:
         """Derive the values kept for the weights `named` of a module."""
         name, names, key = at
-        with dispatch.deriving(None):
-            return dispatch.derived(name, [named[n] for n in names], build, *key)
+        with weight_cache.deriving(None):
+            return weight_cache.derived(name, [named[n] for n in names], build, *key)
 
 
 def _named(module: nn.Module) -> dict[str, Tensor]:

@@ -19,6 +19,7 @@ from foldcp.rings.pair_weighted_averaging import column_weights, pair_weighted_a
 from foldcp_kernels.core.chunking import chunk_length, map_chunks
 from foldcp_kernels.core.recompute import nothing
 from foldcp_kernels.pair_weighted_averaging import PairWeightedAveragingWeights
+from foldcp_kernels.pair_weighted_averaging import parts as local
 
 Features = dict[str, Tensor]
 
@@ -69,15 +70,17 @@ class PairWeightedAveraging(TiledModule):
         )
         if not m.numel():
             return nothing(m, z, *w.tensors())
-        weights = column_weights(w.logits(z), layout, self.mesh, mask)
+        parts = local.chosen(m, z, w)
+        weights = column_weights(local.logits(z, w, parts), layout, self.mesh, mask)
         width = self.num_heads * self.c_h
         each = m.shape[0] * (2 * layout.tile_cols + 3 * layout.tile_rows) * width * 4
         # Every chunk costs two exchanges, so a mesh takes larger ones.
         step = chunk_length(m.shape[1], each, m.device, at_most=8 if layout.size > 1 else 0)
 
         def change(chunk: Tensor, _: Span) -> Tensor:
-            o = pair_weighted_averaging(w.values(chunk), weights, layout, self.mesh)
-            return w.output(chunk, o.flatten(-2))
+            v = local.values(chunk, w, parts)
+            o = pair_weighted_averaging(v, weights, layout, self.mesh)
+            return local.output(chunk, o.flatten(-2), w, parts)
 
         return map_chunks(m, 1, step, change)
 

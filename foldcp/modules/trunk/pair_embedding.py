@@ -19,8 +19,12 @@ from torch import Tensor, nn
 from foldcp.fabric.mesh import Mesh
 from foldcp.layout.tiles import PairLayout, Span
 from foldcp.modules.base import TiledModule
-from foldcp_kernels.relative_position import add_relative_position, relative_position
-from foldcp_kernels.relative_position.positions import Positions, Tokens
+from foldcp_kernels.relative_position import (
+    Positions,
+    Tokens,
+    add_relative_position,
+    relative_position,
+)
 
 Feats = Mapping[str, Tensor]
 

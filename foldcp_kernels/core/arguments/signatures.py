@@ -79,6 +79,12 @@ _TRANSITION = """
     w.fc2              E C            same
     w.fc3              C E            same
 """
+_ROWS = """
+    x                  B I J C        float
+    gain?              C              gain
+    shift?             C              gain     & gain
+    weight             O C            same
+"""
 TABLE = {
     "triangle_multiplication": _MULTIPLICATION,
     "triangle_multiplication tile": _MULTIPLICATION.replace("B N N", "B R T"),
@@ -118,11 +124,9 @@ TABLE = {
     weight             C D*D          same
     bias               C              same
 """,
-    "norm_linear": """
-    x                  B I J C        float
-    gain?              C              gain
-    shift?             C              gain     & gain
-    weight             O C            same
+    "norm_linear": _ROWS,
+    "norm_linear_planes": _ROWS
+    + """
     bias?              O              same
     out?!              B O I J        other
 """,

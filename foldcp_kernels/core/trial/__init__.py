@@ -83,7 +83,7 @@ def launch_on(device: torch.device) -> str | None:
     x = torch.arange(_SIZE, dtype=torch.int32, device=device)
     out = torch.zeros_like(x)
     try:
-        import_module("foldcp_kernels.core.trial_kernel").run(x, out)
+        import_module("foldcp_kernels.core.trial.kernel").run(x, out)
         got = out.tolist()
     except torch.OutOfMemoryError:
         raise

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from functools import cache
 from math import isqrt, prod
 
 import torch
 from torch import Tensor
 
+from foldcp_kernels.core.arguments.signatures import TABLE
 from foldcp_kernels.core.dispatch import autocasts
-from foldcp_kernels.core.signatures import TABLE
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _ALLOWED = {
@@ -28,9 +27,6 @@ _ALLOWED = {
 }
 _KEPT = 32  # kinds of arguments of an op that are remembered: more than a model takes
 
-_fits: dict[str, list[list[object]]] = {name: [] for name in TABLE}
-_fits_under_autocast: dict[str, list[list[object]]] = {name: [] for name in TABLE}
-
 
 @dataclass(frozen=True)
 class _Argument:
@@ -39,6 +35,72 @@ class _Argument:
     dims: tuple[str, ...]
     dtype: str
     partner: str | None
+
+
+class Signature:
+    """Say what the tensors of an op must be, and remember which kinds of them fitted.
+
+    Args:
+        op: its name in `signatures.TABLE`.
+        text: its lines there.
+    """
+
+    def __init__(self, op: str, text: str) -> None:
+        self.op = op.split()[0]
+        self.arguments: tuple[_Argument, ...] = ()
+        self.changed: tuple[tuple[str, int], ...] = ()  # in place when gradients are off
+        self.fits: list[list[object]] = []
+        self.fits_under_autocast: list[list[object]] = []
+        for i, line in enumerate(filter(str.strip, text.splitlines())):
+            line, _, partner = line.partition("&")
+            name, *dims, dtype = line.split()
+            plain = name.rstrip("?!")
+            if "!" in name:
+                self.changed = (*self.changed, (plain, i))
+            found = _Argument(plain, "?" in name, tuple(dims), dtype, partner.strip() or None)
+            self.arguments = (*self.arguments, found)
+
+    def check(self, given: tuple[Tensor | None, ...], sizes: dict[str, int]) -> None:
+        """Raise ValueError unless the tensors of a call fit each other.
+
+        Args:
+            given: the tensors in the order of the table.
+            sizes: letters of the table that the call fixes.
+
+        Raises:
+            ValueError: names the argument, what was expected and what was got.
+        """
+        if not torch.is_grad_enabled():
+            for name, i in self.changed:
+                x = given[i]
+                if x is not None and 0 in x.stride() and _shares(x):
+                    raise ValueError(
+                        f"{self.op}: `{name}` is expanded, so that several of its elements are "
+                        "one, and would be changed in place: pass a copy (`.clone()`)"
+                    )
+        key: list[object] = [*sizes.values()]
+        for x in given:
+            if x is None:
+                key.append(None)
+            else:
+                key.append(x.shape)
+                key.append(x.dtype)
+        if key in self.fits:
+            return
+        main = next(x for x in given if x is not None)
+        if key in self.fits_under_autocast and autocasts(main):
+            return
+        fault = _shape_fault(self.arguments, given, sizes)
+        fault = fault or _dtype_fault(self.arguments, given, autocasts(main))
+        if fault:
+            raise ValueError(f"{self.op}: {fault}")
+        plain = _dtype_fault(self.arguments, given, False) is None
+        known = self.fits if plain else self.fits_under_autocast
+        known.insert(0, key)
+        del known[_KEPT:]
+
+
+SIGNATURES = {op: Signature(op, text) for op, text in TABLE.items()}
 
 
 def check(op: str, *given: Tensor | None, **sizes: int) -> None:
@@ -52,42 +114,7 @@ def check(op: str, *given: Tensor | None, **sizes: int) -> None:
     Raises:
         ValueError: names the argument, what was expected and what was got.
     """
-    if not torch.is_grad_enabled():
-        for name, i in _changed(op):
-            x = given[i]
-            if x is not None and 0 in x.stride() and _shares(x):
-                raise ValueError(
-                    f"{op.split()[0]}: `{name}` is expanded, so that several of its elements are "
-                    "one, and would be changed in place: pass a copy (`.clone()`)"
-                )
-    key: list[object] = [*sizes.values()]
-    for x in given:
-        if x is None:
-            key.append(None)
-        else:
-            key.append(x.shape)
-            key.append(x.dtype)
-    if key in _fits[op]:
-        return
-    under_autocast = _fits_under_autocast[op]
-    main = next(x for x in given if x is not None)
-    if key in under_autocast and autocasts(main):
-        return
-    arguments = _arguments(op)
-    fault = _shape_fault(arguments, given, sizes) or _dtype_fault(arguments, given, autocasts(main))
-    if fault:
-        raise ValueError(f"{op.split()[0]}: {fault}")
-    known = under_autocast if _dtype_fault(arguments, given, False) else _fits[op]
-    known.insert(0, key)
-    del known[_KEPT:]
-
-
-@cache
-def _changed(op: str) -> tuple[tuple[str, int], ...]:
-    """Names and positions of the arguments that are changed in place when gradients are off."""
-    lines = filter(str.strip, TABLE[op].splitlines())
-    names = [line.split()[0] for line in lines]
-    return tuple((name.rstrip("?!"), i) for i, name in enumerate(names) if "!" in name)
+    SIGNATURES[op].check(given, sizes)
 
 
 def _shares(x: Tensor) -> bool:
@@ -95,19 +122,6 @@ def _shares(x: Tensor) -> bool:
     return x.numel() > 0 and any(
         n > 1 and step == 0 for n, step in zip(x.shape, x.stride(), strict=True)
     )
-
-
-@cache
-def _arguments(op: str) -> tuple[_Argument, ...]:
-    found = []
-    for line in filter(str.strip, TABLE[op].splitlines()):
-        line, _, partner = line.partition("&")
-        name, *dims, dtype = line.split()
-        optional = "?" in name
-        found.append(
-            _Argument(name.rstrip("?!"), optional, tuple(dims), dtype, partner.strip() or None)
-        )
-    return tuple(found)
 
 
 def _shape_fault(

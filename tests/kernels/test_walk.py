@@ -1,0 +1,88 @@
+"""A triangle attention is followed from its module to its kernels in few files, and none twice."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from bench.synthetic.mesh import fake_mesh
+from foldcp.modules.trunk.triangle import TriangleAttention
+from foldcp_kernels import using
+
+ROOT = Path(__file__).parents[2]
+FILES, CHANNELS, HEADS, N = 12, 32, 4, 64
+KERNELS = ("norm_linear", "adaptive_norm", "attention", "gated_output")
+LAUNCH = "foldcp_kernels/core/triton_launch.py"
+# The exchange asks a ring's generator for what it sends: the one place where a walk turns back.
+LOOP = ("foldcp/rings/", "foldcp/fabric/exchange/pipeline.py")
+# rows, columns, rank and strategy of a mesh -> the kernels in the order of their files
+WALKS = {
+    (1, 1, 0, "auto"): ["norm_linear", "attention", "gated_output"],
+    (2, 2, 1, "panel-direct"): ["norm_linear", "attention", "gated_output"],
+    (2, 2, 1, "panel-ring"): ["norm_linear", "attention", "gated_output"],
+    (2, 2, 1, "rows"): list(KERNELS),
+}
+
+
+def _stack() -> list[str]:
+    """Files of the product from the module down to here; neighbours of one file once."""
+    found: list[str] = []
+    frame = sys._getframe(2)
+    while frame:
+        path = Path(frame.f_code.co_filename)
+        name = str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else ""
+        if name.startswith("foldcp") and found[:1] != [name]:
+            found.insert(0, name)
+        frame = frame.f_back
+    return found
+
+
+def _twin() -> nn.Module:
+    twin = nn.Module()
+    twin.layer_norm, twin.linear = nn.LayerNorm(CHANNELS), nn.Linear(CHANNELS, HEADS, bias=False)
+    twin.mha = nn.Module()
+    for name in "qkvgo":
+        setattr(twin.mha, f"linear_{name}", nn.Linear(CHANNELS, CHANNELS, bias=False))
+    twin.no_heads = HEADS
+    return twin
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("starting", [True, False])
+@pytest.mark.parametrize("at", WALKS, ids=lambda at: "-".join(map(str, at)))
+def test_the_walk_of_z(
+    at: tuple[int, int, int, str], starting: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The list in docs/design/kernels.md."""
+    walks: list[list[str]] = []
+
+    def launch(kernel: Any, *_: Any, **__: Any) -> None:
+        walks.append([*_stack(), LAUNCH])
+
+    for name in KERNELS:
+        monkeypatch.setattr(import_module(f"foldcp_kernels.{name}.fused"), "launch", launch)
+    rows, cols, rank, strategy = at
+    mesh = fake_mesh(rows, cols, rank, "meta", attention=strategy)
+    layout = mesh.layout(N)
+    with torch.device("meta"):
+        z = torch.empty(1, layout.tile_rows, layout.tile_cols, CHANNELS)
+        module = TriangleAttention(_twin(), mesh, starting)
+    with using("triton"):
+        module(z, layout)
+    entered = {name for walk in walks for name in walk}
+    assert all(walk[0] == "foldcp/modules/trunk/triangle.py" for walk in walks)
+    assert len(entered) <= FILES, sorted(entered)
+    for walk in walks:
+        once = [name for name in walk if not name.startswith(LOOP)]
+        assert len(once) == len(set(once)), f"a file is entered again: {walk}"
+    kernels = [next(k for k in KERNELS if f"/{k}/fused.py" in walk[-2]) for walk in walks]
+    order = [k for i, k in enumerate(kernels) if kernels[:i][-1:] != [k]]
+    assert order == WALKS[at]
+    note = (ROOT / "docs/design/kernels.md").read_text()
+    assert not [name for name in entered if f"`{name}`" not in note]
