@@ -1,4 +1,4 @@
-"""Data modules: the root rank featurises; `one_input` gives its features to every rank."""
+"""Data modules: the root rank featurises; `input_hooks` gives its features to every rank."""
 
 from __future__ import annotations
 

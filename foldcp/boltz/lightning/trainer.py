@@ -13,7 +13,7 @@ from foldcp.boltz.command.preflight import versions
 from foldcp.boltz.families import loading, swap, weights
 from foldcp.boltz.families.predict_step import PredictStep
 from foldcp.boltz.lightning.data import RootData, random_state, set_random_state
-from foldcp.boltz.lightning.one_input import OneInput
+from foldcp.boltz.lightning.input_hooks import InputHooks
 from foldcp.boltz.lightning.writers import RootWriter
 from foldcp.boltz.run import Run, current
 from foldcp.errors import UserError
@@ -64,7 +64,7 @@ def _connect(step: PredictStep, run: Run, callbacks: list[Any], data: RootData) 
     """Have a run's model take its inputs from the data module and hand them to the writer."""
     (writer,) = [callback for callback in callbacks if isinstance(callback, RootWriter)]
     step.write_embeddings = run.write_embeddings
-    step.begin = lambda batch: OneInput(run, step, data, writer, batch)
+    step.begin = lambda batch: InputHooks(run, step, data, writer, batch)
 
 
 def _trainer(options: dict[str, Any], run: Run) -> dict[str, Any]:

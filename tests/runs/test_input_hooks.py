@@ -18,9 +18,9 @@ import foldcp
 from bench.live_memory import features
 from foldcp.boltz.families.predict_step import PredictStep
 from foldcp.boltz.families.swap import family_of
-from foldcp.boltz.lightning import one_input
+from foldcp.boltz.lightning import input_hooks
 from foldcp.boltz.lightning.data import Failed
-from foldcp.boltz.lightning.one_input import OneInput
+from foldcp.boltz.lightning.input_hooks import InputHooks
 from foldcp.errors import InputLost
 from foldcp.fabric.mesh import Mesh
 from foldcp.modules.hooks import Folded, Hooks
@@ -128,9 +128,9 @@ def test_a_lost_input_is_dropped_with_its_reason(when: str, tmp_path: Path) -> N
     step = swapped().predict_step
     if when == "folded":
         step.fold.trunk = lost
-    asked = mock.Mock(side_effect=one_input.together)
-    with prediction() as run, mock.patch.object(one_input, "together", asked):
-        step.begin = lambda batch: OneInput(run, step, data, writer, batch)
+    asked = mock.Mock(side_effect=input_hooks.together)
+    with prediction() as run, mock.patch.object(input_hooks, "together", asked):
+        step.begin = lambda batch: InputHooks(run, step, data, writer, batch)
         assert step(batch) == {"exception": True}
     assert run.failed == {"one": "no room"} and dropped == ["one"]
     assert asked.call_count == 1 and not writer.hand_over.called

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from foldcp.boltz.lightning.writers import RootWriter
 
 
-class OneInput(Hooks):
+class InputHooks(Hooks):
     """The hooks of one input, see `foldcp.modules.model.FoldOnMesh.__call__` for their order.
 
     Args:
