@@ -6,6 +6,13 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
+
+from foldcp.config import Config
+from foldcp.fabric.policy import Policy
+from foldcp.runtime.place import Place
+from foldcp.runtime.session import Session
+
 ROOM = Path(__file__).parents[2] / "foldcp"
 CHANGES = {"append", "add", "clear", "update", "pop", "setdefault", "extend", "remove", "set"}
 # One reason a file; it says so itself.
@@ -59,3 +66,10 @@ def test_no_other_file_keeps_state_of_the_process() -> None:
     new = {file: names for file, names in found.items() if file not in KEPT}
     assert not new, f"hand it down in an object (of the run, the session, the mesh): {new}"
     assert not set(KEPT) - set(found), f"strike out: {sorted(set(KEPT) - set(found))}"
+
+
+def test_a_session_hands_the_variables_of_its_run_to_the_mesh() -> None:
+    chosen = dict(route="ring", wire="fp8", multiplication="channel", attention="rows", graphs="0")
+    session = Session(Place.find({}), meeting_time=1.0, signals=False)
+    mesh = session.form(1, 1, torch.device("cpu"), Config(**chosen))
+    assert mesh.policy == Policy(**chosen)
