@@ -55,7 +55,7 @@ class FoldOnMesh:
         model = self.model
         bond_types = model.token_bonds_type if model.bond_type_feature else None
         return PairEmbedding(
-            model.rel_pos, model.token_bonds, bond_types, model.contact_conditioning, self.mesh
+            model.rel_pos, model.token_bonds, bond_types, model.contact_conditioning
         )
 
     @property

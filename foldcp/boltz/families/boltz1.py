@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from foldcp.boltz.families.common import SwapReport, check_unswapped
+from foldcp.boltz.families import boltz1_options as options
+from foldcp.boltz.families.common import SwapReport, check_unswapped, uncompiled
 from foldcp.boltz.families.predict_step import PredictStep
 from foldcp.boltz.steering.factory import steering_factory
 from foldcp.fabric.mesh import Mesh
@@ -17,14 +19,15 @@ from foldcp.modules.boltz1.model import FoldBoltz1OnMesh
 from foldcp.modules.boltz1.trunk import InputEmbedder, MSAModule, PairformerModule
 from foldcp.modules.confidence.distogram import DistogramModule
 from foldcp.modules.sink import MatrixSink
+from foldcp.modules.trunk.pair_embedding import RelativePositionEncoder
 
-_SWAPS = {
-    "input_embedder": InputEmbedder,
+_SWAPS: dict[str, Callable[[nn.Module, Mesh], nn.Module]] = {
+    "input_embedder": lambda x, mesh: InputEmbedder(x, mesh, options.input_embedder(x)),
     "msa_module": MSAModule,
     "pairformer_module": PairformerModule,
-    "distogram_module": DistogramModule,
-    "structure_module": AtomDiffusion,
-    "confidence_module": ConfidenceModule,
+    "distogram_module": lambda x, mesh: DistogramModule(x, mesh, options.distogram(x)),
+    "structure_module": lambda x, mesh: AtomDiffusion(x, mesh, options.sampler(x)),
+    "confidence_module": lambda x, mesh: ConfidenceModule(x, mesh, options.confidence(x)),
 }
 _SCORES = (
     "ptm",
@@ -61,10 +64,12 @@ def apply(model: nn.Module, mesh: Mesh, precision: str = "fp32") -> SwapReport:
     """
     _check(model, precision)
     swapped = [name for name in _SWAPS if hasattr(model, name)]
+    model.structure_module.score_model = uncompiled(model.structure_module.score_model)
+    model.rel_pos = RelativePositionEncoder(
+        model.rel_pos, mesh, options.relative_position(model.rel_pos)
+    )
     for name in swapped:
-        twin = getattr(model, name)
-        # A compiled module keeps the one that it was made from here.
-        setattr(model, name, _SWAPS[name](getattr(twin, "_orig_mod", twin), mesh))
+        setattr(model, name, _SWAPS[name](uncompiled(getattr(model, name)), mesh))
     steering = steering_factory(getattr(model, "steering_args", None), boltz2=False)
     model.foldcp = FoldBoltz1OnMesh(model, mesh, steering)
     model.predict_step = _PredictStep(model, mesh)

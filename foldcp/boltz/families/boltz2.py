@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import nn
 
-from foldcp.boltz.families.common import SwapReport, check_unswapped
+from foldcp.boltz.families import boltz2_options as options
+from foldcp.boltz.families.common import SwapReport, check_unswapped, uncompiled
 from foldcp.boltz.families.predict_step import PredictStep
 from foldcp.boltz.steering.factory import steering_factory
 from foldcp.fabric.mesh import Mesh
@@ -15,17 +18,20 @@ from foldcp.modules.diffusion.sampler import AtomDiffusion
 from foldcp.modules.model import FoldOnMesh
 from foldcp.modules.trunk.input_embedder import InputEmbedder
 from foldcp.modules.trunk.msa import MSAModule
+from foldcp.modules.trunk.pair_embedding import RelativePositionEncoder
 from foldcp.modules.trunk.pairformer import PairformerModule
 from foldcp.modules.trunk.templates import TemplateModule, TemplateV2Module
 
-_SWAPS = {
-    "input_embedder": InputEmbedder,
+_SWAPS: dict[str, Callable[[nn.Module, Mesh], nn.Module]] = {
+    "input_embedder": lambda x, mesh: InputEmbedder(x, mesh, options.input_embedder(x)),
     "msa_module": MSAModule,
     "pairformer_module": PairformerModule,
-    "distogram_module": DistogramModule,
-    "diffusion_conditioning": DiffusionConditioning,
-    "structure_module": AtomDiffusion,
-    "confidence_module": ConfidenceModule,
+    "distogram_module": lambda x, mesh: DistogramModule(x, mesh, options.distogram(x)),
+    "diffusion_conditioning": lambda x, mesh: DiffusionConditioning(
+        x, mesh, options.diffusion_conditioning(x)
+    ),
+    "structure_module": lambda x, mesh: AtomDiffusion(x, mesh, options.sampler(x)),
+    "confidence_module": lambda x, mesh: ConfidenceModule(x, mesh, options.confidence(x)),
 }
 _TEMPLATES = {"TemplateModule": TemplateModule, "TemplateV2Module": TemplateV2Module}
 
@@ -49,6 +55,10 @@ def apply(model: nn.Module, mesh: Mesh, precision: str = "fp32") -> SwapReport:
     """
     _check(model, precision)
     swapped = []
+    model.structure_module.score_model = uncompiled(model.structure_module.score_model)
+    model.rel_pos = RelativePositionEncoder(
+        model.rel_pos, mesh, options.relative_position(model.rel_pos)
+    )
     for name, tiled in _SWAPS.items():
         if hasattr(model, name):
             setattr(model, name, tiled(getattr(model, name), mesh))

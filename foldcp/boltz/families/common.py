@@ -18,6 +18,11 @@ class SwapReport:
         return "swapped " + ", ".join(self.swapped)
 
 
+def uncompiled(module: nn.Module) -> nn.Module:
+    """Return the module that a compiled one was made from, or the module itself."""
+    return getattr(module, "_orig_mod", module)
+
+
 def check_unswapped(model: nn.Module) -> None:
     """Refuse a model in training mode, or one that was swapped before.
 

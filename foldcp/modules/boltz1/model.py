@@ -33,7 +33,7 @@ class FoldBoltz1OnMesh(FoldOnMesh):
         self._conditioner = model.structure_module.score_model.conditioner()
 
     def _pair_embedding(self) -> PairEmbedding:
-        return PairEmbedding(self.model.rel_pos, self.model.token_bonds, None, None, self.mesh)
+        return PairEmbedding(self.model.rel_pos, self.model.token_bonds, None, None)
 
     @property
     def conditioner(self) -> nn.Module:

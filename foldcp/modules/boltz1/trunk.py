@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from foldcp.fabric.mesh import Mesh
 from foldcp.layout.tiles import AtomLayout, PairLayout
-from foldcp.modules.atoms.encoder import AtomEncoder
+from foldcp.modules.atoms.encoder import AtomEncoder, AtomEncoderOptions
 from foldcp.modules.atoms.windows import Feats
 from foldcp.modules.base import TiledModule, draw_pair_dropout
 from foldcp.modules.trunk.input_embedder import atom_part
@@ -27,12 +27,18 @@ RES_TYPES, POCKET_KINDS = 33, 4  # Boltz's numbers of residue types and of pocke
 
 
 class InputEmbedder(TiledModule):
-    """Single inputs of this rank's token shard. AlphaFold 3 supplement, Algorithm 2."""
+    """Single inputs of this rank's token shard. AlphaFold 3 supplement, Algorithm 2.
 
-    def __init__(self, twin: nn.Module, mesh: Mesh) -> None:
+    Args:
+        twin: Boltz-1's InputEmbedder.
+        mesh: the mesh.
+        options: what the atom features are.
+    """
+
+    def __init__(self, twin: nn.Module, mesh: Mesh, options: AtomEncoderOptions) -> None:
         super().__init__(twin, mesh)
-        self.atom_attention_encoder = AtomEncoder(twin.atom_attention_encoder, mesh)
-        finish_layers(self.atom_attention_encoder.atom_encoder)
+        self.atom_attention_encoder = AtomEncoder(twin.atom_attention_encoder, mesh, options)
+        finish_layers(self.atom_attention_encoder.atom_encoder.diffusion_transformer)
 
     @torch.no_grad()
     def forward(self, feats: Feats, layout: PairLayout, atom_layout: AtomLayout) -> Tensor:
@@ -66,11 +72,11 @@ class InputEmbedder(TiledModule):
 
 
 def finish_layers(transformer: nn.Module) -> None:
-    """Give the layers of a Boltz-1 AtomTransformer or DiffusionTransformer what Boltz-2's end on.
+    """Give the layers of a Boltz-1 DiffusionTransformer what Boltz-2's end on.
 
     It is a norm that Boltz-2 may leave out, and has no parameters then.
     """
-    for layer in getattr(transformer, "diffusion_transformer", transformer).layers:
+    for layer in transformer.layers:
         layer.post_lnorm = nn.Identity()
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from foldcp.fabric.mesh import Mesh
 from foldcp.layout.tiles import AtomLayout, PairLayout
-from foldcp.modules.atoms.encoder import AtomEncoder, folded
+from foldcp.modules.atoms.encoder import AtomEncoder, AtomEncoderOptions, folded
 from foldcp.modules.atoms.windows import Feats, atom_block
 from foldcp.modules.base import TiledModule, wide
 from foldcp_kernels.core.chunking import chunk_length, spans
@@ -58,12 +58,18 @@ def transition_weights(module: nn.Module) -> TransitionWeights:
 
 
 class DiffusionConditioning(TiledModule):
-    """Biases and atom conditioning from the trunk's tiles and shards."""
+    """Biases and atom conditioning from the trunk's tiles and shards.
 
-    def __init__(self, twin: nn.Module, mesh: Mesh) -> None:
+    Args:
+        twin: Boltz-2's DiffusionConditioning.
+        mesh: the mesh.
+        options: what the features of its atoms are; None where its encoder is on tiles already.
+    """
+
+    def __init__(self, twin: nn.Module, mesh: Mesh, options: AtomEncoderOptions | None) -> None:
         super().__init__(twin, mesh)
-        if not isinstance(twin.atom_encoder, AtomEncoder):
-            self.atom_encoder = AtomEncoder(twin.atom_encoder, mesh)
+        if options is not None:
+            self.atom_encoder = AtomEncoder(twin.atom_encoder, mesh, options)
 
     @torch.no_grad()
     def forward(

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from math import pi
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from foldcp.fabric.mesh import Mesh
 from foldcp.layout.tiles import AtomLayout, PairLayout
 from foldcp.modules.atoms.transformer import AtomStack, atom_stack, atom_transformer
 from foldcp.modules.atoms.windows import AtomBlock, Feats, atom_block
@@ -43,10 +42,6 @@ class Prepared:
 
 class DiffusionModule(TiledModule):
     """The score model on token shards and atom windows. AlphaFold 3, Algorithm 20."""
-
-    def __init__(self, twin: nn.Module, mesh: Mesh) -> None:
-        super().__init__(twin, mesh)
-        self.sigma_data = twin.sigma_data
 
     def prepare(
         self,
