@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import nn
+from typing import Any
 
 from foldcp.boltz.families import boltz2_options
 from foldcp.modules.atoms.encoder import AtomEncoderOptions
@@ -16,22 +16,22 @@ from foldcp.modules.trunk.pair_embedding import RelativePositionOptions
 _ATOMS = AtomEncoderOptions(mask=True, names=True, backbone=False, residues=False)
 
 
-def relative_position(twin: nn.Module) -> RelativePositionOptions:
+def relative_position(twin: Any) -> RelativePositionOptions:
     """Return the options of a RelativePositionEncoder."""
     return RelativePositionOptions(twin.r_max, twin.s_max, entities_only=False, cyclic=True)
 
 
-def input_embedder(twin: nn.Module) -> AtomEncoderOptions:
+def input_embedder(twin: Any) -> AtomEncoderOptions:
     """Return the options of an InputEmbedder, which are alike for all."""
     return _ATOMS
 
 
-def distogram(twin: nn.Module) -> DistogramOptions:
+def distogram(twin: Any) -> DistogramOptions:
     """Return the options of a DistogramModule, which has one distogram."""
     return DistogramOptions(bins=twin.distogram.out_features)
 
 
-def sampler(twin: nn.Module) -> SamplerOptions:
+def sampler(twin: Any) -> SamplerOptions:
     """Return the options of an AtomDiffusion."""
     return SamplerOptions(
         **vars(boltz2_options.sampler(twin)),
@@ -40,7 +40,7 @@ def sampler(twin: nn.Module) -> SamplerOptions:
     )
 
 
-def confidence(twin: nn.Module) -> ConfidenceOptions:
+def confidence(twin: Any) -> ConfidenceOptions:
     """Return the options of a ConfidenceModule."""
     own_trunk = twin.imitate_trunk
     pairs = own_trunk or twin.add_z_input_to_z

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import nn
+from typing import Any
 
 from foldcp.modules.atoms.encoder import AtomEncoderOptions
 from foldcp.modules.confidence.distogram import DistogramOptions
@@ -14,7 +14,7 @@ from foldcp.modules.trunk.input_embedder import InputEmbedderOptions
 from foldcp.modules.trunk.pair_embedding import RelativePositionOptions
 
 
-def relative_position(twin: nn.Module) -> RelativePositionOptions:
+def relative_position(twin: Any) -> RelativePositionOptions:
     """Return the options of a RelativePositionEncoder."""
     return RelativePositionOptions(
         r_max=twin.r_max,
@@ -24,7 +24,7 @@ def relative_position(twin: nn.Module) -> RelativePositionOptions:
     )
 
 
-def atom_encoder(twin: nn.Module) -> AtomEncoderOptions:
+def atom_encoder(twin: Any) -> AtomEncoderOptions:
     """Return the options of an AtomEncoder."""
     return AtomEncoderOptions(
         mask=False,
@@ -34,7 +34,7 @@ def atom_encoder(twin: nn.Module) -> AtomEncoderOptions:
     )
 
 
-def input_embedder(twin: nn.Module) -> InputEmbedderOptions:
+def input_embedder(twin: Any) -> InputEmbedderOptions:
     """Return the options of an InputEmbedder."""
     return InputEmbedderOptions(
         atoms=atom_encoder(twin.atom_encoder),
@@ -45,17 +45,17 @@ def input_embedder(twin: nn.Module) -> InputEmbedderOptions:
     )
 
 
-def distogram(twin: nn.Module) -> DistogramOptions:
+def distogram(twin: Any) -> DistogramOptions:
     """Return the options of a DistogramModule."""
     return DistogramOptions(bins=twin.num_bins)
 
 
-def diffusion_conditioning(twin: nn.Module) -> AtomEncoderOptions:
+def diffusion_conditioning(twin: Any) -> AtomEncoderOptions:
     """Return the options of a DiffusionConditioning."""
     return atom_encoder(twin.atom_encoder)
 
 
-def sampler(twin: nn.Module) -> SamplerOptions:
+def sampler(twin: Any) -> SamplerOptions:
     """Return the options of an AtomDiffusion."""
     return SamplerOptions(
         sigma_min=twin.sigma_min,
@@ -71,7 +71,7 @@ def sampler(twin: nn.Module) -> SamplerOptions:
     )
 
 
-def confidence(twin: nn.Module) -> ConfidenceOptions:
+def confidence(twin: Any) -> ConfidenceOptions:
     """Return the options of a ConfidenceModule."""
     heads, pairs = twin.confidence_heads, twin.add_z_input_to_z
     return ConfidenceOptions(

@@ -26,6 +26,7 @@ from foldcp.modules.diffusion.noise import SamplerOptions as SharedSamplerOption
 from foldcp.modules.diffusion.sampler import AtomDiffusion as SharedAtomDiffusion
 from foldcp.modules.diffusion.sampler import SamplingStep
 from foldcp.modules.diffusion.score_model import DiffusionModule as SharedDiffusionModule
+from foldcp.modules.diffusion.token_transformer import conditioned_update
 from foldcp_kernels.adaptive_norm import adaptive_norm, gated_residual
 
 
@@ -99,10 +100,8 @@ class OutTokenFeatUpdate(TiledModule):
         normal = norm.s_norm(s)
         a = self.norm_next(tokens)
         b = adaptive_norm(a, norm.s_scale(normal), norm.s_bias(normal), sigmoid=True)
-        x, swish = block.swish_gate[0](b).chunk(2, -1)
-        hidden = F.silu(swish).mul_(x).mul_(block.a_to_b(b))
         gate = block.output_projection[0](s)
-        return gated_residual(gathered, gate, block.b_to_a(hidden), sigmoid=True)
+        return gated_residual(gathered, gate, conditioned_update(block, b), sigmoid=True)
 
 
 class FollowedStep(SamplingStep):

@@ -18,11 +18,12 @@ from foldcp.layout.tiles import AtomLayout, PairLayout
 from foldcp.modules.atoms.encoder import AtomEncoder, AtomEncoderOptions, folded
 from foldcp.modules.atoms.windows import Feats, atom_block
 from foldcp.modules.base import TiledModule, wide
+from foldcp.modules.trunk.transition import transition_weights
 from foldcp_kernels.core.chunking import chunk_length, spans
 from foldcp_kernels.core.dispatch import compute_dtype
 from foldcp_kernels.norm_linear import norm_linear_planes, norm_linear_rows
 from foldcp_kernels.norm_linear.planes import padded_planes
-from foldcp_kernels.transition import TransitionWeights, transition
+from foldcp_kernels.transition import transition
 
 MASKED = -1e6  # bias of masked tokens, as in Boltz
 
@@ -44,17 +45,6 @@ class Conditioning:
     atom_enc_bias: Tensor
     atom_dec_bias: Tensor
     token_bias: Tensor
-
-
-def transition_weights(module: nn.Module) -> TransitionWeights:
-    """Return the parameters of a Boltz Transition in the order of the op."""
-    return TransitionWeights(
-        module.norm.weight,
-        module.norm.bias,
-        module.fc1.weight,
-        module.fc2.weight,
-        module.fc3.weight,
-    )
 
 
 class DiffusionConditioning(TiledModule):

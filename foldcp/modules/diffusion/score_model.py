@@ -12,8 +12,9 @@ from foldcp.layout.tiles import AtomLayout, PairLayout
 from foldcp.modules.atoms.transformer import AtomStack, atom_stack, atom_transformer
 from foldcp.modules.atoms.windows import AtomBlock, Feats, atom_block
 from foldcp.modules.base import TiledModule, wide
-from foldcp.modules.diffusion.conditioning import Conditioning, transition_weights
+from foldcp.modules.diffusion.conditioning import Conditioning
 from foldcp.modules.diffusion.token_transformer import token_transformer
+from foldcp.modules.trunk.transition import transition_weights
 from foldcp_kernels.transition import swiglu
 
 
