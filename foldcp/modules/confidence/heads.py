@@ -9,17 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from foldcp.fabric.exchange.autograd import fetch, stream
+from foldcp.fabric.exchange.autograd import fetch
 from foldcp.fabric.mesh import Mesh
-from foldcp.layout.cuts import chunks
-from foldcp.layout.plans import root_plan, token_plan
+from foldcp.layout.plans import token_plan
 from foldcp.layout.tiles import PairLayout
 from foldcp.modules.base import TiledModule, wide
 from foldcp.modules.confidence.distogram import mirrored_rows
 from foldcp.modules.confidence.scores import ColumnGroups
 from foldcp.modules.sink import MatrixSink
+from foldcp.modules.trunk.whole import rows_at_root
 from foldcp_kernels.binned_heads import bin_centres, expectations, expected_values, tm_values
-from foldcp_kernels.core.chunking import chunk_length
 
 Feats = Mapping[str, Tensor]
 WriteRows = Callable[[int, Tensor], None]
@@ -195,18 +194,9 @@ def gather_errors(errors: Tensor, write: WriteRows | None, layout: PairLayout, m
         layout: the tiling.
         mesh: the mesh.
     """
-    each = 2 * len(errors) * layout.padded * errors.element_size()
-    pieces = -(-layout.tile_rows // chunk_length(layout.tile_rows, each, errors.device))
-    regions = stream(mesh, root_plan(layout, pieces), (errors,), ((1, 2),), "gather")
-    starts = (
-        r * layout.tile_rows + lo
-        for r in range(layout.mesh_rows)
-        for lo, _ in chunks(layout.tile_rows, pieces)
-    )
-    for lo, (region,) in zip(starts, regions, strict=True):
-        count = layout.valid((lo, lo + region.shape[1]))
-        if write is not None and count:
-            write(lo, region[:, :count, : layout.n])
+    for lo, rows in rows_at_root(errors, layout, mesh):
+        if write is not None:
+            write(lo, rows)
 
 
 def to_memory(out: Tensor) -> WriteRows:
