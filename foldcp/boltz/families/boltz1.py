@@ -21,12 +21,19 @@ from foldcp.modules.confidence.distogram import DistogramModule
 from foldcp.modules.sink import MatrixSink
 from foldcp.modules.trunk.pair_embedding import RelativePositionEncoder
 
+
+def _sampler(twin: Any, mesh: Mesh) -> AtomDiffusion:
+    twin.score_model = uncompiled(twin.score_model)
+    return AtomDiffusion(twin, mesh, options.sampler(twin))
+
+
 _SWAPS: dict[str, Callable[[nn.Module, Mesh], nn.Module]] = {
+    "rel_pos": lambda x, mesh: RelativePositionEncoder(x, mesh, options.relative_position(x)),
     "input_embedder": lambda x, mesh: InputEmbedder(x, mesh, options.input_embedder(x)),
     "msa_module": MSAModule,
     "pairformer_module": PairformerModule,
     "distogram_module": lambda x, mesh: DistogramModule(x, mesh, options.distogram(x)),
-    "structure_module": lambda x, mesh: AtomDiffusion(x, mesh, options.sampler(x)),
+    "structure_module": _sampler,
     "confidence_module": lambda x, mesh: ConfidenceModule(x, mesh, options.confidence(x)),
 }
 _SCORES = (
@@ -64,10 +71,6 @@ def apply(model: nn.Module, mesh: Mesh, precision: str = "fp32") -> SwapReport:
     """
     _check(model, precision)
     swapped = [name for name in _SWAPS if hasattr(model, name)]
-    model.structure_module.score_model = uncompiled(model.structure_module.score_model)
-    model.rel_pos = RelativePositionEncoder(
-        model.rel_pos, mesh, options.relative_position(model.rel_pos)
-    )
     for name in swapped:
         setattr(model, name, _SWAPS[name](uncompiled(getattr(model, name)), mesh))
     steering = steering_factory(getattr(model, "steering_args", None), boltz2=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import nn
 
@@ -22,7 +23,14 @@ from foldcp.modules.trunk.pair_embedding import RelativePositionEncoder
 from foldcp.modules.trunk.pairformer import PairformerModule
 from foldcp.modules.trunk.templates import TemplateModule, TemplateV2Module
 
+
+def _sampler(twin: Any, mesh: Mesh) -> AtomDiffusion:
+    twin.score_model = uncompiled(twin.score_model)
+    return AtomDiffusion(twin, mesh, options.sampler(twin))
+
+
 _SWAPS: dict[str, Callable[[nn.Module, Mesh], nn.Module]] = {
+    "rel_pos": lambda x, mesh: RelativePositionEncoder(x, mesh, options.relative_position(x)),
     "input_embedder": lambda x, mesh: InputEmbedder(x, mesh, options.input_embedder(x)),
     "msa_module": MSAModule,
     "pairformer_module": PairformerModule,
@@ -30,7 +38,7 @@ _SWAPS: dict[str, Callable[[nn.Module, Mesh], nn.Module]] = {
     "diffusion_conditioning": lambda x, mesh: DiffusionConditioning(
         x, mesh, options.diffusion_conditioning(x)
     ),
-    "structure_module": lambda x, mesh: AtomDiffusion(x, mesh, options.sampler(x)),
+    "structure_module": _sampler,
     "confidence_module": lambda x, mesh: ConfidenceModule(x, mesh, options.confidence(x)),
 }
 _TEMPLATES = {"TemplateModule": TemplateModule, "TemplateV2Module": TemplateV2Module}
@@ -55,10 +63,6 @@ def apply(model: nn.Module, mesh: Mesh, precision: str = "fp32") -> SwapReport:
     """
     _check(model, precision)
     swapped = []
-    model.structure_module.score_model = uncompiled(model.structure_module.score_model)
-    model.rel_pos = RelativePositionEncoder(
-        model.rel_pos, mesh, options.relative_position(model.rel_pos)
-    )
     for name, tiled in _SWAPS.items():
         if hasattr(model, name):
             setattr(model, name, tiled(getattr(model, name), mesh))
