@@ -50,7 +50,7 @@ demo: setup
 	@$(PY) -m bench.demo $(DEMO)
 
 quick: setup
-	@$(PY) -m pytest tests/unit tests/kernels -m "not process" --without-boltz $(SHARED)
+	@$(PY) -m pytest tests/unit tests/kernels -m "not process and not boltz" --without-boltz $(SHARED)
 
 test: setup
 	@$(PY) -m pytest tests -m "not timed" $(SHARED)

@@ -144,6 +144,9 @@ class _Loader(importlib.abc.Loader):
         from foldcp.runtime import allocator, launch
 
         launch.check_version(ends_process=runs_boltz())
+        from foldcp.boltz.seams import check
+
+        check.require(module, ends_process=runs_boltz())
         if runs_boltz() and launch.predicts(sys.argv[1:]):
             open_streams()
             from foldcp.boltz.command import early

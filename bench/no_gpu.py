@@ -38,7 +38,7 @@ class Counted:
     def __init__(self, link: Any, communicators: int, cols: int) -> None:
         self.name, self._link, self._lanes, self._cols = "counted", link, communicators, cols
         self.counts: Counter[str] = Counter()
-        self.counting = False
+        self.counting, self.exchanges = False, getattr(link, "exchanges", None)
 
     def flight(self) -> Any:
         """Begin an exchange."""

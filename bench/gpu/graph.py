@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,6 @@ from foldcp.layout.tiles import AtomLayout
 from foldcp.modules.diffusion.conditioning import DiffusionConditioning
 from foldcp.modules.diffusion.sampler import AtomDiffusion
 from foldcp.modules.graphs.block_graph import Fixed, recorded, run_blocks
-from foldcp.modules.graphs.step_graph import set_graphs
 from foldcp.modules.trunk.masks import stack_masks
 from foldcp.modules.trunk.msa import MSAModule
 from foldcp.modules.trunk.pairformer import PairformerModule
@@ -82,7 +82,7 @@ class Sampler:
             if watch:
                 torch.cuda.set_sync_debug_mode("error" if done < total else "default")
 
-        set_graphs(graphs)
+        self.mesh.policy = replace(self.mesh.policy, graphs=graphs)
         torch.manual_seed(0)
         if cuda:
             torch.cuda.synchronize()
@@ -126,7 +126,7 @@ class Stack:
     def __call__(self, graphs: str, passes: int, _: int = 0) -> tuple[Tensor, float]:
         """(what the stack makes and then one number of the generator, seconds)."""
         cuda = self.device.type == "cuda"
-        set_graphs(graphs)
+        self.mesh.policy = replace(self.mesh.policy, graphs=graphs)
         torch.manual_seed(0)
         with torch.no_grad(), torch.autocast("cuda", torch.bfloat16, enabled=cuda):
             if cuda:
@@ -221,7 +221,6 @@ def main(argv: list[str] | None = None) -> int:
         for part in BLOCKS:
             row = {"part": f"{part} block", "n": n, "samples": ""}
             add(run(Stack(part, n, device), row, modes, (2, *PASSES)))
-    set_graphs("auto")
     return int(any(r["status"] != "ok" for r in rows))
 
 

@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from bench.machine import ROOT
-from bench.pages import code, picture, results
+from bench.pages import code, picture, results, seams
 
 PICTURE = ROOT / "docs" / "images" / "tiles.svg"
-BLOCKS: dict[str, Callable[[], str]] = {**code.BLOCKS, **results.BLOCKS}
+BLOCKS: dict[str, Callable[[], str]] = {**code.BLOCKS, **results.BLOCKS, **seams.BLOCKS}
 _BLOCK = re.compile(r"(<!-- block ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from foldcp.fabric.mesh import Mesh
 from foldcp.fabric.policy import Policy
 from foldcp.fabric.ranks import Ranks
-from foldcp.fabric.transport.base import Transport
+from foldcp.fabric.transport.base import Exchanges, Transport
 from foldcp.fabric.transport.wire import Message
 
 
@@ -23,6 +23,9 @@ class Nobody:
 
     name = "nobody"
     staged = True
+
+    def __init__(self) -> None:
+        self.exchanges = Exchanges()
 
     def flight(self) -> Nobody:
         """Begin an exchange."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from foldcp.boltz.inputs.alignments import Alignments
 from foldcp.config import Config
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class Run:
         asked: inputs of `known` that are folded now.
         scored: inputs of `known` that get an affinity now, as the root rank knows.
         structures: folder of their processed structures.
+        alignments: of the input that is being read.
     """
 
     config: Config
@@ -65,6 +67,7 @@ class Run:
     asked: tuple[str, ...] = ()
     scored: tuple[str, ...] = ()
     structures: Path = field(default_factory=Path)
+    alignments: Alignments = field(default_factory=Alignments)
 
     def at(self, stage: str) -> None:
         """Say and show what this rank is doing, where no share of it is known."""

@@ -22,10 +22,10 @@ from foldcp.boltz.inputs import download, processing
 from foldcp.boltz.lightning import trainer
 from foldcp.boltz.lightning.writers import RootAffinityWriter, RootWriter
 from foldcp.boltz.run import Run, current, set_current
+from foldcp.boltz.seams import check as seams
 from foldcp.config import Config
 from foldcp.errors import UserError, kept
 from foldcp.layout import mesh_shape
-from foldcp.modules.graphs.step_graph import set_graphs
 from foldcp.runtime import allocator, report, session
 from foldcp.runtime.files import disk, lock
 from foldcp.runtime.files.seal import Seal
@@ -41,9 +41,13 @@ def patch(main: ModuleType) -> None:
 
     Args:
         main: the module. Outside of its `predict` command everything in it stays stock.
+
+    Raises:
+        ImportError: a function of Boltz differs from those that foldcp knows.
     """
     if getattr(main, "foldcp_switched", False):
         return
+    seams.require(main, ends_process=False)  # a program may have imported it before the hook came
     main.foldcp_switched = True
     download.install(main)
     processing.install(main)
@@ -172,7 +176,6 @@ def begin(options: dict[str, Any], until_end: ExitStack) -> Run:
     allocator.check_growth(device)
     set_chunk_bytes(config.chunk_mb and config.chunk_mb * 10**6)
     early.check_together(options, config, size)
-    set_graphs(config.graphs)
     preflight.choose_kernels(options, config)
     preflight.check_same_everywhere(options, config, ranks)
     preflight.check_interfaces(os.environ, place.world)

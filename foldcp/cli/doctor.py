@@ -25,8 +25,6 @@ def main(arguments: list[str]) -> int:
     """
     if arguments:
         raise UserError(f"foldcp doctor takes no arguments, got {' '.join(arguments)}: drop them")
-    from importlib import metadata
-
     import torch
 
     from foldcp_kernels.core.extension import load
@@ -34,14 +32,8 @@ def main(arguments: list[str]) -> int:
     lines = [("foldcp", f"{__version__} in {Path(__file__).parents[1]}")]
     lines += [("python", f"{platform.python_version()} at {sys.executable}")]
     lines += [("torch", f"{torch.__version__}, {torch.get_num_threads()} threads")]
-    usable = False
-    try:
-        version = metadata.version("boltz")
-        usable = version.startswith(launch.SUPPORTED)
-        advice = "" if usable else f": not supported, use {launch.SUPPORTED}x"
-        lines += [("boltz", version + advice)]
-    except metadata.PackageNotFoundError:
-        lines += [("boltz", "not installed: pip install 'foldcp[boltz]'")]
+    boltz, usable = _boltz()
+    lines += [("boltz", boltz)]
     gpus = torch.cuda.device_count()
     for index in range(gpus):
         gpu = torch.cuda.get_device_properties(index)
@@ -59,6 +51,26 @@ def main(arguments: list[str]) -> int:
     for name, text in lines:
         print(f"{name:12} {text}")
     return 0 if usable else 1
+
+
+def _boltz() -> tuple[str, bool]:
+    """Report the version of Boltz, and whether foldcp knows its functions."""
+    from importlib import metadata, util
+
+    from foldcp.boltz.seams import check
+
+    try:
+        version = metadata.version("boltz")
+        main = util.find_spec(foldcp_boot.TARGET)
+    except (metadata.PackageNotFoundError, ModuleNotFoundError):
+        main = None
+    if main is None:
+        return "not installed: pip install 'foldcp[boltz]'", False
+    if not version.startswith(launch.SUPPORTED):
+        return f"{version}: not supported, use {launch.SUPPORTED}x", False
+    differ = check.differing(check.reader(main))
+    text = check.refusal(version, differ).removeprefix("boltz ") if differ else version
+    return text, not differ
 
 
 def _kernels(gpus: int) -> str:

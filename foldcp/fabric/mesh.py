@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from dataclasses import dataclass, field, replace
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from foldcp.config import local_rank
 from foldcp.fabric.connect import Options, connect
+from foldcp.fabric.exchange.timeline import Timeline
 from foldcp.fabric.policy import Policy
 from foldcp.fabric.ranks import Ranks
 from foldcp.fabric.transport.base import Transport
@@ -68,6 +69,10 @@ class Mesh:
     Attributes:
         pool: buffers that exchanges use one after the other.
         traffic: bytes that exchanges moved.
+        timeline: records when math runs; None where nobody asks for it.
+        recordings: the blocks that are recorded at present, see
+            `foldcp.modules.graphs.block_graph`; None: blocks run as they are.
+        said: warnings that were given, and are not given again.
         alike: True when a seed gives the same random numbers on all ranks, see
             `foldcp.planner.agreement`.
     """
@@ -81,6 +86,9 @@ class Mesh:
 
     def __post_init__(self) -> None:
         self.pool, self.traffic, self.alike = Pool(self.device), Traffic(), True
+        self.timeline: Timeline | None = None
+        self.recordings: Any = None
+        self.said: set[str] = set()
         self.multiple = self.multiple or _MULTIPLE.get(self.device.type, 1)
         if self.link is None and self.ranks.group is not None:
             self.link = TorchTransport(self.ranks)
@@ -106,7 +114,7 @@ class Mesh:
             route: "direct" or "ring", see `Policy`.
             transport: one of `foldcp.config.TRANSPORTS`; None leaves it to `connected`.
             options: of the transport.
-            policy: `wire`, `multiplication` and `attention`, see `Policy`.
+            policy: `wire`, `multiplication`, `attention` and `graphs`, see `Policy`.
 
         Raises:
             ValueError: rows * cols differs from the number of ranks, or an unknown name.
@@ -188,6 +196,12 @@ class Mesh:
         """Take over what joins the ranks from a new mesh of the same shape."""
         self.ranks, self.link = other.ranks, other.link
 
+    def is_new(self, warning: str) -> bool:
+        """Tell whether a warning was not given before; it counts as given from now on."""
+        new = warning not in self.said
+        self.said.add(warning)
+        return new
+
     def refuse(self, problem: str) -> NoReturn:
         """Raise ValueError; the exchanges of the other ranks fail if the link can reach them."""
         if self.link is not None:
@@ -257,6 +271,12 @@ class Mesh:
     def is_root(self) -> bool:
         """True on the rank that reads inputs and writes outputs."""
         return self.ranks.is_root
+
+    @property
+    def waiting(self) -> bool:
+        """True while this rank waits for others in an exchange."""
+        link = self.link  # another thread may ask while the ranks part
+        return link is not None and link.exchanges.waiting
 
     @property
     def transport(self) -> str:

@@ -37,6 +37,9 @@ _TORCH = {
     )
 }  # fmt: skip
 
+# Two things are of the process, not of a mesh or store. `known` says what may travel, where a
+# dataclass is defined, and that does not change afterwards. The secret is that of the process's
+# environment, alike for everything that it sends and receives in its life.
 _known: dict[str, type] = {}
 _key = b""
 

@@ -1,25 +1,28 @@
-"""Choose how tiles travel, and the strategies of the triangle ops."""
+"""Choose how tiles travel, the strategies of the triangle ops, and what is recorded."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from foldcp.config import ATTENTION, MULTIPLICATION, ROUTES, WIRES
+from foldcp.config import ATTENTION, GRAPHS, MULTIPLICATION, ROUTES, WIRES
 
 # Of each triangle op, "auto" first.
 STRATEGIES = {"triangle_multiplication": MULTIPLICATION, "triangle_attention": ATTENTION}
 _NAMES = {"route": ROUTES, "wire": WIRES, "multiplication": MULTIPLICATION, "attention": ATTENTION}
+_NAMES |= {"graphs": GRAPHS}
 
 
 @dataclass(frozen=True)
 class Policy:
-    """Choices of how a mesh exchanges tiles, alike on all ranks.
+    """Choices of how the ranks of a mesh work, alike on all of them.
 
     Args:
         route: "direct" or "ring", where tiles are fetched from.
         wire: "raw" or "fp8", how panels travel.
         multiplication: strategy of triangle multiplication, "auto" or a name of `STRATEGIES`.
         attention: strategy of triangle attention, "auto" or a name of `STRATEGIES`.
+        graphs: whether blocks and steps are recorded as CUDA graphs: "auto" where it is possible
+            and pays, "0" never, "1" always, or else an error (FOLDCP_GRAPHS).
 
     Raises:
         ValueError: an unknown name.
@@ -29,6 +32,7 @@ class Policy:
     wire: str = "raw"
     multiplication: str = "auto"
     attention: str = "auto"
+    graphs: str = "auto"
 
     def __post_init__(self) -> None:
         for name in (field.name for field in fields(self)):

@@ -20,8 +20,6 @@ from foldcp_kernels.core.dispatch import described
 
 LOG = logging.getLogger("foldcp.planner.agreement")
 
-_said: set[str] = set()
-
 
 def kind(device: torch.device) -> str:
     """Return what else than the seed determines the numbers that are drawn.
@@ -98,10 +96,8 @@ def agree(layout: PairLayout, atoms: AtomLayout, mesh: Mesh) -> None:
     odd = [rank for rank, (_, other) in enumerate(everyone) if other != drawn_by]
     mesh.alike = not odd
     if odd and mesh.is_root:
-        _say(f"rank {odd[0]} is on {everyone[odd[0]][1]}, rank 0 on {drawn_by}")
-
-
-def _say(why: str) -> None:
-    if why not in _said:
-        _said.add(why)
-        LOG.warning("a seed gives other numbers on each, all ranks take those of rank 0: %s", why)
+        why = f"rank {odd[0]} is on {everyone[odd[0]][1]}, rank 0 on {drawn_by}"
+        if mesh.is_new(why):
+            LOG.warning(
+                "a seed gives other numbers on each, all ranks take those of rank 0: %s", why
+            )

@@ -103,7 +103,7 @@ def channel_products(
         there = ahead(mesh, planes(), (dims, dims), LABEL, (mesh.policy.wire,) * 2)
         for span in (span for group in groups for span in group):
             regions = next(there)
-            with timeline.math(LABEL, 0):  # exchanges of one step each
+            with timeline.math(mesh, LABEL, 0):  # exchanges of one step each
                 tiles = _tiles(regions, outgoing, layout)
             del regions
             yield channel_plans(layout, span, outgoing).back, tiles

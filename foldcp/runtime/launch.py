@@ -165,7 +165,7 @@ def check_version(ends_process: bool) -> None:
     Raises:
         ImportError: the installed version is not supported.
     """
-    name, version = _installed()
+    name, version = installed()
     if name == "boltz" and version.startswith(SUPPORTED):
         return
     other = name != "boltz" and version
@@ -175,6 +175,19 @@ def check_version(ends_process: bool) -> None:
         f"{SUPPORTED}x: "
         f"{first}`pip install 'boltz>=2.2,<2.3'`, or unset FOLDCP to run Boltz without it"
     )
+    refuse(message, ends_process)
+
+
+def refuse(message: str, ends_process: bool) -> NoReturn:
+    """Say why Boltz does not run.
+
+    Args:
+        message: the reason, and what to do.
+        ends_process: end all ranks instead of raising.
+
+    Raises:
+        ImportError: with the message.
+    """
     if not ends_process:
         raise ImportError(message)
     from foldcp.runtime import session
@@ -182,8 +195,8 @@ def check_version(ends_process: bool) -> None:
     session.end(message)
 
 
-def _installed() -> tuple[str, str]:
-    """(name, version) of the package that the module `boltz` comes from."""
+def installed() -> tuple[str, str]:
+    """Return name and version of the package that the module `boltz` comes from."""
     from importlib import metadata  # a tenth of a second, which `foldcp --help` does without
 
     try:

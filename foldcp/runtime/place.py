@@ -101,9 +101,10 @@ class Place:
                         raise ValueError(f"they name {named}: {place.told_by}")
                     return replace(place, unset=tuple(x for x in _RANKS if x in environ))
         except (KeyError, ValueError) as error:
+            names = " and ".join(x for x in _RANKS if x in environ)
             raise UserError(
-                f"the launcher's environment variables cannot be used ({_said(error)}): start with "
-                f"{with_ranks('N')} or srun, or unset RANK and WORLD_SIZE"
+                f"the launcher's environment variables cannot be used ({_said(error)}): unset "
+                f"{names}, and for several ranks start with {with_ranks('N')}, torchrun or srun"
             ) from error
         return cls()
 

@@ -18,7 +18,6 @@ import torch.distributed as dist
 
 from foldcp.config import Config
 from foldcp.errors import InputLost, TransportError, is_out_of_memory
-from foldcp.fabric.exchange import under_way
 from foldcp.fabric.mesh import Mesh
 from foldcp.fabric.transport.engine_transport import EngineTransport
 from foldcp.runtime.report import out_of_memory
@@ -131,8 +130,9 @@ def _rejoin(run: Run, reason: str) -> None:
     """Leave what joined the ranks, wait until all have, and join them again."""
     session, mesh = run.session, run.mesh
     link = mesh.leave(reason)
+    assert link is not None
     if not isinstance(link, EngineTransport):
-        under_way.forget_broken()
+        link.exchanges.broken.clear()
     abort = getattr(dist.distributed_c10d, "_abort_process_group", None)
     if mesh.device.type == "cuda" and abort is not None:
         abort()
@@ -141,7 +141,7 @@ def _rejoin(run: Run, reason: str) -> None:
     session.meet(f"{session.fault_key}/left", mesh.size)
     if isinstance(link, EngineTransport):
         link.close()
-        under_way.forget_broken()  # the engine wrote into their memory until now
+        link.exchanges.broken.clear()  # the engine wrote into their memory until now
     _release()
     session.epoch += 1
     mesh.rejoin(session.form(mesh.rows, mesh.cols, mesh.device, run.config))

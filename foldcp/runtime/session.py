@@ -151,7 +151,10 @@ class Session(Watch):
             open_store(place, serve, meeting_time, self.guard)
             for serve in (self.serves, False, False)
         )
-        self.peers = Peers(own, place, lambda: self.stage, self.guard.clock)
+        self.peers = Peers(
+            own, place, lambda: self.stage, self.guard.clock,
+            lambda: self.mesh is not None and self.mesh.waiting,
+        )  # fmt: skip
         self._watcher = threading.Thread(target=self._watch, daemon=True)
         self._watcher.start()
         atexit.register(self._stop_watching)
@@ -202,6 +205,7 @@ class Session(Watch):
         self.mesh = Mesh.create(
             rows, cols, device, config.route, config.transport, options, wire=config.wire,
             multiplication=config.multiplication, attention=config.attention,
+            graphs=config.graphs,
         )  # fmt: skip
         return self.mesh
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from copy import deepcopy
 from typing import Any
 from unittest import mock
@@ -32,14 +32,6 @@ from foldcp.modules.trunk.pairformer import PairformerLayer, PairformerModule
 from foldcp_kernels.core.dispatch import derived, set_impl
 
 TOKENS, TEMPLATE_BLOCKS = 20, 1
-
-
-@pytest.fixture(autouse=True)
-def graphs() -> Iterator[None]:
-    step_graph.set_graphs("auto")
-    step_graph._said.clear()
-    yield
-    step_graph.set_graphs("auto")
 
 
 def with_templates(feats: dict[str, Tensor], count: int) -> dict[str, Tensor]:
@@ -79,7 +71,8 @@ def predict(
 ) -> list[dict[str, Any]]:
     """What a tiny Boltz-2 predicts for several inputs, and a number drawn at the end."""
     net = parity.build_model(**model, steering={"contact_guidance_update": False})
-    apply(net, Mesh.create(1, 1))
+    mesh = Mesh.create(1, 1)
+    apply(net, mesh)
     if steering is not None:
         net.predict_step.fold.steering = lambda feats, device: steering
     torch.manual_seed(5)
@@ -92,6 +85,7 @@ def predict(
         mock.patch("foldcp.modules.diffusion.sampler.recorder", made),
     ):
         found = [net.predict_step.fold(dict(feats), settings) for feats in inputs]
+    assert mesh.recordings is None
     return [*found, {"drawn": torch.rand(1)}]
 
 
@@ -129,7 +123,6 @@ def test_replayed_blocks_are_the_blocks() -> None:
     unrecorded = 2 * (5 + 4)
     assert tape.replayed == blocks + templates + rated + 2 * steps - unrecorded
     assert tape.released == 2 * 3  # trunk, sampler and confidence give their memory back
-    assert not block_graph._active
 
 
 def test_steered_samples_leave_the_trunk_recorded() -> None:
@@ -142,10 +135,12 @@ def test_steered_samples_leave_the_trunk_recorded() -> None:
     assert tape.recorded == 2
 
 
-def stack(recorder: Any, layers: int = 5, n: int = TOKENS, passes: int = 2) -> Tensor:
+def stack(
+    recorder: Any, layers: int = 5, n: int = TOKENS, passes: int = 2, mesh: Mesh | None = None
+) -> Tensor:
     """A pairformer stack on random tensors, twice, and a number drawn at the end."""
     net = Stock(32, 32, layers, num_heads=2, pairwise_head_width=16, pairwise_num_heads=2, v2=True)
-    mesh = Mesh.create(1, 1)
+    mesh = mesh or Mesh.create(1, 1)
     tiled, layout = PairformerModule(randomised(net), mesh), PairLayout(n, 1, 1, 0)
     torch.manual_seed(1)
     s, z = torch.randn(1, n, 32), torch.randn(1, n, n, 32)
@@ -225,21 +220,22 @@ def test_a_wait_or_a_draw_in_a_block_is_seen_and_costs_nothing(
         return inner(z, *rest)
 
     with mock.patch.object(trunk_stack, "update_pair", update), caplog.at_level(logging.WARNING):
-        plain, tape = stack(None), Tape()
+        plain, tape, mesh = stack(None), Tape(), Mesh.create(1, 1)
         for _ in range(2):
-            assert torch.equal(stack(tape), plain)
+            assert torch.equal(stack(tape, mesh=mesh), plain)
         assert tape.recorded == 0
         (line,) = said(caplog)
         assert re.search(f"blocks .* without a CUDA graph: ({why})", line), line
-        step_graph.set_graphs("1")
+        mesh = Mesh.create(1, 1, graphs="1")
         with pytest.raises(RuntimeError, match=why):
-            stack(tape)
-    assert not block_graph._active
+            stack(tape, mesh=mesh)
+    assert mesh.recordings is None
 
 
 def test_where_memory_is_short_blocks_run_as_they_are(caplog: pytest.LogCaptureFixture) -> None:
     """Though there seemed to be room; what the recording was to take is given back at once."""
     held: list[int] = []
+    mesh = Mesh.create(1, 1)
 
     class Short(Tape):
         def warm_up(self, call: Callable[[], Any]) -> Any:
@@ -247,7 +243,7 @@ def test_where_memory_is_short_blocks_run_as_they_are(caplog: pytest.LogCaptureF
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB")
 
     def done(blocks: int, total: int) -> None:
-        held.append(sum(len(kind.state) for kind in block_graph._active[-1]._kinds.values()))
+        held.append(sum(len(kind.state) for kind in mesh.recordings._kinds.values()))
 
     plain, inner, tape = stack(None), block_graph.run_blocks, Short()
     watched = lambda *args: inner(*args[:4], done)  # noqa: E731
@@ -255,7 +251,7 @@ def test_where_memory_is_short_blocks_run_as_they_are(caplog: pytest.LogCaptureF
         mock.patch("foldcp.modules.trunk.stack.run_blocks", watched),
         caplog.at_level(logging.WARNING),
     ):
-        assert torch.equal(stack(tape), plain)
+        assert torch.equal(stack(tape, mesh=mesh), plain)
     assert tape.recorded == 0 and len(held) == 10 and not any(held)
     (line,) = said(caplog)
     assert "run without a CUDA graph: CUDA out of memory" in line
@@ -276,9 +272,9 @@ def test_a_host_number_that_changes_is_seen() -> None:
 
 
 def test_blocks_are_recorded_where_the_host_is_what_takes_time() -> None:
-    def recordings() -> int:
+    def recordings(graphs: str = "auto") -> int:
         tape = Tape()
-        stack(tape, layers=3)
+        stack(tape, layers=3, mesh=Mesh.create(1, 1, graphs=graphs))
         return tape.recorded
 
     assert recordings() == 1
@@ -286,9 +282,7 @@ def test_blocks_are_recorded_where_the_host_is_what_takes_time() -> None:
         assert recordings() == 0
     with mock.patch.object(block_graph, "MOST_OPERATIONS", 1000):
         assert recordings() == 0
-        step_graph.set_graphs("1")
-        assert recordings() == 1
-    step_graph.set_graphs("auto")
+        assert recordings("1") == 1
     model = shapes_of_model()
     block = model.pairformer_module.layers[0]
     pair = PairformerLayer(block, Mesh.create(1, 1))

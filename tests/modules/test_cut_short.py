@@ -18,7 +18,7 @@ from torch import Tensor
 from foldcp.errors import InputLost
 from foldcp.fabric.mesh import Mesh
 from foldcp.modules.diffusion.sampler import SamplingStep
-from foldcp.modules.graphs import step_graph
+from foldcp.modules.graphs import lasting
 from foldcp.modules.graphs.step_graph import CudaRecorder
 from foldcp.planner import agreement
 from foldcp.runtime import recovery
@@ -119,7 +119,7 @@ class Torch211:
         main = SimpleNamespace(wait_stream=lambda _: None)
         names: dict[str, Any] = {
             "cuda.graph": self.graph, "cuda.CUDAGraph": lambda: graph,
-            "cuda.Stream": lambda _: side, "cuda.current_stream": lambda _: main,
+            "cuda.current_stream": lambda _: main,
             "cuda.graph_pool_handle": self.pool, "cuda.set_stream": set_stream,
             "cuda.stream": lambda _: nullcontext(),
             "cuda.default_generators": (self.default,), "cuda.empty_cache": lambda: None,
@@ -132,9 +132,8 @@ class Torch211:
         with ExitStack() as stack:
             for name, value in names.items():
                 stack.enter_context(mock.patch(f"torch.{name}", value, create=True))
-            stack.enter_context(mock.patch.dict(step_graph._streams, clear=True))
-            stack.enter_context(mock.patch.object(step_graph, "_cut_short", []))
-            step_graph._said.clear()
+            stack.enter_context(mock.patch.object(lasting, "stream", lambda device: side))
+            stack.enter_context(mock.patch.object(lasting, "_cut_short", []))
             yield self
 
 
@@ -148,7 +147,7 @@ def test_draws_go_on_after_a_capture_that_was_cut_short() -> None:
             with pytest.raises(RuntimeError, match="previous error during capture"):
                 recorder.record(fake.wait)
             assert fake.underway == [] and fake.released == list(range(1, pools + 1))
-            assert fake.stream is fake.main and len(step_graph._cut_short) == pools
+            assert fake.stream is fake.main and lasting.cut_short() == pools
         assert torch.equal(torch.randn(3), expected), "the generator moved"
         recorder.record(lambda: torch.ones(1))
         recorder.record(lambda: torch.ones(1))
@@ -156,7 +155,7 @@ def test_draws_go_on_after_a_capture_that_was_cut_short() -> None:
         # What raises for reasons of its own leaves a capture that ends well.
         with pytest.raises(ZeroDivisionError):
             recorder.record(lambda: 1 // 0)
-        assert len(step_graph._cut_short) == 2
+        assert lasting.cut_short() == 2
         torch.randn(3)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from copy import deepcopy
 from typing import Any
 from unittest import mock
@@ -33,14 +33,6 @@ from foldcp_kernels.core.dispatch import set_impl
 
 TOKENS, STEPS = 20, 4
 FEW, MANY = 8, 16  # samples, enough to take more than what is made before the first step
-
-
-@pytest.fixture(autouse=True)
-def graphs() -> Iterator[None]:
-    step_graph.set_graphs("auto")
-    step_graph._said.clear()
-    yield
-    step_graph.set_graphs("auto")
 
 
 class Watch(Hooks):
@@ -225,9 +217,8 @@ def test_steps_that_cannot_be_recorded_run_one_by_one(
             assert torch.equal(draw(mesh, case, tape), plain)
         said = [r.getMessage() for r in caplog.records if r.name == "foldcp.graph"]
         assert len(said) == 1 and "without a CUDA graph: aten._local_scalar" in said[0], said
-        step_graph.set_graphs("1")
         with pytest.raises(RuntimeError, match="cannot be recorded"):
-            draw(mesh, case, tape)
+            draw(mesh.with_policy(graphs="1"), case, tape)
     assert tape.replayed == 0
 
 
@@ -237,22 +228,22 @@ def test_when_steps_are_recorded() -> None:
     with mock.patch.object(torch.cuda, "is_available", lambda: True):
         assert step_graph.recorder(gpu, steered=False, unique=True) is not None
         for mode, answer in (("auto", None), ("1", ValueError)):
-            step_graph.set_graphs(mode)
             for mesh, steered, unique, why in (
                 (gpu, True, True, "potentials steer"),
                 (gpu, False, False, "fewer than three atoms"),
                 (several, False, True, "ranks exchange"),
                 (Mesh.create(1, 1), False, True, "the run is on cpu"),
             ):
+                mesh = mesh.with_policy(graphs=mode)
                 if answer is None:
                     assert step_graph.recorder(mesh, steered, unique) is None
                     continue
                 with pytest.raises(answer, match=f"FOLDCP_GRAPHS=1 .*{why}"):
                     step_graph.recorder(mesh, steered, unique)
-        step_graph.set_graphs("0")
-        assert step_graph.recorder(gpu, steered=False, unique=True) is None
-    with pytest.raises(ValueError, match="`mode` must be one of .*'on'"):
-        step_graph.set_graphs("on")
+        never = gpu.with_policy(graphs="0")
+        assert step_graph.recorder(never, steered=False, unique=True) is None
+    with pytest.raises(ValueError, match="graphs must be one of .*'on'"):
+        gpu.with_policy(graphs="on")
 
 
 class Calls:

@@ -17,6 +17,8 @@ from foldcp.runtime import launch
 from foldcp.runtime.place import Place
 
 PROTEIN = "version: 1\nsequences:\n  - protein: {id: A, sequence: MQIFVKT, msa: empty}\n"
+SRUN = {"SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_LOCALID": "0", "SLURM_STEP_ID": "0",
+        "SLURM_JOB_ID": "7", "SLURM_NODELIST": "n1"}  # fmt: skip
 CASES: dict[str, tuple[list[str], dict[str, str], int, str]] = {
     "spelt": (["one.yaml"], {"Foldcp_n_proc": "2"}, 1, "did you mean FOLDCP_NPROC?"),
     "run together": (["one.yaml"], {"FOLDCPMESH": "1x1"}, 1, "did you mean FOLDCP_MESH?"),
@@ -45,6 +47,9 @@ CASES: dict[str, tuple[list[str], dict[str, str], int, str]] = {
     "nothing": (["nothing"], {}, 1, "there is no input: give a .yaml or .fasta file"),
     "out": (["one.yaml", "--out_dir", "one.yaml"], {}, 1, "(Not a directory): pass --out_dir with"),
     "cache": (["one.yaml", "--cache", "one.yaml/x"], {}, 1, "(Not a directory): pass --cache with"),
+    "launcher": (["one.yaml"], {"RANK": "x", "WORLD_SIZE": "2"}, 1, "(RANK is 'x', not a number)"),
+    "step": (["one.yaml"], {**SRUN, "SLURM_NTASKS": "2", "SLURM_LOCALID": ""}, 1,
+             "(SLURM_LOCALID is '', not a number)"),
     "report": (["one.yaml"], {"FOLDCP_REPORT": "no/r.json"}, 1, "no/r.json cannot be"),
 }  # fmt: skip
 
@@ -81,6 +86,11 @@ REMEDIES: list[tuple[str, str, str, dict[str, str]]] = [
     ("out", "pass --out_dir with a folder", ONE + "--out_dir new/out", {}),
     ("cache", "pass --cache with a folder", ONE + "--cache new", {}),
     ("report", "in a folder that exists", ONE, {"FOLDCP_REPORT": "r.json"}),
+    ("launcher", "unset RANK, and", ONE, {"WORLD_SIZE": "2"}),
+    ("launcher", "start with `foldcp run --nproc N predict ...`",
+     "foldcp run --nproc 2 predict one.yaml --accelerator cpu", {"WORLD_SIZE": "2"}),
+    ("launcher", "torchrun or srun", ONE, SRUN),
+    ("step", "unset SLURM_PROCID, and", ONE, {k: x for k, x in SRUN.items() if x != "0"}),
     ("secret", "openssl rand -hex 16", ONE, {"FOLDCP_SECRET": "0123456789abcdef" * 2}),
 ]  # fmt: skip
 

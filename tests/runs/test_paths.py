@@ -121,15 +121,12 @@ def _refuse_kept_answers(folder: Path, archives: list[bytes]) -> None:
         lambda: (known.mkdir(), (known / "uniref.a3m").symlink_to(folder / "victim")),
     ]
     spoil += [lambda a=a: (known.mkdir(), (known / "out.tar.gz").write_bytes(a)) for a in archives]
-    answers.folder.append(keep)
-    try:
-        with prediction():
-            for make in spoil:
-                make()
-                assert answers.keeping(ask)(["MQ"], fresh / "one", **options) == "asked"
-                known.rmdir()  # what was asked for anew is empty
-    finally:
-        answers.folder.clear()
+    with prediction() as run:
+        run.alignments.answers = keep
+        for make in spoil:
+            make()
+            assert answers.keeping(ask)(["MQ"], fresh / "one", **options) == "asked"
+            known.rmdir()  # what was asked for anew is empty
     assert len(asked) == len(spoil) and (folder / "victim").read_text() == "as it was"
 
 

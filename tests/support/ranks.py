@@ -31,7 +31,6 @@ import torch.distributed as dist
 from strict import strict
 
 from foldcp.fabric import machine
-from foldcp.fabric.exchange.under_way import forget_broken
 from foldcp.fabric.mesh import Mesh
 from foldcp_kernels.core.chunking import set_chunk_bytes
 from foldcp_kernels.core.dispatch import set_impl
@@ -244,4 +243,3 @@ def _reset(path: list[str], environ: dict[str, str], folder: str) -> None:
     random.seed(_SEED)
     set_chunk_bytes(None)
     set_impl("auto")
-    forget_broken()

@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from foldcp.fabric.exchange.autograd import Exchange, stream
 from foldcp.fabric.exchange.pipeline import Move, ahead, behind
 from foldcp.fabric.mesh import Traffic
+from foldcp.fabric.transport.base import Exchanges
 from foldcp.fabric.transport.pool import Pool
 from foldcp.fabric.transport.program import Program
 from foldcp.fabric.transport.wire import Message, staging_bytes
@@ -49,6 +50,7 @@ class Recorder(TorchDispatchMode):
 
     def __init__(self, layout: PairLayout) -> None:
         super().__init__()
+        self.exchanges = Exchanges()
         self.steps: list[str] = []
         # By address: memory that torch gave to one tensor after another is one block.
         self._blocks: dict[int, int] = {}
@@ -57,7 +59,7 @@ class Recorder(TorchDispatchMode):
         device = torch.device("cpu")
         self.mesh: Any = SimpleNamespace(
             link=self, device=device, rank=layout.rank, size=layout.size, cols=layout.mesh_cols,
-            traffic=Traffic(), pool=Pool(device), refuse=_refuse,
+            traffic=Traffic(), pool=Pool(device), refuse=_refuse, timeline=None,
         )  # fmt: skip
 
     def flight(self) -> _Flight:

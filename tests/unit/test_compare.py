@@ -111,3 +111,22 @@ def test_what_cannot_be_compared_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no model 3: pass --model"):
         made = results(tmp_path / "r", COORDS)
         compare.main([str(made), str(made), "--model", "3"])
+
+
+def test_doing_what_it_says_helps(tmp_path: Path) -> None:
+    pdb = write(tmp_path / "a.pdb", COORDS)
+    made = results(tmp_path / "r", COORDS)
+    one = made / "predictions" / "one"
+    other = results(tmp_path / "o", COORDS, "other")
+    results(tmp_path / "o", COORDS, "another")
+    for wrong, advice, right in (
+        ((tmp_path, made), "name a folder boltz_results_", (tmp_path / "r", made)),
+        ((tmp_path, made), "the folder of one prediction in it", (one, made)),
+        ((tmp_path, made), "or a structure (", (pdb, made)),
+        ((made, made, "--model", "3"), "pass --model with one", (made, made, "--model", "0")),
+        ((made, other), "name one prediction in each", (one, other / "predictions" / "other")),
+    ):
+        with pytest.raises(UserError) as refused:
+            compare.main([*map(str, wrong)])
+        assert advice in str(refused.value)
+        assert compare.main([*map(str, right)]) == 0

@@ -116,6 +116,7 @@ def test_a_run_that_fails_is_not_a_difference(
     assert "demo failed: the foldcp run ended with code 1" in capsys.readouterr().err
 
 
+@pytest.mark.process
 def test_a_run_ends_with_a_report_or_an_error(tmp_path: Path) -> None:
     def execute(code: str) -> runs.Run:
         return runs._run("side", tmp_path, [sys.executable, "-c", code, "predict", "a/b.yaml"], {})
@@ -146,6 +147,7 @@ def test_the_picture_shows_what_it_says(tmp_path: Path) -> None:
     assert drawn[0] == drawn[2] != drawn[1]
 
 
+@pytest.mark.boltz
 def test_predicted_memory_is_what_the_model_counts() -> None:
     table = predicted.memory()
     tokens = min(table)

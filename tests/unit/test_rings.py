@@ -13,6 +13,7 @@ from bench.machine import ROOT
 from foldcp.fabric.exchange.timeline import Interval, hidden
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("strategies", [("panel-direct", "panel-direct"), ("channel", "rows")])
 def test_timeline_of_two_ranks(
     tmp_path: Path, capsys: pytest.CaptureFixture, strategies: tuple[str, str]

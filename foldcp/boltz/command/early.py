@@ -45,8 +45,10 @@ def refuse(arguments: Sequence[str], source: Path, environ: Mapping[str, str]) -
 
     try:
         place = Place.find(environ)
-    except UserError:
-        return  # told by the road that joins the ranks
+    except UserError as error:  # no rank can be met
+        if "--help" in arguments:
+            return
+        sys.exit(f"foldcp: {error}")
     try:
         config = Config.from_env(environ)
         command = declared.command(source)

@@ -13,11 +13,9 @@ import click
 
 from foldcp.config import Config
 from foldcp.errors import EXCHANGE, TransportError, UserError, kept
-from foldcp.fabric.exchange import under_way
 from foldcp.runtime import session
 from foldcp.runtime.files import disk
 from foldcp.runtime.launch import predicts
-from foldcp.runtime.liveness.signals import interrupted
 from foldcp.runtime.place import Place
 from foldcp.runtime.recovery import is_broken
 
@@ -64,7 +62,8 @@ def meeting_time() -> float:
 
 def end(error: BaseException) -> NoReturn:
     """End every rank after `error`."""
-    if interrupted.is_set():  # whatever Lightning makes of Ctrl-C
+    run = session.current()
+    if run is not None and run.interrupted.is_set():  # whatever Lightning makes of Ctrl-C
         session.end(f"interrupted; {kept()}", 130)
     if isinstance(error, SystemExit) and error.code in (0, None):
         session.leave()
@@ -104,7 +103,6 @@ def _account(error: BaseException) -> str:
     peers = None if run is None else run.peers
     where = f" in {run.stage}" if run is not None and run.stage else ""
     if peers is not None and is_broken(error):
-        under_way.waiting = True  # this rank is not the one that the others wait for
         try:
             missing = peers.missing()
         except RuntimeError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 from foldcp.boltz.document.faults import Faults, or_nearest, quoted, shortened, unusable
@@ -38,31 +39,7 @@ def check(document: Fields, chains: dict[str, Chain], faults: Faults, setting: S
             continue
         faults.keys(item, _FIELDS, "a template")
         _template_file(item, seen, faults)
-        counts = []
-        for key in ("chain_id", "template_id"):
-            value, place = item.get(key), item.mark(key)
-            if value is None:
-                continue
-            values = (
-                list(zip(value, value.marks, strict=True))
-                if isinstance(value, Items)
-                else [(value, place)]
-            )
-            counts.append(len(values))
-            if not values:
-                faults.add(place.line, f"`{key}` of a template is an empty list: remove it")
-            for name, at in values:
-                if not isinstance(name, str):
-                    faults.add(
-                        at.line,
-                        f"`{key}` of a template must be a chain's id, got {quoted(name, at)}",
-                    )
-                elif key == "chain_id" and name not in proteins:
-                    faults.add(
-                        at.line,
-                        f"`chain_id` of a template is {name}, which is no protein of the input: "
-                        f"{or_nearest(name, proteins, 'proteins')}",
-                    )
+        counts = _chains(item, proteins, faults)
         if len(counts) == 2 and counts[0] != counts[1]:
             faults.add(
                 item.line, "`chain_id` and `template_id` of a template must name as many chains"
@@ -72,6 +49,32 @@ def check(document: Fields, chains: dict[str, Chain], faults: Faults, setting: S
         if faults.truth(item, "force", "a template") and "threshold" not in item:
             faults.add(item.line, "a template with `force` needs `threshold`, in angstroms")
         faults.number(item, "threshold", "a template")
+
+
+def _chains(item: Fields, proteins: Collection[str], faults: Faults) -> list[int]:
+    """Check the chains that a template names; returns how many each of its two fields names."""
+    counts = []
+    for key in ("chain_id", "template_id"):
+        value, place = item.get(key), item.mark(key)
+        if value is None:
+            continue
+        several = isinstance(value, Items)
+        values = list(zip(value, value.marks, strict=True)) if several else [(value, place)]
+        counts.append(len(values))
+        if not values:
+            faults.add(place.line, f"`{key}` of a template is an empty list: remove it")
+        for name, at in values:
+            if not isinstance(name, str):
+                faults.add(
+                    at.line, f"`{key}` of a template must be a chain's id, got {quoted(name, at)}"
+                )
+            elif key == "chain_id" and name not in proteins:
+                faults.add(
+                    at.line,
+                    f"`chain_id` of a template is {name}, which is no protein of the input: "
+                    f"{or_nearest(name, proteins, 'proteins')}",
+                )
+    return counts
 
 
 def _template_file(item: Fields, seen: dict[str, tuple[Path, int]], faults: Faults) -> None:

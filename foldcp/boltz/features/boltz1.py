@@ -22,8 +22,8 @@ from foldcp.boltz.features.stock import (
     keep_index,
     msa_names,
     pad_if_present,
-    rebind,
 )
+from foldcp.boltz.seams.rebind import rebind
 
 # Options of stock's `process` and the one value each has at inference.
 _OPTIONS: dict[str, Any] = INFERENCE_OPTIONS | {"symmetries": {}, "compute_symmetries": False}

@@ -8,7 +8,7 @@ nothing has to be restored after an error and threads that use it see no change.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import FunctionType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,8 @@ from boltz.data.feature import featurizerv2 as stock
 from boltz.data.types import Tokenized
 from boltz.model.modules.utils import center_random_augmentation
 from torch import Tensor, from_numpy
+
+from foldcp.boltz.seams.rebind import rebind
 
 _ATOM_KEYS = (
     "ref_pos",
@@ -32,21 +34,6 @@ _ATOM_KEYS = (
     "frames_idx",
 )
 _CELLS_PER_CHUNK = 1 << 20
-
-
-def rebind(function: FunctionType, **names: Any) -> FunctionType:
-    """Rebind a function's code to a copy of its module's globals with `names` replaced.
-
-    Args:
-        function: a function of stock's.
-        names: values of the globals that are replaced.
-    """
-    scope = {**function.__globals__, **names}
-    copy = FunctionType(
-        function.__code__, scope, function.__name__, function.__defaults__, function.__closure__
-    )
-    copy.__kwdefaults__ = function.__kwdefaults__
-    return copy
 
 
 class TorchWith:

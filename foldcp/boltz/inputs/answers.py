@@ -18,8 +18,6 @@ from boltz.data.msa import mmseqs2
 from foldcp.boltz.run import current
 from foldcp.runtime.files.names import Unsafe, check, inside, regular
 
-folder: list[Path] = []  # of alignments, while an input is read
-
 
 def keeping(stock: Callable[..., Any]) -> Callable[..., Any]:
     """Ask the MSA server, and keep each complete answer for a later run.
@@ -29,21 +27,23 @@ def keeping(stock: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(stock)
     def run_mmseqs2(x: Any, prefix: Path, *args: Any, **options: Any) -> Any:
-        if not folder:
+        run = current()
+        folder = None if run is None else run.alignments.answers
+        if folder is None:
             return stock(x, prefix, *args, **options)
         prefix = Path(prefix)
         check(prefix.name, "the alignment's name")
         mode = f"pair{options['pairing_strategy']}-env" if options["use_pairing"] else "env"
-        known = folder[0] / f"{prefix.name}_{mode}"
+        known = folder / f"{prefix.name}_{mode}"
         if known.exists() or known.is_symlink():
             try:
                 _check_kept(known)
-                return stock(x, folder[0] / prefix.name, *args, **options)
+                return stock(x, folder / prefix.name, *args, **options)
             except Exception:  # it was kept by stock, is of other sequences, or is not what we kept
                 _remove(known)
         found = stock(x, prefix, *args, **options)
         for path in prefix.parent.glob(f"{glob.escape(prefix.name)}_*"):
-            path.rename(folder[0] / path.name)
+            path.rename(folder / path.name)
         return found
 
     return run_mmseqs2

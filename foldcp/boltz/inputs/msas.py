@@ -16,6 +16,7 @@ from typing import Any
 
 from boltz.data.types import MSA
 
+from foldcp.boltz.inputs.alignments import Alignments
 from foldcp.boltz.run import current
 from foldcp.runtime.files.names import Unsafe, regular
 
@@ -24,27 +25,12 @@ _FORM = {
     ".csv": "a csv file holds the columns 'key' and 'sequence', one aligned sequence per row",
 }
 
-read: list[Path] = []  # files that were parsed for the input under way, in order
-_made: dict[Path, Path] = {}  # what those were unpacked or copied from
-_folder: list[Path] = []  # for unpacked files, while an input is read
-
 
 class Unreadable(BaseException):
     """An input cannot be used, as the message says.
 
     Not an `Exception`: Boltz answers those with a traceback.
     """
-
-
-def begin(folder: Path) -> None:
-    """Begin an input.
-
-    Args:
-        folder: where alignments may be unpacked; removed with what is left of the input.
-    """
-    read.clear()
-    _made.clear()
-    _folder[:] = [folder]
 
 
 def unpacked(stock: Callable[..., Any]) -> Callable[..., Any]:
@@ -59,27 +45,28 @@ def unpacked(stock: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(stock)
     def parse(path: Path, *args: Any, **options: Any) -> Any:
         target = stock(path, *args, **options)
-        if current() is not None and _folder:
+        run = current()
+        if run is not None and run.alignments.unpacked is not None:
             for chain in target.record.chains:
                 if isinstance(chain.msa_id, str):
-                    chain.msa_id = _plain(chain.msa_id)
+                    chain.msa_id = _plain(chain.msa_id, run.alignments, run.alignments.unpacked)
         return target
 
     return parse
 
 
-def _plain(name: str) -> str:
+def _plain(name: str, alignments: Alignments, folder: Path) -> str:
     """The file itself, or one made of it under a name that Boltz reads."""
     path = Path(name)
     packed = path.suffix.lower() == ".gz"
     kind = Path(path.stem if packed else path.name).suffix.lower()
     if path.suffix in _FORM or kind not in _FORM or not path.is_file():
         return name
-    known = next((made for made, source in _made.items() if source == path), None)
+    known = next((made for made, source in alignments.made.items() if source == path), None)
     if known is None:
-        known = _folder[0] / f"{len(_made)}{kind}"
+        known = folder / f"{len(alignments.made)}{kind}"
         known.parent.mkdir(parents=True, exist_ok=True)
-        _made[known] = path
+        alignments.made[known] = path
         try:
             with (gzip.open if packed else open)(path, "rb") as source, known.open("wb") as made:
                 shutil.copyfileobj(source, made)
@@ -103,38 +90,40 @@ def checked(stock: Callable[..., MSA]) -> Callable[..., MSA]:
 
     @wraps(stock)
     def parse(path: Path, *args: Any, **options: Any) -> MSA:
-        if current() is None:
+        run = current()
+        if run is None:
             return stock(path, *args, **options)
+        source = run.alignments.source(path)
         try:
             msa = stock(regular(path), *args, **options)
         except Unsafe as error:
             raise Unreadable(f"the MSA {error}: correct its path in the input") from error
         except OSError as error:
-            raise unreadable(path, error.strerror or str(error)) from error
+            raise unreadable(source, error.strerror or str(error)) from error
         except UnicodeDecodeError as error:
             with path.open("rb") as file:
                 packed = file.read(2) == b"\x1f\x8b"
             what = "it is packed by gzip: let its name end in .gz" if packed else "it is not text"
-            raise unreadable(path, what) from error
+            raise unreadable(source, what) from error
         except KeyError as error:
             what = "is a byte order mark" if error.args == ("\ufeff",) else "stands for no residue"
-            raise unreadable(path, f"the letter {error} {what}") from error
+            raise unreadable(source, f"the letter {error} {what}") from error
         except UnboundLocalError as error:
-            raise unreadable(path, "its first sequence has no '>name' line above") from error
+            raise unreadable(source, "its first sequence has no '>name' line above") from error
         except AttributeError as error:  # of the missing value that pandas puts there
-            raise unreadable(path, "a row has no sequence") from error
+            raise unreadable(source, "a row has no sequence") from error
         except Exception as error:
             if path.suffix == ".csv" and (where := _wrong_key(path)):
-                raise unreadable(path, where) from error
+                raise unreadable(source, where) from error
             if "invalid literal" in str(error):  # pandas takes what is too much for an index
-                raise unreadable(path, "a row has more than two columns") from error
+                raise unreadable(source, "a row has more than two columns") from error
             if "EOF inside string" in str(error):
-                raise unreadable(path, "a quotation mark is not closed") from error
+                raise unreadable(source, "a quotation mark is not closed") from error
             lines = str(error).strip().splitlines() or [type(error).__name__]
-            raise unreadable(path, lines[0]) from error
+            raise unreadable(source, lines[0]) from error
         if len(msa.sequences) == 0:
-            raise unreadable(path, "it has no sequences; `msa: empty` folds without any")
-        read.append(_made.get(path, path))
+            raise unreadable(source, "it has no sequences; `msa: empty` folds without any")
+        run.alignments.read.append(source)
         return msa
 
     return parse
@@ -177,9 +166,8 @@ def unreadable(path: Path, why: str) -> Unreadable:
     """Make the error for an alignment that cannot be used.
 
     Args:
-        path: of its file, or of the one that was made of it.
+        path: of the user's file.
         why: it cannot be.
     """
-    path = _made.get(path, path)
     form = next((text for kind, text in _FORM.items() if kind in path.name.lower()), "")
     return Unreadable(f"the MSA {path} cannot be used ({why}): correct the file; {form}")

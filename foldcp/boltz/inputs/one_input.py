@@ -11,11 +11,11 @@ import json
 import os
 import shutil
 import sys
-import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from functools import wraps
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 from boltz.data import types
@@ -24,9 +24,10 @@ from foldcp.boltz.document import schema
 from foldcp.boltz.document.explain import explain
 from foldcp.boltz.document.faults import at, visible
 from foldcp.boltz.document.setting import Setting
-from foldcp.boltz.inputs import answers, msas, queries
+from foldcp.boltz.inputs import msas, queries
+from foldcp.boltz.inputs.alignments import Alignments
 from foldcp.boltz.run import Run, current
-from foldcp.errors import SEE_LOG
+from foldcp.boltz.seams.rebind import rebind
 from foldcp.output.spool import sync, sync_path
 from foldcp.runtime.files.seal import Lost
 
@@ -49,29 +50,7 @@ _ADVICE = {
 _LONGEST = 500  # characters of a reason
 
 
-class _Tee:
-    """Standard output that withholds Boltz's line about a failure, which ours replaces."""
-
-    def __init__(self, stream: Any) -> None:
-        self.stream = stream
-        self.failure = ""
-        self._ends = False
-
-    def write(self, text: str) -> int:
-        if text.startswith("Failed to process"):
-            self.failure = text.partition("Error:")[2].strip() or SEE_LOG
-            self._ends = not text.endswith("\n")
-            return len(text)
-        if self._ends and text == "\n":
-            self._ends = False
-            return 1
-        return self.stream.write(text)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.stream, name)
-
-
-def whole_or_nothing(stock: Callable[..., None]) -> Callable[..., None]:
+def whole_or_nothing(stock: FunctionType) -> Callable[..., None]:
     """Read one input, keep all of what that makes or none, and the reason if it fails."""
 
     @wraps(stock)
@@ -116,7 +95,7 @@ def _wrong(path: Path, options: dict[str, Any], run: Run) -> str:
 
 
 def _read(
-    stock: Callable[..., None],
+    stock: FunctionType,
     path: Path,
     args: tuple[Any, ...],
     options: dict[str, Any],
@@ -128,25 +107,12 @@ def _read(
     places = {option: partial / name for option, name in PLACES.items()}
     for place in places.values():
         place.mkdir(parents=True)
-    msas.begin(partial / "alignments")
-    sys.stdout = tee = _Tee(sys.stdout)
-    met: list[BaseException | None] = []
-    print_exc = traceback.print_exc
-
-    def account(*_: Any, **__: Any) -> None:
-        met.append(sys.exc_info()[1])
-        print_exc()  # to the log of the run
-
-    traceback.print_exc = account
-    answers.folder.append(options["msa_dir"])
+    run.alignments = Alignments(partial / "alignments", options["msa_dir"])
     try:
-        stock(path, *args, **{**options, **places})
-    finally:
-        sys.stdout, traceback.print_exc = tee.stream, print_exc
-        answers.folder.clear()
-    if tee.failure:
-        return explain(met[-1]) if met and met[-1] is not None else tee.failure
-    _check(partial, boltz2=options["boltz2"])
+        rebind(stock, print=_raise_again)(path, *args, **{**options, **places})
+    except Exception as error:
+        return explain(error)
+    _check(partial, options["boltz2"], run.alignments)
     if run.seal is not None:
         run.seal.check()
     for option, place in places.items():
@@ -154,11 +120,16 @@ def _read(
     return ""
 
 
-def _check(partial: Path, boltz2: bool) -> None:
+def _raise_again(*_: object) -> None:
+    """Raise what stock has caught: it prints nothing but that, after the traceback."""
+    raise  # noqa: PLE0704
+
+
+def _check(partial: Path, boltz2: bool, alignments: Alignments) -> None:
     for record in map(types.Record.load, (partial / "records").glob("*.json")):
         kind = types.StructureV2 if boltz2 else types.Structure
         structure = kind.load(partial / "structures" / f"{record.id}.npz")
-        queries.check(record, structure, partial / "msa")
+        queries.check(record, structure, partial / "msa", alignments)
 
 
 def _keep_reason(run: Run, path: Path, failure: str) -> None:

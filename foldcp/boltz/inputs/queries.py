@@ -15,18 +15,22 @@ from boltz.data import const
 from boltz.data.types import MSA, Record, Structure, StructureV2
 from tqdm import tqdm
 
-from foldcp.boltz.inputs.msas import read, unreadable
+from foldcp.boltz.inputs.alignments import Alignments
+from foldcp.boltz.inputs.msas import unreadable
 
 _FORM = "insertions are lower case, gaps '-'"
 
 
-def check(record: Record, structure: Structure | StructureV2, folder: Path) -> None:
+def check(
+    record: Record, structure: Structure | StructureV2, folder: Path, alignments: Alignments
+) -> None:
     """Compare each alignment with its chain, and say on standard error where they differ.
 
     Args:
-        record: of an input that was just read, see `alignments.read`.
+        record: of an input that was just read.
         structure: its chains and residues; `StructureV2` for Boltz-2.
         folder: of its processed alignments, numbered in the order in which they were parsed.
+        alignments: of the input.
 
     Raises:
         Unreadable: a row ends where the alignment does, and is too short for the chain.
@@ -35,7 +39,7 @@ def check(record: Record, structure: Structure | StructureV2, folder: Path) -> N
     for chain in record.chains:
         if chain.msa_id == -1:
             continue
-        path = read[int(str(chain.msa_id).rpartition("_")[2])]
+        path = alignments.read[int(str(chain.msa_id).rpartition("_")[2])]
         msa = MSA.load(folder / f"{chain.msa_id}.npz")
         place = structure.chains[chain.chain_id]
         residues = structure.residues[place["res_idx"] : place["res_idx"] + place["res_num"]]

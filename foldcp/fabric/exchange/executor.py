@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foldcp.fabric.exchange import timeline, under_way
+from foldcp.fabric.exchange import timeline
 from foldcp.fabric.mesh import Mesh
 from foldcp.fabric.transport.assembler import program
-from foldcp.fabric.transport.base import Flight
+from foldcp.fabric.transport.base import Exchanges, Flight
 from foldcp.fabric.transport.engine_transport import tag
 from foldcp.fabric.transport.program import Act, Dims, Place, shape_over
 from foldcp.fabric.transport.wire import Message, staging_bytes
@@ -80,6 +80,7 @@ class Exchange:
         self._bases: list[Tensor | None] = [*self.sources, None, None]
         self._made: dict[int, list[Tensor | None]] = {}  # by the layout of a step
         self._flight: Flight | None = None
+        self._link: Exchanges  # from when there is a flight
         self._buffers: dict[tuple[str, int], Tensor] = {}
         self._pending: tuple[int, list[Tensor | None]] | None = None
 
@@ -104,7 +105,7 @@ class Exchange:
         if kind is None or kind is GeneratorExit:
             self.close()
         elif self._flight is not None:
-            under_way.broken.append(self)
+            self._link.broken.append(self)
 
     def start(self, step: int) -> None:
         """Post the sends and receives of a step, after `wait` of the one before."""
@@ -126,9 +127,9 @@ class Exchange:
         self._pending = None
         act = self._program.acts[step]
         if self._flight is not None:
-            under_way.waiting = True
+            self._link.waiting = True
             self._flight.arrive(step % 2)
-            under_way.waiting = False
+            self._link.waiting = False
         for x, to in act.local:
             to.of(self._bases[to.base]).copy_(x.of(self._bases[x.base]))  # type: ignore[arg-type]
         out = [regions[i] if w is None else self._whole(w) for i, w in enumerate(act.whole)]
@@ -143,7 +144,7 @@ class Exchange:
                 held = self.wait()
                 if step + 1 < steps:
                     self.start(step + 1)
-                with timeline.math(self.label, step):
+                with timeline.math(self.mesh, self.label, step):
                     yield held
 
     def close(self) -> None:
@@ -158,7 +159,7 @@ class Exchange:
     def _open(self) -> Flight:
         if self._flight is None:
             assert self.mesh.link is not None
-            self._flight = self.mesh.link.flight()
+            self._flight, self._link = self.mesh.link.flight(), self.mesh.link.exchanges
         return self._flight
 
     def _replay(self, act: Act, step: int) -> None:

@@ -87,7 +87,7 @@ def chained(
                     exchange.start(step)
                 else:
                     following = begin()
-                with timeline.math(label, step - 1):
+                with timeline.math(mesh, label, step - 1):
                     yield made, step - 1, held
 
 

@@ -6,16 +6,11 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 
 from foldcp.fabric.transport.engine_transport import tag
-
-if TYPE_CHECKING:
-    from foldcp.fabric.mesh import Mesh
-
-_recording: Timeline | None = None
 
 
 @dataclass(frozen=True)
@@ -88,8 +83,19 @@ class Timeline:
                 self.intervals.append(Interval("transfer", label, step, packed, moved))
 
 
+class Timed(Protocol):
+    """Name what recording asks of a mesh."""
+
+    link: Any
+    timeline: Timeline | None
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the math."""
+
+
 @contextmanager
-def record(mesh: Mesh) -> Iterator[Timeline]:
+def record(mesh: Timed) -> Iterator[Timeline]:
     """Record the exchanges of this rank.
 
     Args:
@@ -98,7 +104,6 @@ def record(mesh: Mesh) -> Iterator[Timeline]:
     Yields:
         The timeline; its intervals are there once the context is left.
     """
-    global _recording
     line = Timeline(mesh.device)
     trace = getattr(mesh.link, "trace", None)
     if trace is not None:
@@ -107,25 +112,26 @@ def record(mesh: Mesh) -> Iterator[Timeline]:
     if mesh.device.type == "cuda":
         mark.synchronize()
     origin = mark, time.perf_counter_ns()
-    _recording = line
+    mesh.timeline = line
     try:
         yield line
     finally:
-        _recording = None
-        rows = mesh.link.take_trace() if trace is not None else []  # type: ignore[union-attr]
+        mesh.timeline = None
+        rows = mesh.link.take_trace() if trace is not None else []
         if trace is not None:
             trace(False)
         line._finish(origin, rows)
 
 
-def math(label: str, step: int) -> AbstractContextManager[None]:
+def math(mesh: Timed, label: str, step: int) -> AbstractContextManager[None]:
     """Mark the math of a step of an exchange, where anybody records.
 
     Args:
+        mesh: whose exchange it is.
         label: of the exchange.
         step: of the exchange.
     """
-    return nullcontext() if _recording is None else _recording.math(label, step)
+    return nullcontext() if mesh.timeline is None else mesh.timeline.math(label, step)
 
 
 def hidden(intervals: Sequence[Interval]) -> float:

@@ -8,12 +8,26 @@ reads and writes must live until its step has arrived, or the flight has landed.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
 from foldcp.fabric.transport.program import Program
 from foldcp.fabric.transport.wire import Message
+
+
+class Exchanges:
+    """State of the exchanges over one link.
+
+    Attributes:
+        waiting: this rank waits for others: when all the others do, it is the one they wait for.
+        broken: exchanges that an error left unfinished. The transport may write into their memory
+            until it is closed.
+    """
+
+    def __init__(self) -> None:
+        self.waiting = False
+        self.broken: list[Any] = []
 
 
 class Flight(Protocol):
@@ -69,6 +83,7 @@ class Transport(Protocol):
 
     name: str
     staged: bool  # takes a staging buffer
+    exchanges: Exchanges
 
     def flight(self) -> Flight:
         """Begin an exchange."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from foldcp.errors import EXCHANGE, TransportError
 from foldcp.fabric import message
 from foldcp.fabric.ranks import Ranks
+from foldcp.fabric.transport.base import Exchanges
 from foldcp.fabric.transport.program import Program
 from foldcp.fabric.transport.wire import Message
 from foldcp_kernels.core.extension import load
@@ -49,7 +50,7 @@ class EngineTransport:
 
     def __init__(self, name: str, ranks: Ranks, engine: int) -> None:
         self.name, self.engine = name, engine
-        self.ops = load().ops
+        self.ops, self.exchanges = load().ops, Exchanges()
         self.landed: list[int] = []  # flights of the engine that may be used again
         self._watch = _Watch(self, ranks) if name != "host" else None
 

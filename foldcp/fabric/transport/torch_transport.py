@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from foldcp.fabric.ranks import Ranks
+from foldcp.fabric.transport.base import Exchanges
 from foldcp.fabric.transport.program import Program
 from foldcp.fabric.transport.wire import Message, pack, unpack
 
@@ -24,7 +25,7 @@ class TorchTransport:
     staged = False
 
     def __init__(self, ranks: Ranks) -> None:
-        self.ranks = ranks
+        self.ranks, self.exchanges = ranks, Exchanges()
         self.name = "torch-nccl" if ranks.device.type == "cuda" else "gloo"
 
     def flight(self) -> TorchFlight:

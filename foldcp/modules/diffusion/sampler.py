@@ -143,7 +143,7 @@ class AtomDiffusion(TiledModule):
         times = self.score_model.embed_times(numbers.time)
         unique = step.align is None or step.align.unique
         shape = tuple(coords.shape)
-        with Steps(step, recorder(self.mesh, particles is not None, unique)) as run:
+        with Steps(self.mesh, step, recorder(self.mesh, particles is not None, unique)) as run:
             for i, level in enumerate(levels):
                 drawn = normal(self.mesh, *augmentation_shapes(len(coords)), shape, like=coords)
                 given = (coords, *drawn, numbers.rows[i], times[i])

@@ -38,8 +38,6 @@ MOST_OPERATIONS = 2.9e12
 TRANSIENT = 3
 _WHAT = "blocks of the trunk and of the confidence module"
 
-_active: list[Recordings] = []
-
 
 @contextmanager
 def recorded(mesh: Mesh) -> Iterator[None]:
@@ -55,11 +53,12 @@ def recorded(mesh: Mesh) -> Iterator[None]:
     if recorder is None:
         yield
         return
-    _active.append(Recordings(recorder, mesh))
+    before, mesh.recordings = mesh.recordings, Recordings(recorder, mesh)
     try:
         yield
     finally:
-        _active.pop().release()
+        mesh.recordings.release()
+        mesh.recordings = before
 
 
 def run_blocks(
@@ -81,7 +80,9 @@ def run_blocks(
     Returns:
         The updated state; see `Block.in_place`.
     """
-    recordings = None if torch.is_grad_enabled() or not _active else _active[-1]
+    recordings: Recordings | None = None
+    if layers and not torch.is_grad_enabled():
+        recordings = layers[0].mesh.recordings
     run = state
     for i, layer in enumerate(layers):
         layer.draw(*run, layout)
@@ -91,7 +92,7 @@ def run_blocks(
             run = recordings(layer, run, fixed, layout)
         if done is not None:
             done(i + 1, len(layers))
-    if recordings is None or not layers:
+    if recordings is None:
         return run
     out = []
     for given, x, here in zip(state, run, layers[-1].in_place, strict=True):
@@ -126,7 +127,7 @@ class Recordings:
         auto = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)
         key = (self._signatures[id(layer)], tensors, layout, auto)
         if key not in self._kinds:
-            pays = step_graph.demanded() or layer.operations(*state) <= MOST_OPERATIONS
+            pays = step_graph.demanded(self._mesh) or layer.operations(*state) <= MOST_OPERATIONS
             wanted = pays and self._signatures[id(layer)] is not None
             self._kinds[key] = _Kind(self._recorder, self._mesh, wanted)
         return self._kinds[key](layer, state, fixed, layout)
@@ -195,7 +196,7 @@ class _Kind:
             self._recorder.warm_up(self._body)
         except torch.OutOfMemoryError as error:
             self.release()
-            goes_without(_WHAT, error)
+            goes_without(self._mesh, _WHAT, error)
             return False
         return True
 
@@ -204,7 +205,7 @@ class _Kind:
         read = (x for x in fixed if x is not None)
         own = sum(x.nbytes for x in (*state, *read, *layer.parameters()))
         need = own + TRANSIENT * sum(x.nbytes for x in state)
-        free = None if step_graph.demanded() else free_bytes(self._mesh)
+        free = None if step_graph.demanded(self._mesh) else free_bytes(self._mesh)
         if free is not None and need > free:
             return False
         self.state = tuple(torch.empty_like(x) for x in state)
@@ -242,6 +243,6 @@ class _Kind:
                 with self._slots.complete():
                     self._replay, _ = self._recorder.record(self._body)
             except RuntimeError as error:
-                goes_without(_WHAT, error)
+                goes_without(self._mesh, _WHAT, error)
                 self._wanted = False
         return self._replay is not None

@@ -15,17 +15,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from foldcp.config import GRAPHS
 from foldcp.errors import InputLost
 from foldcp.fabric.mesh import Mesh
+from foldcp.modules.graphs import lasting
 
 LOG = logging.getLogger("foldcp.graph")
 WARM_UP = 2  # steps before recording: kernels are compiled, weights are cast, handles are made
-
-_mode = ["auto"]
-_said: set[str] = set()
-_streams: dict[torch.device, Any] = {}
-_cut_short: list[Any] = []
 
 
 class Recorder(Protocol):
@@ -60,7 +55,7 @@ class CudaRecorder:
         On the stream of recordings, for which cuBLAS makes a workspace: made while recording, it
         would hold on to the recording's memory.
         """
-        before, stream = torch.cuda.current_stream(self._device), self._stream()
+        before, stream = torch.cuda.current_stream(self._device), lasting.stream(self._device)
         stream.wait_stream(before)
         with torch.cuda.stream(stream):
             out = call()
@@ -73,7 +68,7 @@ class CudaRecorder:
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
         # Other threads may use CUDA meanwhile: the loader of the next input does.
-        options = dict(stream=self._stream(), capture_error_mode="thread_local")
+        options = dict(stream=lasting.stream(self._device), capture_error_mode="thread_local")
         try:
             with torch.cuda.graph(graph, pool=self._pool, **options):
                 out = call()
@@ -88,12 +83,6 @@ class CudaRecorder:
         """See `Recorder`."""
         self._pool = None
         torch.cuda.empty_cache()
-
-    def _stream(self) -> Any:
-        """One stream of a device for all recordings: cuBLAS keeps a workspace for each."""
-        if self._device not in _streams:
-            _streams[self._device] = torch.cuda.Stream(self._device)
-        return _streams[self._device]
 
 
 def recover(graph: Any, pool: Any, device: torch.device) -> None:
@@ -116,7 +105,7 @@ def recover(graph: Any, pool: Any, device: torch.device) -> None:
     with suppress(RuntimeError):  # the capture was ended, only what was captured failed
         torch._C._cuda_endAllocateToPool(index, pool)
         torch._C._cuda_releasePool(index, pool)
-        _cut_short.append(graph)  # torch keeps its address
+        lasting.keep(graph)
     try:
         generator, fresh = torch.cuda.default_generators[index], torch.Generator(device)
         state = generator.get_state()
@@ -131,23 +120,9 @@ def recover(graph: Any, pool: Any, device: torch.device) -> None:
         ) from error
 
 
-def set_graphs(mode: str) -> None:
-    """Set whether steps and blocks are recorded (FOLDCP_GRAPHS).
-
-    Args:
-        mode: "auto" where it is possible and pays, "0" never, "1" always, or else an error.
-
-    Raises:
-        ValueError: another mode.
-    """
-    if mode not in GRAPHS:
-        raise ValueError(f"`mode` must be one of {GRAPHS}, got {mode!r}")
-    _mode[0] = mode
-
-
-def demanded() -> bool:
+def demanded(mesh: Mesh) -> bool:
     """Tell whether a failure to record is an error."""
-    return _mode[0] == "1"
+    return mesh.policy.graphs == "1"
 
 
 def recorder(mesh: Mesh, steered: bool = False, unique: bool = True) -> Recorder | None:
@@ -161,7 +136,7 @@ def recorder(mesh: Mesh, steered: bool = False, unique: bool = True) -> Recorder
     Raises:
         ValueError: FOLDCP_GRAPHS=1, but nothing can be recorded.
     """
-    if _mode[0] == "0":
+    if mesh.policy.graphs == "0":
         return None
     if mesh.device.type != "cuda":
         why = f"the run is on {mesh.device.type}"
@@ -175,31 +150,31 @@ def recorder(mesh: Mesh, steered: bool = False, unique: bool = True) -> Recorder
         why = "the input has fewer than three atoms"
     else:
         return CudaRecorder(mesh.device)
-    if demanded():
+    if demanded(mesh):
         raise ValueError(
             f"FOLDCP_GRAPHS=1 asks for a CUDA graph, but {why}: use FOLDCP_GRAPHS=auto"
         )
     return None
 
 
-def goes_without(what: str, error: RuntimeError) -> None:
+def goes_without(mesh: Mesh, what: str, error: RuntimeError) -> None:
     """Say once why something is not recorded.
 
     Args:
+        mesh: of the run.
         what: it is.
         error: that recording met.
 
     Raises:
         RuntimeError: `error`, with FOLDCP_GRAPHS=1.
     """
-    if demanded():
+    if demanded(mesh):
         raise error
     cause: BaseException = error  # the end of a capture only says that something failed before
     while isinstance(cause.__context__, RuntimeError):
         cause = cause.__context__
     first = _first_line(cause)
-    if first not in _said:
-        _said.add(first)
+    if mesh.is_new(first):
         LOG.warning("%s run without a CUDA graph: %s", what, first)
 
 
@@ -211,12 +186,13 @@ class Steps:
     """Runs a step: as it is at first, then from its recording. A context manager that drops it.
 
     Args:
+        mesh: of the run.
         body: the step. All that changes between steps are its arguments, tensors of fixed shapes.
         recorder: None runs every step as it is.
     """
 
-    def __init__(self, body: Callable[..., Tensor], recorder: Recorder | None) -> None:
-        self._body, self._recorder = body, recorder
+    def __init__(self, mesh: Mesh, body: Callable[..., Tensor], recorder: Recorder | None) -> None:
+        self._mesh, self._body, self._recorder = mesh, body, recorder
         self._done = 0
         self._buffers: tuple[Tensor, ...] = ()
         self._replay: Callable[[], None] | None = None
@@ -264,4 +240,4 @@ class Steps:
             self._buffers = buffers
         except RuntimeError as error:
             self._recorder = None
-            goes_without("sampling steps", error)
+            goes_without(self._mesh, "sampling steps", error)

@@ -26,7 +26,9 @@ _PAUSE = 2.0  # seconds between two ticks; what is longer is time that this proc
 _ENDING = 6.0  # seconds that an end may take once it is decided
 _SOON = 1.0  # seconds for what an end does not depend on
 
-_silent = threading.Event()  # this process has said why it ends, or another rank has
+# This process has said why it ends, or another rank has. Process-wide: a process ends once, with or
+# without a session.
+_silent = threading.Event()
 
 
 class Guard:

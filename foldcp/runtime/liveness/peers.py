@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from foldcp.errors import kept
-from foldcp.fabric.exchange import under_way
 from foldcp.fabric.machine import machine
 from foldcp.fabric.message import Forged
 from foldcp.runtime.place import Place
@@ -77,12 +76,19 @@ class Peers:
         place: this process among the ranks.
         stage: what it is doing.
         clock: seconds that this process has run.
+        waiting: tells whether it waits for others in an exchange.
     """
 
     def __init__(
-        self, store: Any, place: Place, stage: Callable[[], str], clock: Callable[[], float]
+        self,
+        store: Any,
+        place: Place,
+        stage: Callable[[], str],
+        clock: Callable[[], float],
+        waiting: Callable[[], bool],
     ) -> None:
         self._store, self._place, self._clock = store, place, clock
+        self._waiting, self._failed = waiting, False
         self._stage, self._beats, self._next = stage, 0, 0.0
         self._seen: dict[int, tuple[str, float]] = {}
         self._processes: dict[int, _Process] = {}
@@ -96,7 +102,7 @@ class Peers:
         time_now = time.monotonic()
         if now or time_now >= self._next:
             self._beats, self._next = self._beats + 1, time_now + _BEAT
-            beat = f"{self._beats} {int(under_way.waiting)} {self._stage()}"
+            beat = f"{self._beats} {int(self._failed or self._waiting())} {self._stage()}"
             self._store.set(f"beat/{self._place.rank}", beat)
             others = [r for r in range(self._place.world) if r != self._place.rank]
             unknown = [rank for rank in others if rank not in self._processes]
@@ -154,8 +160,10 @@ class Peers:
     def missing(self) -> list[str]:
         """List all other ranks that have ended, stopped or gone silent; takes a few seconds.
 
-        If all are alive, the ones that the others wait for.
+        If all are alive, the ones that the others wait for. This rank's exchange has failed: from
+        now on it is none of those.
         """
+        self._failed = True
         others = [r for r in range(self._place.world) if r != self._place.rank]
         for rank in others:
             self._look(rank)

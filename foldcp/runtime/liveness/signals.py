@@ -28,13 +28,16 @@ _GRACE = 3.0  # seconds in which the main thread may end by itself after Ctrl-C
 _HAS_SENDERS = hasattr(socket, "SO_PASSCRED")  # Linux
 _SENDER = struct.Struct("3i")  # pid, uid, gid of who wrote
 
-interrupted = threading.Event()  # set after SIGINT: later failures are consequences of it
-
 
 class Ends(Protocol):
-    """Ends all ranks of a run: a session."""
+    """Ends all ranks of a run: a session.
+
+    Attributes:
+        interrupted: set after SIGINT: later failures are consequences of it.
+    """
 
     guard: Guard
+    interrupted: threading.Event
     peers: Peers | None
 
     def fail(self, message: str, code: int = 1) -> NoReturn:
@@ -46,8 +49,9 @@ class Ends(Protocol):
         """
 
 
-_on = threading.Event()  # signals end a session of this process
-_known_to_forks: list[bool] = []
+# Signals end a session of this process. Process-wide as what it decides on: Python calls `_forget`
+# in every forked process from now on, and knows no session.
+_on = threading.Event()
 
 
 def end_on_signals(session: Ends) -> Callable[[], None]:
@@ -74,9 +78,6 @@ def end_on_signals(session: Ends) -> Callable[[], None]:
             signal.signal(number, lambda *_: None)
     woken = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
     _on.set()
-    if not _known_to_forks:
-        _known_to_forks.append(True)
-        os.register_at_fork(after_in_child=_forget)
     threading.Thread(target=_wait, args=(session, reader), daemon=True).start()
 
     def undo() -> None:
@@ -99,6 +100,9 @@ def _forget() -> None:
             signal.signal(number, signal.SIG_DFL)
 
 
+os.register_at_fork(after_in_child=_forget)
+
+
 def _receive(reader: socket.socket) -> int:
     """Number of the next signal of this process.
 
@@ -119,7 +123,7 @@ def _wait(session: Ends, reader: socket.socket) -> None:
             session.guard.decide(why, 128 + number)  # looking for a lost rank may be held up
             session.fail(_lost(session) or why, 128 + number)
         if number == signal.SIGINT:
-            interrupted.set()
+            session.interrupted.set()
             time.sleep(_GRACE)
             session.fail(f"interrupted; {kept()}", 128 + signal.SIGINT)
         if number == _OVER[0]:

@@ -33,6 +33,7 @@ class Watch(Meetings):
         patience: seconds that a rank may be silent before all give up.
         stage: what this rank is doing.
         serves: it serves the store.
+        interrupted: set after Ctrl-C: later failures are consequences of it.
         guard: ends this process in time.
         peers: the others as this rank sees them.
     """
@@ -45,7 +46,7 @@ class Watch(Meetings):
         self.peers: Peers | None = None
         self._watched: Any  # store and thread, from when the ranks have met
         self._watcher: threading.Thread
-        self.serves = False
+        self.serves, self.interrupted = False, threading.Event()
         self.stage, self._heard = "starting", ""
         self._over = threading.Event()
         self.guard = Guard(lambda: self.patience, self._overdue, self._spread)

@@ -25,7 +25,7 @@ _NOISE = re.compile(
     r"|Found \d+ existing processed inputs|All inputs are already processed"
     r"|Found some existing|Found \d+ existing predictions|Found existing affinity"
     r"|Running (structure|affinity) prediction for|Predicting property: affinity"
-    r"|Number of failed examples|Failed to process |Found explicit empty MSA"
+    r"|Number of failed examples|Found explicit empty MSA"
     r"|(Featurizer|Tokenizer|Cropper) failed on|Molecule loading failed|Failed to load input"
 )
 
