@@ -201,6 +201,7 @@ class DiffusionStep:
         return lambda: (self.stock(s_inputs, s, noisy, times, feats, made, SAMPLES),)
 
     def _foldcp(self, feats: dict[str, Tensor], inputs: Outputs, times: Tensor) -> Step:
+        from foldcp.boltz.families import boltz2_options
         from foldcp.fabric.mesh import Mesh
         from foldcp.layout.tiles import AtomLayout
         from foldcp.modules.diffusion.conditioning import DiffusionConditioning
@@ -212,7 +213,8 @@ class DiffusionStep:
         s_inputs, s = padded(s_inputs, layout, 1), padded(s, layout, 1)
         z, relpos = padded(z, layout, 1, 2), padded(relpos, layout, 1, 2)
         score = DiffusionModule(copy.copy(self.stock), mesh)
-        conditioning = DiffusionConditioning(copy.copy(self.conditioning), mesh)
+        options = boltz2_options.diffusion_conditioning(self.conditioning)
+        conditioning = DiffusionConditioning(copy.copy(self.conditioning), mesh, options)
         with torch.no_grad():
             made = conditioning(s, z, lambda lo, hi: relpos[:, lo:hi], feats, layout, atoms)
             prepared = score.prepare(made, s_inputs, s, feats, layout, atoms)

@@ -109,6 +109,7 @@ def diffusion_step(n: int, mesh: Mesh) -> Callable[[], Any]:
 
     from bench.live_memory import features, onto
     from bench.synthetic.device import fake_cuda
+    from foldcp.boltz.families import boltz2_options
     from foldcp.layout.tiles import AtomLayout
     from foldcp.modules.diffusion.conditioning import DiffusionConditioning
     from foldcp.modules.diffusion.score_model import DiffusionModule
@@ -137,7 +138,9 @@ def diffusion_step(n: int, mesh: Mesh) -> Callable[[], Any]:
         z = torch.empty(1, rows, cols, PAIR, device="cuda")
         s = torch.empty(1, shard, SINGLE, device="cuda")
         relpos = torch.empty(1, rows, cols, PAIR, device="cuda")
-        conditioning = DiffusionConditioning(made, here)
+        conditioning = DiffusionConditioning(
+            made, here, boltz2_options.diffusion_conditioning(made)
+        )
         found = conditioning(s, z, lambda lo, hi: relpos[:, lo:hi], known, layout, atom_layout)
         prepared = DiffusionModule(fake, here).prepare(found, s, s, known, layout, atom_layout)
     prepared = _prepared(prepared, mesh)

@@ -24,6 +24,7 @@ from bench.block import LAYERS, DiffusionStep, padded, randomised
 from bench.machine import results_folder, write_csv
 from bench.shapes import PAIR, SINGLE, TOKEN_HEADS
 from bench.timing import MIB
+from foldcp.boltz.families import boltz2_options
 from foldcp.fabric.mesh import Mesh
 from foldcp.layout.tiles import AtomLayout
 from foldcp.modules.diffusion.conditioning import DiffusionConditioning
@@ -57,15 +58,17 @@ class Sampler:
         )  # fmt: skip
         windows = dict(atoms_per_window_queries=32, atoms_per_window_keys=128)
         stock = Stock(dict(token_s=SINGLE, atom_s=128, **windows, **depth))
-        self.sampler = AtomDiffusion(randomised(stock).to(device), self.mesh)
-        self.sampler.alignment_reverse_diff = True  # as `boltz predict` sets it
+        stock.alignment_reverse_diff = True  # as `boltz predict` sets it
+        options = boltz2_options.sampler(stock)
+        self.sampler = AtomDiffusion(randomised(stock).to(device), self.mesh, options)
         s_inputs, s, z, relpos, noisy = parts.inputs(n)
         feats = {name: x.to(device) for name, x in features(n).items()}
         layout, atoms = self.mesh.layout(n), AtomLayout(noisy.shape[1] // 32, 1, 0)
         s_inputs, s = padded(s_inputs, layout, 1), padded(s, layout, 1)
         z, relpos = padded(z, layout, 1, 2), padded(relpos, layout, 1, 2)
         with torch.no_grad():
-            made = DiffusionConditioning(parts.conditioning, self.mesh)(
+            options = boltz2_options.diffusion_conditioning(parts.conditioning)
+            made = DiffusionConditioning(parts.conditioning, self.mesh, options)(
                 s, z, lambda lo, hi: relpos[:, lo:hi], feats, layout, atoms
             )
         self.shared = (made, s_inputs, s, feats, layout, atoms)

@@ -73,7 +73,8 @@ class DistributedTriangleMultiplication(TriangleMultiplication):
         kind = device_mesh.device_type
         device = torch.device(kind, torch.cuda.current_device()) if kind == "cuda" else "cpu"
         replicated = distribute_module(copy.deepcopy(layer), device_mesh)
-        super().__init__(replicated, comm.mesh(torch.device(device)), direction is Outgoing)
+        super().__init__(replicated, comm.mesh(torch.device(device)))
+        self.outgoing = direction is Outgoing
         self.device_mesh, self.comm, self.axes = device_mesh, comm, axes
 
     def forward(self, x: DTensor, mask: DTensor) -> DTensor:  # type: ignore[override]

@@ -36,14 +36,16 @@ class TiledModule(nn.Module):
         def __getattr__(self, name: str) -> Any: ...
 
 
-class Block(TiledModule):
+class Block(nn.Module):
     """One block of a stack: the random numbers that it draws, and what it computes without them.
 
     Attributes:
         in_place: which tensors of the state are updated in place when gradients are off.
+        mesh: the mesh.
     """
 
     in_place: tuple[bool, ...] = (True,)
+    mesh: Mesh
 
     def draw(self, *state_and_layout: Any) -> None:
         """Draw and drop the numbers of the dropout masks, as stock does before and in between."""

@@ -57,7 +57,6 @@ class FoldOnMesh:
             self.model.token_bonds,
             self.model.token_bonds_type if parts.bond_types else None,
             self.model.contact_conditioning if parts.contacts else None,
-            mesh,
         )
 
     @property

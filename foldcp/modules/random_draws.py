@@ -118,9 +118,9 @@ def draw_sampler(
     particles = 1 if steering is None else steering.num_particles
     count = settings.diffusion_samples * particles
     shape = (count, feats["atom_pad_mask"].shape[1], 3)
-    steps = settings.sampling_steps or sampler.num_sampling_steps
+    steps = settings.sampling_steps or sampler.options.num_sampling_steps
     like = torch.randn(shape, device=device)
-    for i, level in enumerate(noise_schedule(sampler, steps, device)[1]):
+    for i, level in enumerate(noise_schedule(sampler.options, steps, device)[1]):
         random_augmentation(count, like)
         torch.randn(shape, device=device)
         if steering is None or not steering.resample:

@@ -11,6 +11,7 @@ from boltz.model.modules.trunkv2 import InputEmbedder as StockInputEmbedder
 from parity import everything_float64
 from torch import Tensor, nn
 
+from foldcp.boltz.families import boltz2_options
 from foldcp.fabric.mesh import Mesh
 from foldcp.layout.tiles import WINDOW, AtomLayout, PairLayout
 from foldcp.modules.atoms.windows import atom_block, key_windows
@@ -161,7 +162,9 @@ def check_input_embedder(mesh: Mesh, n: int) -> None:
         layout, atom_layout = layouts(feats, mesh)
         with everything_float64():
             theirs = twin(dense(feats))
-            ours = InputEmbedder(twin, mesh)(feats, layout, atom_layout)
+            ours = InputEmbedder(twin, mesh, boltz2_options.input_embedder(twin))(
+                feats, layout, atom_layout
+            )
         assert_close(ours, _shard(theirs, layout), f"input embedder, N={n}")
 
 

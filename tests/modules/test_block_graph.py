@@ -26,8 +26,9 @@ from foldcp.layout.tiles import PairLayout
 from foldcp.modules.graphs import block_graph, step_graph
 from foldcp.modules.graphs.weight_slots import WeightSlots, _named
 from foldcp.modules.settings import Settings
+from foldcp.modules.trunk import stack as trunk_stack
 from foldcp.modules.trunk.msa import MSALayer
-from foldcp.modules.trunk.pairformer import PairBlock, PairformerLayer, PairformerModule
+from foldcp.modules.trunk.pairformer import PairformerLayer, PairformerModule
 from foldcp_kernels.core.dispatch import set_impl
 from foldcp_kernels.core.weight_cache import derived
 
@@ -213,13 +214,13 @@ def test_weights_changed_in_place_are_read_again() -> None:
 def test_a_wait_or_a_draw_in_a_block_is_seen_and_costs_nothing(
     plant: Callable[[Tensor], Any], why: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    inner = PairBlock.update_pair
+    inner = trunk_stack.update_pair
 
-    def update(self: PairBlock, z: Tensor, *rest: Any) -> Tensor:
+    def update(z: Tensor, *rest: Any) -> Tensor:
         plant(z)
-        return inner(self, z, *rest)
+        return inner(z, *rest)
 
-    with mock.patch.object(PairBlock, "update_pair", update), caplog.at_level(logging.WARNING):
+    with mock.patch.object(trunk_stack, "update_pair", update), caplog.at_level(logging.WARNING):
         plain, tape, mesh = stack(None), Tape(), Mesh.create(1, 1)
         for _ in range(2):
             assert torch.equal(stack(tape, mesh=mesh), plain)
@@ -248,7 +249,7 @@ def test_where_memory_is_short_blocks_run_as_they_are(caplog: pytest.LogCaptureF
     plain, inner, tape = stack(None), block_graph.run_blocks, Short()
     watched = lambda *args: inner(*args[:4], done)  # noqa: E731
     with (
-        mock.patch("foldcp.modules.trunk.pairformer.run_blocks", watched),
+        mock.patch("foldcp.modules.trunk.stack.run_blocks", watched),
         caplog.at_level(logging.WARNING),
     ):
         assert torch.equal(stack(tape, mesh=mesh), plain)

@@ -23,6 +23,7 @@ from compact import (
 from ranks import run
 from torch import Tensor, nn
 
+from foldcp.boltz.families import boltz2_options
 from foldcp.fabric.mesh import Mesh
 from foldcp.layout.tiles import PairLayout
 from foldcp.modules.confidence.distogram import DistogramModule
@@ -199,7 +200,7 @@ def _run_distogram(
     mesh: Mesh, layout: PairLayout, cases: dict[str, Any], errors: dict[str, float]
 ) -> None:
     twin, contact, logits = cases["distogram"]
-    ours = DistogramModule(twin, mesh)
+    ours = DistogramModule(twin, mesh, boltz2_options.distogram(twin))
     z = tile(cases["inputs"]["z"], layout)
     errors["contact"] = _tile_error(ours.contact_probability(z, layout), contact, layout)
     rows = torch.cat([x for _, x in ours.logits_rows(z, layout)], 1)
@@ -212,7 +213,7 @@ def _run_confidence(
     inputs = cases["inputs"]
     contact = tile(cases["distogram"][1], layout)
     for name, (twin, samples, want, after) in cases["confidence"].items():
-        ours = ConfidenceModule(twin, mesh)
+        ours = ConfidenceModule(twin, mesh, boltz2_options.confidence(twin))
         assert ours.state_dict().keys() == twin.state_dict().keys()
         for reuse in (False, True) if samples == 1 else (True,):
             z = tile(inputs["z"], layout)

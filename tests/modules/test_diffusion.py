@@ -26,6 +26,7 @@ from test_atoms import (
 )
 from torch import Tensor, nn
 
+from foldcp.boltz.families import boltz2_options
 from foldcp.fabric.mesh import Mesh
 from foldcp.layout.tiles import AtomLayout, PairLayout
 from foldcp.modules.atoms.encoder import MASKED
@@ -127,7 +128,7 @@ def make_case(mesh: Mesh, n: int, masked: int = 0, dtype: torch.dtype = torch.fl
     stock = twin(trunk.s, trunk.z, trunk.relpos, dense(feats))
     names = ("q", "c", "to_keys", "atom_enc_bias", "atom_dec_bias", "token_trans_bias")
     relpos = tile(trunk.relpos, layout)
-    ours = DiffusionConditioning(twin, mesh)(
+    ours = DiffusionConditioning(twin, mesh, boltz2_options.diffusion_conditioning(twin))(
         _shard(trunk.s, layout),
         tile(trunk.z, layout),
         lambda lo, hi: relpos[:, lo:hi],
@@ -145,7 +146,7 @@ def sample_both(
     """(ours, stock's) coordinates; both must leave the generator at the same place."""
     shards = (_shard(case.trunk.s_inputs, case.layout), _shard(case.trunk.s, case.layout))
     torch.manual_seed(SEED)
-    ours = AtomDiffusion(twin, mesh).sample(
+    ours = AtomDiffusion(twin, mesh, boltz2_options.sampler(twin)).sample(
         case.ours,
         *shards,
         case.feats,
@@ -313,8 +314,10 @@ def test_autocast_rounds_biases_but_not_atoms() -> None:
     """bfloat16 stays within the Linears that Boltz runs in it: atoms keep float32."""
     mesh = Mesh.create(1, 1)
     case = make_case(mesh, 61, dtype=torch.float32)
+    twin = stock_conditioning().float()
+    tiled = DiffusionConditioning(twin, mesh, boltz2_options.diffusion_conditioning(twin))
     with torch.autocast("cpu", torch.bfloat16):
-        ours = DiffusionConditioning(stock_conditioning().float(), mesh)(
+        ours = tiled(
             case.trunk.s,
             case.trunk.z,
             lambda lo, hi: case.trunk.relpos[:, lo:hi],
@@ -333,4 +336,4 @@ def test_autocast_rounds_biases_but_not_atoms() -> None:
 
 def test_one_sampling_step_is_refused() -> None:
     with pytest.raises(ValueError, match="num_sampling_steps.* is 1; .*at least 2"):
-        noise_schedule(stock_sampler(), 1, torch.device("cpu"))
+        noise_schedule(boltz2_options.sampler(stock_sampler()), 1, torch.device("cpu"))

@@ -14,6 +14,8 @@ from foldcp.modules.boltz1 import trunk
 from foldcp.modules.trunk.msa import MSAModule, OuterProductMean, PairWeightedAveraging
 from foldcp.modules.trunk.pairformer import PairformerModule
 from foldcp.rings.attention_pair_bias import attention_pair_bias
+from foldcp.rings.triangle_attention import triangle_attention
+from foldcp.rings.triangle_multiplication import triangle_multiplication
 
 N, S, C_S, C_Z, C_M = 9, 5, 16, 12, 8
 LENGTHS = (9, 6)
@@ -163,9 +165,13 @@ def _no_batch_and_no_sequences(mesh: Mesh, twins: dict[str, nn.Module], layout: 
         layer = PairformerModule(twins["pairformer"], mesh).requires_grad_().layers[0]
         z = zeros(0, *tile_of, C_Z)
         for op in (layer.tri_mul_out, layer.tri_mul_in):
-            ran(op(z, layout, z[..., 0].detach()), [z], list(op.parameters()))
+            out, keep = op is layer.tri_mul_out, z[..., 0].detach()
+            made = triangle_multiplication(z, keep, op.weights(), out, layout, mesh)
+            ran(made, [z], list(op.parameters()))
         for op in (layer.tri_att_start, layer.tri_att_end):
-            ran(op(z, layout), [z], list(op.parameters()))
+            start = op is layer.tri_att_start
+            made = triangle_attention(z, None, op.weights(), start, layout, mesh)
+            ran(made, [z], list(op.parameters()))
         s = zeros(0, n, C_S)
         assert all(x.numel() == 0 for x in layer(s, z, layout))
         with torch.no_grad():

@@ -9,11 +9,12 @@ from boltz.model.modules.trunkv2 import ContactConditioning
 from compact import complex_feats, error, randomise, stock_in_double
 from torch import Tensor, nn
 
+from foldcp.boltz.families import boltz2_options
 from foldcp.boltz.features.dense import dense_view
 from foldcp.fabric.mesh import Mesh
 from foldcp.fabric.ranks import Ranks
 from foldcp.layout.tiles import PairLayout
-from foldcp.modules.trunk.pair_embedding import PairEmbedding
+from foldcp.modules.trunk.pair_embedding import PairEmbedding, RelativePositionEncoder
 from foldcp_kernels.core import chunking
 
 C = 12
@@ -41,6 +42,13 @@ def _dense(stock: dict[str, nn.Module | None], feats: dict[str, Tensor]) -> tupl
         return relative, total + stock["contact_conditioning"](dense)
 
 
+def _tiled(stock: dict[str, nn.Module | None], mesh: Mesh) -> PairEmbedding:
+    options = boltz2_options.relative_position(stock["rel_pos"])
+    return PairEmbedding(
+        **{**stock, "rel_pos": RelativePositionEncoder(stock["rel_pos"], mesh, options)}
+    )
+
+
 @pytest.mark.parametrize("mesh_shape", MESHES)
 @pytest.mark.parametrize("fix_sym_check", [False, True])
 @pytest.mark.parametrize(("cyclic", "contacts", "types"), [(True, True, True), (False,) * 3])
@@ -55,7 +63,7 @@ def test_rows_equal_stock(
     for rank in range(mesh_shape[0] * mesh_shape[1]):
         layout = PairLayout(n, *mesh_shape, rank)
         mesh = Mesh(*mesh_shape, Ranks(rank, mesh_shape[0] * mesh_shape[1]))
-        embedding = PairEmbedding(**stock, mesh=mesh)
+        embedding = _tiled(stock, mesh)
         (r0, _), (c0, c1) = layout.tile_box()
         cols = slice(c0, min(c1, n))
         for lo, hi in chunking.spans(layout.tile_rows, 5):
@@ -83,7 +91,7 @@ def test_cyclic_offsets_wrap() -> None:
     layout, mesh = PairLayout(37, 1, 1, 0), Mesh(1, 1)
     wrapped, straight = (complex_feats(cyclic=c) for c in (True, False))
     layout = PairLayout(wrapped["asym_id"].shape[1], 1, 1, 0)
-    embedding = PairEmbedding(**stock, mesh=mesh)
+    embedding = _tiled(stock, mesh)
     a = embedding.relpos_rows(wrapped, layout, 0, layout.n)
     b = embedding.relpos_rows(straight, layout, 0, layout.n)
     changed = (a != b).any(-1)[0]
@@ -95,7 +103,7 @@ def test_small_chunks_change_nothing() -> None:
     stock, feats = _stock(True, True, True), complex_feats()
     n = feats["asym_id"].shape[1]
     layout, mesh = PairLayout(n, 1, 1, 0), Mesh(1, 1)
-    embedding = PairEmbedding(**stock, mesh=mesh)
+    embedding = _tiled(stock, mesh)
     whole, pieces = (torch.zeros(1, n, n, C, dtype=torch.float64) for _ in range(2))
     embedding.add_rows_(whole, feats, layout, 0, n)
     chunking.set_chunk_bytes(20_000)
@@ -110,8 +118,8 @@ def test_wrong_rows_and_bond_features_are_refused() -> None:
     stock, feats = _stock(True, True, True), complex_feats()
     n = feats["asym_id"].shape[1]
     layout, mesh = PairLayout(n, 1, 1, 0), Mesh(1, 1)
-    embedding = PairEmbedding(**stock, mesh=mesh)
+    embedding = _tiled(stock, mesh)
     with pytest.raises(ValueError, match=r"`out` is .* pass z\[:, 0:4\]"):
         embedding.add_rows_(torch.zeros(1, 5, n, C), feats, layout, 0, 4)
     with pytest.raises(ValueError, match="bond features"):
-        PairEmbedding(**{**stock, "token_bonds": nn.Linear(3, C)}, mesh=mesh)
+        _tiled({**stock, "token_bonds": nn.Linear(3, C)}, mesh)

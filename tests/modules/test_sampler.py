@@ -20,6 +20,7 @@ from torch import Tensor
 from bench.live_memory import features, few_chunks, onto, shapes_of_model, taken_as_finite
 from bench.synthetic.device import fake_cuda
 from bench.synthetic.mesh import fake_mesh
+from foldcp.boltz.families import boltz2_options
 from foldcp.boltz.families.swap import apply
 from foldcp.fabric.mesh import Mesh
 from foldcp.modules.diffusion import batch_size, superposition
@@ -154,7 +155,8 @@ def draw(mesh: Mesh, case: Case, recorder: Any = None, steps: int = 20, **option
     shards = (_shard(case.trunk.s_inputs, case.layout), _shard(case.trunk.s, case.layout))
     torch.manual_seed(5)
     with mock.patch("foldcp.modules.diffusion.sampler.recorder", lambda *_: recorder):
-        coords = AtomDiffusion(stock_sampler().to(case.ours.q.dtype), mesh).sample(
+        twin = stock_sampler().to(case.ours.q.dtype)
+        coords = AtomDiffusion(twin, mesh, boltz2_options.sampler(twin)).sample(
             case.ours,
             *shards,
             case.feats,

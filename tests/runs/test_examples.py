@@ -30,7 +30,9 @@ PROGRAMS = {  # name of a run -> (file, ranks, arguments)
     "exchange gloo": ("custom_exchange.py", 4, ["gloo"]),
     "kernels": ("kernels_alone.py", 1, ["--tokens", "17"]),
     "snippet": ("fold_cp_snippet.py", 4, []),
+    "porting": ("porting/pairformer_on_a_mesh.py", 4, []),
 }
+IMPORTED = "porting/miniature.py"  # by a program
 SCRIPTS = ("torchrun.sh", "slurm.sbatch")
 NOTEBOOK = EXAMPLES / "who_holds_what.ipynb"
 # What srun does with a command: as many tasks as the job has, each knows its number.
@@ -65,6 +67,8 @@ def ended(at: Path) -> dict[str, Ended]:
     for name, (file, ranks, words) in PROGRAMS.items():
         words = [str(at / word) if word.endswith(".cif") else word for word in words]
         text = (EXAMPLES / file).read_text()
+        if "/" in file:  # as for a script, what lies beside it can be imported
+            text = f"import sys; sys.path.append({str((EXAMPLES / file).parent)!r})\n" + text
         cases[name] = Case(words, ranks, variables, rig="real", program=text)
     return run_cases(cases)
 
@@ -78,7 +82,7 @@ def _printed(ended: dict[str, Ended], name: str) -> str:
 def test_every_file_runs_and_is_named() -> None:
     files = {p.relative_to(EXAMPLES).as_posix() for p in EXAMPLES.rglob("*") if p.is_file()}
     read = set(re.findall(r"examples/(files/\w+\.\w+)", "".join(p.read_text() for p in INPUTS)))
-    run = {file for file, _, _ in PROGRAMS.values()} | {*SCRIPTS, NOTEBOOK.name}
+    run = {file for file, _, _ in PROGRAMS.values()} | {*SCRIPTS, NOTEBOOK.name, IMPORTED}
     run |= {f"inputs/{path.name}" for path in INPUTS}
     assert files == run | read | {"README.md"}
     readme = (EXAMPLES / "README.md").read_text()
@@ -149,6 +153,13 @@ def test_kernels_alone(ended: dict[str, Ended]) -> None:
     )
     assert [name for name, _, _ in found] == ["multiplication", "attention"]
     assert all(0 < float(error) < 1e-5 for _, *errors in found for error in errors), found
+
+
+def test_porting(ended: dict[str, Ended]) -> None:
+    text = _printed(ended, "porting")
+    assert "2x2 mesh, 19 tokens, tiles of 10x10" in text
+    ((single, pair),) = re.findall(r"error: single (\S+), pair (\S+)", text)
+    assert 0 < float(single) < 1e-9 and 0 < float(pair) < 1e-9
 
 
 def test_fold_cp_snippet(ended: dict[str, Ended]) -> None:

@@ -23,7 +23,6 @@ KEPT = {
     "runtime/files/lock.py": "locks that a signal must give back",
     "runtime/liveness/guard.py": "a process ends once",
     "runtime/liveness/signals.py": "Python's handlers of signals and forks",
-    "runtime/screen/progress.py": "one screen",
     "runtime/session.py": "one run at a time",
     "runtime/store/meetings.py": "the store that a process serves",
 }
@@ -45,7 +44,7 @@ def variables(source: str) -> Iterator[str]:
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
             if node.func.attr in CHANGES and isinstance(node.func.value, ast.Name):
                 changed.add(node.func.value.id)
-        elif isinstance(node, ast.Subscript) and not isinstance(node.ctx, ast.Load):
+        elif isinstance(node, ast.Subscript | ast.Attribute) and not isinstance(node.ctx, ast.Load):
             changed |= {node.value.id} if isinstance(node.value, ast.Name) else set()
     yield from sorted(names & changed)
 
@@ -54,8 +53,9 @@ def test_a_variable_that_functions_change_is_found() -> None:
     source = (
         "a: list = []\nb = {}\nc = 0\nd = [1]\ne = {}\ne['x'] = 1\nclass F:\n    def f(self):\n"
         "        global c\n        c = 1\n        a.append(1)\n        b['x'] = d[0]\n"
+        "        g.h = 1\ng = F()\n"
     )
-    assert list(variables(source)) == ["a", "b", "c"]
+    assert list(variables(source)) == ["a", "b", "c", "g"]
 
 
 def test_no_other_file_keeps_state_of_the_process() -> None:

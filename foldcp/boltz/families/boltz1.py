@@ -7,9 +7,11 @@ from typing import Any
 
 from boltz.model.models.boltz1 import Boltz1
 
-from foldcp.boltz.families.family import ModelFamily, Tiled, confidence_score
+from foldcp.boltz.families import boltz1_options as options
+from foldcp.boltz.families.family import ModelFamily, Tiled, confidence_score, uncompiled
 from foldcp.boltz.lightning.boltz1_data import RootBoltz1DataModule
 from foldcp.boltz.steering.factory import steering_factory
+from foldcp.fabric.mesh import Mesh
 from foldcp.modules.boltz1.confidence import ConfidenceModule
 from foldcp.modules.boltz1.diffusion import AtomDiffusion
 from foldcp.modules.boltz1.model import FoldBoltz1OnMesh
@@ -17,14 +19,22 @@ from foldcp.modules.boltz1.trunk import InputEmbedder, MSAModule, PairformerModu
 from foldcp.modules.confidence.distogram import DistogramModule
 from foldcp.modules.hooks import Folded
 from foldcp.modules.settings import Parts
+from foldcp.modules.trunk.pair_embedding import RelativePositionEncoder
+
+
+def _sampler(twin: Any, mesh: Mesh) -> AtomDiffusion:
+    twin.score_model = uncompiled(twin.score_model)
+    return AtomDiffusion(twin, mesh, options.sampler(twin))
+
 
 _SWAPS: dict[str, Tiled] = {
-    "input_embedder": InputEmbedder,
+    "rel_pos": lambda x, mesh: RelativePositionEncoder(x, mesh, options.relative_position(x)),
+    "input_embedder": lambda x, mesh: InputEmbedder(x, mesh, options.input_embedder(x)),
     "msa_module": MSAModule,
     "pairformer_module": PairformerModule,
-    "distogram_module": DistogramModule,
-    "structure_module": AtomDiffusion,
-    "confidence_module": ConfidenceModule,
+    "distogram_module": lambda x, mesh: DistogramModule(x, mesh, options.distogram(x)),
+    "structure_module": _sampler,
+    "confidence_module": lambda x, mesh: ConfidenceModule(x, mesh, options.confidence(x)),
 }
 _SCORES = (
     "ptm",

@@ -9,7 +9,8 @@ from boltz.model.models.boltz2 import Boltz2
 from boltz.model.modules import trunkv2 as stock
 from torch import nn
 
-from foldcp.boltz.families.family import ModelFamily, Tiled, confidence_score
+from foldcp.boltz.families import boltz2_options as options
+from foldcp.boltz.families.family import ModelFamily, Tiled, confidence_score, uncompiled
 from foldcp.boltz.lightning.data import RootDataModule
 from foldcp.boltz.steering.factory import steering_factory
 from foldcp.fabric.mesh import Mesh
@@ -22,16 +23,30 @@ from foldcp.modules.model import FoldOnMesh
 from foldcp.modules.settings import Parts
 from foldcp.modules.trunk.input_embedder import InputEmbedder
 from foldcp.modules.trunk.msa import MSAModule
+from foldcp.modules.trunk.pair_embedding import RelativePositionEncoder
 from foldcp.modules.trunk.pairformer import PairformerModule
 from foldcp.modules.trunk.templates import TemplateModule, TemplateV2Module
 
+
+def _sampler(twin: Any, mesh: Mesh) -> AtomDiffusion:
+    twin.score_model = uncompiled(twin.score_model)
+    return AtomDiffusion(twin, mesh, options.sampler(twin))
+
+
+def _confidence(twin: Any, mesh: Mesh) -> ConfidenceModule:
+    return ConfidenceModule(twin, mesh, options.confidence(twin))
+
+
 _ALWAYS: dict[str, Tiled] = {
-    "input_embedder": InputEmbedder,
+    "rel_pos": lambda x, mesh: RelativePositionEncoder(x, mesh, options.relative_position(x)),
+    "input_embedder": lambda x, mesh: InputEmbedder(x, mesh, options.input_embedder(x)),
     "msa_module": MSAModule,
     "pairformer_module": PairformerModule,
-    "distogram_module": DistogramModule,
-    "diffusion_conditioning": DiffusionConditioning,
-    "structure_module": AtomDiffusion,
+    "distogram_module": lambda x, mesh: DistogramModule(x, mesh, options.distogram(x)),
+    "diffusion_conditioning": lambda x, mesh: DiffusionConditioning(
+        x, mesh, options.diffusion_conditioning(x)
+    ),
+    "structure_module": _sampler,
 }
 _TEMPLATES: dict[type[nn.Module], Tiled] = {
     stock.TemplateModule: TemplateModule,
@@ -59,7 +74,7 @@ def _check(model: Any) -> None:
 def _swaps(parts: Parts) -> dict[str, Tiled]:
     swaps = dict(_ALWAYS)
     if parts.confidence:
-        swaps["confidence_module"] = ConfidenceModule
+        swaps["confidence_module"] = _confidence
     if parts.templates:
         swaps["template_module"] = _template_module
     return swaps

@@ -55,6 +55,11 @@ class ModelFamily:
         return asked if asked in self.precisions else self.precisions[0]
 
 
+def uncompiled(module: nn.Module) -> Any:
+    """Return the module that torch.compile made another one from, or the module itself."""
+    return dict(module.named_children()).get("_orig_mod", module)
+
+
 def confidence_score(out: Mapping[str, Any]) -> Tensor:
     """Score each sample [M] as stock does, of pLDDT and ipTM (pTM for a single chain)."""
     iptm: Tensor = out["iptm"]

@@ -9,7 +9,7 @@ from torch import nn
 
 from foldcp.boltz.families.boltz1 import BOLTZ1
 from foldcp.boltz.families.boltz2 import BOLTZ2
-from foldcp.boltz.families.family import ModelFamily
+from foldcp.boltz.families.family import ModelFamily, uncompiled
 from foldcp.boltz.families.predict_step import PredictStep
 from foldcp.fabric.mesh import Mesh
 
@@ -36,7 +36,7 @@ def family_of(model: nn.Module) -> ModelFamily:
     Raises:
         ValueError: the model is neither a Boltz-2 nor a Boltz-1.
     """
-    stock = type(_original(model))
+    stock = type(uncompiled(model))
     for base in stock.__mro__:
         if base in FAMILIES:
             return FAMILIES[base]
@@ -60,20 +60,15 @@ def apply(model: nn.Module, mesh: Mesh, precision: str = "fp32") -> SwapReport:
 
     Source: docs/design/overview.md.
     """
-    family, model = family_of(model), _original(model)
+    family, model = family_of(model), uncompiled(model)
     _check(model, family, precision)
     parts = family.parts(model)
     swaps = family.swaps(parts)
     for name, tiled in swaps.items():
-        setattr(model, name, tiled(_original(model.get_submodule(name)), mesh))
+        setattr(model, name, tiled(uncompiled(model.get_submodule(name)), mesh))
     fold = family.fold(model, mesh, parts, family.steering(model))
     model.predict_step = PredictStep(family, fold)
     return SwapReport(tuple(swaps))
-
-
-def _original(module: nn.Module) -> Any:
-    """The module that torch.compile made another one from, or the module itself."""
-    return dict(module.named_children()).get("_orig_mod", module)
 
 
 def _check(model: Any, family: ModelFamily, precision: str) -> None:

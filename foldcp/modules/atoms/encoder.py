@@ -7,6 +7,7 @@ embedding exists for a few windows at a time.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -43,25 +44,46 @@ def folded(projections: Sequence[nn.Sequential]) -> tuple[Tensor, Tensor]:
     return weight, bias
 
 
+@dataclass(frozen=True)
+class AtomEncoderOptions:
+    """Say what the Linear of the atom features reads besides position, charge and element.
+
+    Attributes:
+        mask: the padding mask.
+        names: the four characters of the atom's name.
+        backbone: whether it is an atom of the backbone, and which.
+        residues: type of its residue, whether it is modified, and type of its molecule.
+    """
+
+    mask: bool
+    names: bool
+    backbone: bool
+    residues: bool
+
+
 class AtomEncoder(TiledModule):
     """Embeddings of this rank's atoms and attention biases of its windows.
+
+    Args:
+        twin: Boltz's AtomEncoder, or Boltz-1's AtomAttentionEncoder.
+        mesh: the mesh.
+        options: what the atom features are.
+
+    Raises:
+        ValueError: the twin's windows have other sizes.
 
     Source: AlphaFold 3 supplement, Algorithm 5.
     """
 
-    def __init__(self, twin: nn.Module, mesh: Mesh) -> None:
+    def __init__(self, twin: nn.Module, mesh: Mesh, options: AtomEncoderOptions) -> None:
         super().__init__(twin, mesh)
+        self.options = options
         if (twin.atoms_per_window_queries, twin.atoms_per_window_keys) != (WINDOW, KEYS):
             raise ValueError(
                 f"`twin` has windows of {twin.atoms_per_window_queries} queries and "
                 f"{twin.atoms_per_window_keys} keys; foldcp expects {WINDOW} and {KEYS}: use a "
                 "Boltz checkpoint with these"
             )
-        # Boltz-1 has none of these choices, and reads the padding mask as a feature instead.
-        self.use_no_atom_char = getattr(twin, "use_no_atom_char", False)
-        self.use_atom_backbone_feat = getattr(twin, "use_atom_backbone_feat", False)
-        self.use_residue_feats_atoms = getattr(twin, "use_residue_feats_atoms", False)
-        self.reads_mask = not hasattr(twin, "use_no_atom_char")
 
     def embed(self, feats: Feats, block: AtomBlock) -> Tensor:
         """Apply the Linear of the atom features by table look-up.
@@ -73,11 +95,11 @@ class AtomEncoder(TiledModule):
         Returns:
             [1, a, atom_s] in the dtype of the weights; a padding atom has no class at all.
         """
-        linear = self.embed_atom_features
+        linear, options = self.embed_atom_features, self.options
         w = linear.weight
         pos, charge = (block.cut(feats[k]).to(w.dtype) for k in ("ref_pos", "ref_charge"))
         known = torch.zeros(1, *block.mask.shape, w.shape[0], dtype=w.dtype, device=w.device)
-        at = 5 if self.reads_mask else 4
+        at = 5 if options.mask else 4
 
         def look_up(index: Tensor, classes: int) -> None:
             nonlocal at
@@ -85,11 +107,11 @@ class AtomEncoder(TiledModule):
             at += classes
 
         look_up(block.cut(feats["ref_element"]), _ELEMENTS)
-        if not self.use_no_atom_char:
+        if options.names:
             for chars in block.cut(feats["ref_atom_name_chars"]).unbind(-1):
                 look_up(chars, _CHARS)
-        residue = (_RES_TYPES + 1 + _MOL_TYPES) if self.use_residue_feats_atoms else 0
-        if self.use_atom_backbone_feat:
+        residue = (_RES_TYPES + 1 + _MOL_TYPES) if options.residues else 0
+        if options.backbone:
             look_up(block.cut(feats["atom_backbone_feat"]), w.shape[1] - at - residue)
         if residue:
             token = block.token + block.tokens[0]
@@ -98,7 +120,7 @@ class AtomEncoder(TiledModule):
             at += 1
             look_up(feats["mol_type"][:, token], _MOL_TYPES)
         assert at == w.shape[1], "columns of embed_atom_features left over"
-        if self.reads_mask:
+        if options.mask:
             known.add_(w[:, 4])
         known.mul_(block.mask[:, None])
         return known.add_(F.linear(pos, w[:, :3], linear.bias)).add_(charge[..., None] * w[:, 3])

@@ -2,43 +2,57 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from foldcp.fabric.mesh import Mesh
 from foldcp.layout.tiles import WINDOW, AtomLayout, PairLayout
+from foldcp.modules.atoms.encoder import AtomEncoderOptions
 from foldcp.modules.atoms.windows import Feats
 from foldcp.modules.boltz1.trunk import InputEmbedder, MSAModule, PairformerModule
-from foldcp.modules.confidence.heads import ConfidenceHeads
 from foldcp.modules.confidence.module import ConfidenceModule as SharedConfidenceModule
 from foldcp.modules.confidence.module import Tokens
-from foldcp.modules.confidence.scores import InterfaceWeights
-from foldcp.modules.trunk.pair_embedding import PairEmbedding
+from foldcp.modules.confidence.options import ConfidenceOptions as SharedConfidenceOptions
 from foldcp_kernels.core.chunking import chunk_length, spans
 
 
+@dataclass(frozen=True)
+class ConfidenceOptions(SharedConfidenceOptions):
+    """Say more of Boltz-1's confidence module.
+
+    Attributes:
+        trunk: what the atom features of its own trunk are; None has a pairformer stack alone.
+        reads_diffusion: it reads the token activations of the sampler.
+    """
+
+    trunk: AtomEncoderOptions | None = None
+    reads_diffusion: bool = False
+
+
 class ConfidenceModule(SharedConfidenceModule):
-    """pLDDT, PAE, PDE and the scores made of them. AlphaFold 3, Algorithm 31."""
+    """pLDDT, PAE, PDE and the scores made of them. AlphaFold 3, Algorithm 31.
 
-    weights = InterfaceWeights(ligand=2.0, interface=1.0, other=0.0, floor=1e-5)
+    Args:
+        twin: Boltz-1's ConfidenceModule.
+        mesh: the mesh.
+        options: what it computes.
+    """
 
-    def adopt(self, twin: nn.Module, mesh: Mesh) -> None:
+    options: ConfidenceOptions
+
+    def adopt(self, twin: nn.Module) -> None:
         """See `foldcp.modules.confidence.module.ConfidenceModule.adopt`."""
-        self.imitate_trunk, self.use_s_diffusion = twin.imitate_trunk, twin.use_s_diffusion
-        self.no_update_s, self.add_s_to_z_prod = twin.no_update_s, twin.add_s_to_z_prod
-        self.confidence_heads = ConfidenceHeads(twin.confidence_heads, mesh)
+        mesh, trunk = self.mesh, self.options.trunk
+        self.imitate_trunk = trunk is not None
         self._s_diffusion: Tensor | None = None
-        if self.imitate_trunk:
-            self.input_embedder = InputEmbedder(twin.input_embedder, mesh)
+        if trunk is None:
+            self.pairformer_stack = PairformerModule(twin.pairformer_stack, mesh)
+        else:
+            self.input_embedder = InputEmbedder(twin.input_embedder, mesh, trunk)
             self.msa_module = MSAModule(twin.msa_module, mesh)
             self.pairformer_module = PairformerModule(twin.pairformer_module, mesh)
-        else:
-            self.add_s_input_to_s = twin.add_s_input_to_s
-            self.pairformer_stack = PairformerModule(twin.pairformer_stack, mesh)
-        if self.imitate_trunk or twin.add_z_input_to_z:
-            self.pair_embedding = PairEmbedding(twin.rel_pos, twin.token_bonds, None, None, mesh)
 
     @torch.no_grad()
     def forward(
@@ -70,7 +84,7 @@ class ConfidenceModule(SharedConfidenceModule):
         Raises:
             ValueError: `s_diffusion` is missing, or a tensor is not a tile of this layout.
         """
-        if self.use_s_diffusion and s_diffusion is None:
+        if self.options.reads_diffusion and s_diffusion is None:
             raise ValueError("`s_diffusion` is None; this module expects the sampler's tokens")
         if self.imitate_trunk:
             windows = feats["atom_pad_mask"].shape[1] // WINDOW
@@ -107,7 +121,7 @@ class ConfidenceModule(SharedConfidenceModule):
     ) -> tuple[Tensor, Tensor]:
         """See `foldcp.modules.confidence.module.ConfidenceModule.refine`."""
         s = tokens.s
-        if self.use_s_diffusion:
+        if self.options.reads_diffusion:
             found = self.s_diffusion_norm(self._s_diffusion[sample : sample + 1])
             s = s + self.s_diffusion_to_s(found)
         if not self.imitate_trunk:

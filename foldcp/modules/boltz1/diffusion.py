@@ -8,6 +8,7 @@ conditioning module of Boltz-2.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import pi
 from typing import Any
 
@@ -16,14 +17,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foldcp.fabric.mesh import Mesh
-from foldcp.modules.atoms.encoder import AtomEncoder
+from foldcp.modules.atoms.encoder import AtomEncoder, AtomEncoderOptions
 from foldcp.modules.base import TiledModule
 from foldcp.modules.boltz1.trunk import finish_layers, pair_projections
 from foldcp.modules.diffusion.conditioning import DiffusionConditioning
-from foldcp.modules.diffusion.noise import NoiseStep, StepNumbers
+from foldcp.modules.diffusion.noise import NoiseStep
+from foldcp.modules.diffusion.noise import SamplerOptions as SharedSamplerOptions
 from foldcp.modules.diffusion.sampler import AtomDiffusion as SharedAtomDiffusion
 from foldcp.modules.diffusion.sampler import SamplingStep
 from foldcp.modules.diffusion.score_model import DiffusionModule as SharedDiffusionModule
+from foldcp.modules.diffusion.token_transformer import conditioned_update
 from foldcp_kernels.adaptive_norm import adaptive_norm, gated_residual
 
 
@@ -36,17 +39,23 @@ class CoordinateLinear(TiledModule):
 
 
 class DiffusionModule(SharedDiffusionModule):
-    """The score model on token shards and atom windows. AlphaFold 3, Algorithm 20."""
+    """The score model on token shards and atom windows. AlphaFold 3, Algorithm 20.
 
-    def __init__(self, twin: nn.Module, mesh: Mesh) -> None:
+    Args:
+        twin: Boltz-1's DiffusionModule.
+        mesh: the mesh.
+        options: what the atom features are.
+    """
+
+    def __init__(self, twin: nn.Module, mesh: Mesh, options: AtomEncoderOptions) -> None:
         super().__init__(twin, mesh)
-        encoder = AtomEncoder(twin.atom_attention_encoder, mesh)
+        encoder = AtomEncoder(twin.atom_attention_encoder, mesh, options)
         encoder.r_to_q_trans = CoordinateLinear(encoder.r_to_q_trans, mesh)
         self.atom_attention_encoder = encoder
         for transformer in (
-            encoder.atom_encoder,
+            encoder.atom_encoder.diffusion_transformer,
             self.token_transformer,
-            self.atom_attention_decoder.atom_decoder,
+            self.atom_attention_decoder.atom_decoder.diffusion_transformer,
         ):
             finish_layers(transformer)
 
@@ -62,7 +71,7 @@ class DiffusionModule(SharedDiffusionModule):
         ):
             view.add_module(name, nn.ModuleList(pair_projections(transformer)))
         view.train(self.training)
-        return DiffusionConditioning(view, self.mesh)
+        return DiffusionConditioning(view, self.mesh, None)
 
 
 class OutTokenFeatUpdate(TiledModule):
@@ -91,10 +100,8 @@ class OutTokenFeatUpdate(TiledModule):
         normal = norm.s_norm(s)
         a = self.norm_next(tokens)
         b = adaptive_norm(a, norm.s_scale(normal), norm.s_bias(normal), sigmoid=True)
-        x, swish = block.swish_gate[0](b).chunk(2, -1)
-        hidden = F.silu(swish).mul_(x).mul_(block.a_to_b(b))
         gate = block.output_projection[0](s)
-        return gated_residual(gathered, gate, block.b_to_a(hidden), sigmoid=True)
+        return gated_residual(gathered, gate, conditioned_update(block, b), sigmoid=True)
 
 
 class FollowedStep(SamplingStep):
@@ -131,27 +138,48 @@ class FollowedStep(SamplingStep):
         return update
 
 
+@dataclass(frozen=True)
+class SamplerOptions(SharedSamplerOptions):
+    """Say more of Boltz-1's sampler.
+
+    Attributes:
+        atoms: what the atom features are.
+        gathers_tokens: the confidence module reads the token activations of all steps.
+    """
+
+    atoms: AtomEncoderOptions
+    gathers_tokens: bool
+
+
 class AtomDiffusion(SharedAtomDiffusion):
     """The sampler around the score model. AlphaFold 3 supplement, Algorithm 18.
+
+    Args:
+        twin: Boltz-1's AtomDiffusion, its score model not compiled.
+        mesh: the mesh.
+        options: noise levels, steps and atoms.
 
     Attributes:
         gathered: after `sample`, token activations of all its steps, shard [M, n, 2 token_s]; None
             when the confidence module does not read them.
     """
 
-    network = DiffusionModule
+    options: SamplerOptions
 
-    def __init__(self, twin: nn.Module, mesh: Mesh) -> None:
-        super().__init__(twin, mesh)
+    def __init__(self, twin: nn.Module, mesh: Mesh, options: SamplerOptions) -> None:
+        super().__init__(twin, mesh, options)
         self.gathered: Tensor | None = None
-        self.accumulate_token_repr = twin.accumulate_token_repr
-        if self.accumulate_token_repr:
+        if options.gathers_tokens:
             self.out_token_feat_update = OutTokenFeatUpdate(twin.out_token_feat_update, mesh)
+
+    def network(self, twin: nn.Module) -> DiffusionModule:
+        """See `foldcp.modules.diffusion.sampler.AtomDiffusion.network`."""
+        return DiffusionModule(twin, self.mesh, self.options.atoms)
 
     @property
     def step(self) -> type[SamplingStep]:
         """See `foldcp.modules.diffusion.sampler.AtomDiffusion.step`."""
-        return FollowedStep if self.accumulate_token_repr else SamplingStep
+        return FollowedStep if self.options.gathers_tokens else SamplingStep
 
     def _run(
         self, step: SamplingStep, coords: Tensor, levels: Sequence[NoiseStep], *rest: Any
@@ -159,8 +187,7 @@ class AtomDiffusion(SharedAtomDiffusion):
         if not isinstance(step, FollowedStep):
             return super()._run(step, coords, levels, *rest)
         update = self.out_token_feat_update
-        numbers = StepNumbers(levels, self.sigma_data, self.step_scale, coords.device)
-        step.follow(update, update.embed_times(numbers.time))
+        step.follow(update, update.embed_times(self.numbers(levels).time))
         coords = super()._run(step, coords, levels, *rest)
         self.gathered = step.gathered
         return coords

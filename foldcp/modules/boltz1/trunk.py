@@ -8,9 +8,14 @@ from torch import Tensor, nn
 
 from foldcp.fabric.mesh import Mesh
 from foldcp.layout.tiles import AtomLayout, PairLayout
-from foldcp.modules.atoms.encoder import AtomEncoder
+from foldcp.modules.atoms.encoder import AtomEncoder, AtomEncoderOptions
 from foldcp.modules.atoms.windows import Feats
-from foldcp.modules.base import TiledModule, draw_pair_dropout
+from foldcp.modules.base import Block, TiledModule, draw_pair_dropout
+from foldcp.modules.trunk.block_weights import (
+    PairformerBlockWeights,
+    SingleWeights,
+    update_pair,
+)
 from foldcp.modules.trunk.input_embedder import atom_part
 from foldcp.modules.trunk.msa import MSAModule as SharedMSAModule
 from foldcp.modules.trunk.msa import (
@@ -19,20 +24,27 @@ from foldcp.modules.trunk.msa import (
     draw_row_dropout,
     msa_operations,
 )
-from foldcp.modules.trunk.pairformer import AttentionPairBias, PairBlock
+from foldcp.modules.trunk.pairformer import AttentionPairBias, PairModules
 from foldcp.modules.trunk.pairformer import PairformerModule as SharedPairformerModule
+from foldcp.modules.trunk.stack import PairformerBlock, pair_operations
 from foldcp.modules.trunk.transition import Transition
 
 RES_TYPES, POCKET_KINDS = 33, 4  # Boltz's numbers of residue types and of pocket classes
 
 
 class InputEmbedder(TiledModule):
-    """Single inputs of this rank's token shard. AlphaFold 3 supplement, Algorithm 2."""
+    """Single inputs of this rank's token shard. AlphaFold 3 supplement, Algorithm 2.
 
-    def __init__(self, twin: nn.Module, mesh: Mesh) -> None:
+    Args:
+        twin: Boltz-1's InputEmbedder.
+        mesh: the mesh.
+        options: what the atom features are.
+    """
+
+    def __init__(self, twin: nn.Module, mesh: Mesh, options: AtomEncoderOptions) -> None:
         super().__init__(twin, mesh)
-        self.atom_attention_encoder = AtomEncoder(twin.atom_attention_encoder, mesh)
-        finish_layers(self.atom_attention_encoder.atom_encoder)
+        self.atom_attention_encoder = AtomEncoder(twin.atom_attention_encoder, mesh, options)
+        finish_layers(self.atom_attention_encoder.atom_encoder.diffusion_transformer)
 
     @torch.no_grad()
     def forward(self, feats: Feats, layout: PairLayout, atom_layout: AtomLayout) -> Tensor:
@@ -66,11 +78,11 @@ class InputEmbedder(TiledModule):
 
 
 def finish_layers(transformer: nn.Module) -> None:
-    """Give the layers of a Boltz-1 AtomTransformer or DiffusionTransformer what Boltz-2's end on.
+    """Give the layers of a Boltz-1 DiffusionTransformer what Boltz-2's end on.
 
     It is a norm that Boltz-2 may leave out, and has no parameters then.
     """
-    for layer in getattr(transformer, "diffusion_transformer", transformer).layers:
+    for layer in transformer.layers:
         layer.post_lnorm = nn.Identity()
 
 
@@ -79,7 +91,7 @@ def pair_projections(transformer: nn.Module) -> list[nn.Module]:
     return [layer.pair_bias_attn.proj_z for layer in transformer.layers]
 
 
-class MSALayer(PairBlock):
+class MSALayer(PairModules, Block):
     """One block of the MSA module; the pair ops are its own."""
 
     transition_name = "z_transition"
@@ -99,7 +111,7 @@ class MSALayer(PairBlock):
     def operations(self, *state: Tensor) -> float:
         """See `Block`."""
         z, m = state
-        return msa_operations(z, m) + super().operations(z)
+        return msa_operations(z, m) + pair_operations(z)
 
     def compute(
         self,
@@ -114,7 +126,7 @@ class MSALayer(PairBlock):
         m = self.pair_weighted_averaging(m, z, layout, keys)
         m = self.msa_transition(m)
         z = self.outer_product_mean(z, m, msa_mask, layout)
-        return self.update_pair(z, layout, mask, keys), m
+        return update_pair(z, self.pair_weights(), layout, self.mesh, mask, keys), m
 
 
 class MSAModule(SharedMSAModule):
@@ -123,10 +135,8 @@ class MSAModule(SharedMSAModule):
     layer = MSALayer
 
 
-class PairformerLayer(PairBlock):
+class PairformerLayer(PairModules, PairformerBlock):
     """A pair block and, unless left out, the single track. AlphaFold 3, Algorithm 17."""
-
-    in_place = (False, True)
 
     def __init__(self, twin: nn.Module, mesh: Mesh) -> None:
         super().__init__(twin, mesh)
@@ -139,22 +149,13 @@ class PairformerLayer(PairBlock):
         """See `Block`."""
         draw_pair_dropout(z.shape[0], layout.n, z.device)
 
-    def compute(
-        self,
-        s: Tensor,
-        z: Tensor,
-        mask: Tensor,
-        keys: Tensor | None,
-        tokens: Tensor | None,
-        layout: PairLayout,
-    ) -> tuple[Tensor, Tensor]:
-        """See `foldcp.modules.trunk.pairformer.PairformerLayer.compute`."""
-        z = self.update_pair(z, layout, mask, keys)
-        if not self.no_update_s:
-            attention = self.attention
-            s = s + attention(attention.norm_s(s), attention.pair_bias(z), layout, tokens)
-            s = self.transition_s(s)
-        return s, z
+    def weights(self) -> PairformerBlockWeights:
+        """See `PairformerBlock`."""
+        if self.no_update_s:
+            return PairformerBlockWeights(self.pair_weights())
+        attention = self.attention.weights(self.attention.norm_s)
+        single = SingleWeights(attention, self.transition_s.weights())
+        return PairformerBlockWeights(self.pair_weights(), single)
 
 
 class PairformerModule(SharedPairformerModule):

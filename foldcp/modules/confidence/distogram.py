@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -45,13 +46,25 @@ def mirrored_rows(
         yield (lo, hi), other.transpose(1, 2)
 
 
-class DistogramModule(TiledModule):
-    """Distances of token pairs in bins. AlphaFold 3 supplement, section 4.4."""
+@dataclass(frozen=True)
+class DistogramOptions:
+    """Say how many bins a distogram has; the Linear may have those of several."""
 
-    def __init__(self, twin: nn.Module, mesh: Mesh) -> None:
+    bins: int
+
+
+class DistogramModule(TiledModule):
+    """Distances of token pairs in bins. AlphaFold 3 supplement, section 4.4.
+
+    Args:
+        twin: Boltz's DistogramModule.
+        mesh: the mesh.
+        options: its bins.
+    """
+
+    def __init__(self, twin: nn.Module, mesh: Mesh, options: DistogramOptions) -> None:
         super().__init__(twin, mesh)
-        # Boltz-1 has one distogram, and does not say how many bins.
-        self.num_bins = getattr(twin, "num_bins", twin.distogram.out_features)
+        self.options = options
 
     def logits_rows(self, z: Tensor, layout: PairLayout) -> Iterator[tuple[Span, Tensor]]:
         """Yield the logits of the first distogram, row chunk by row chunk.
@@ -67,8 +80,8 @@ class DistogramModule(TiledModule):
             ValueError: `z` is not a tile of this layout.
         """
         self.mesh.check(z, layout)
-        weight = self.distogram.weight[: self.num_bins]
-        bias = self.distogram.bias[: self.num_bins]
+        weight = self.distogram.weight[: self.options.bins]
+        bias = self.distogram.bias[: self.options.bins]
         for (lo, hi), other in mirrored_rows(z, layout, self.mesh, self._bytes_each(z, layout)):
             yield (lo, hi), F.linear(z[:, lo:hi] + other, weight, bias)
 
@@ -89,10 +102,10 @@ class DistogramModule(TiledModule):
         Source: AlphaFold 3 supplement, section 4.4.
         """
         self.mesh.check(z, layout)
-        weight = self.distogram.weight[: self.num_bins]
-        bias = self.distogram.bias[: self.num_bins]
+        weight = self.distogram.weight[: self.options.bins]
+        bias = self.distogram.bias[: self.options.bins]
         out = torch.empty(z.shape[:3], dtype=wide(z[:0]).dtype, device=z.device)
-        near = out.new_zeros((1, self.num_bins))
+        near = out.new_zeros((1, self.options.bins))
         near[:, :CONTACT_BINS] = 1
         for (lo, hi), other in mirrored_rows(z, layout, self.mesh, self._bytes_each(z, layout)):
             out[:, lo:hi] = expected_values(z[:, lo:hi], weight, near, bias, other)[0]
@@ -100,4 +113,4 @@ class DistogramModule(TiledModule):
 
     def _bytes_each(self, z: Tensor, layout: PairLayout) -> int:
         """Bytes of the logits of one row and of what is computed from them."""
-        return 2 * z.shape[0] * layout.tile_cols * self.num_bins * z.element_size()
+        return 2 * z.shape[0] * layout.tile_cols * self.options.bins * z.element_size()

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from foldcp.fabric.exchange.autograd import fetch, stream
+from foldcp.fabric.exchange.autograd import fetch
 from foldcp.fabric.mesh import Mesh
-from foldcp.layout.cuts import chunks
-from foldcp.layout.plans import root_plan, token_plan
+from foldcp.layout.plans import token_plan
 from foldcp.layout.tiles import PairLayout
 from foldcp.modules.base import TiledModule, wide
 from foldcp.modules.confidence.distogram import mirrored_rows
 from foldcp.modules.confidence.scores import ColumnGroups
 from foldcp.modules.hooks import MatrixSink
+from foldcp.modules.trunk.whole import rows_at_root
 from foldcp_kernels.binned_heads import bin_centres, expectations, expected_values, tm_values
-from foldcp_kernels.core.chunking import chunk_length
 
 Feats = Mapping[str, Tensor]
 WriteRows = Callable[[int, Tensor], None]
@@ -27,15 +27,31 @@ MAX_ERROR = 32.0  # angstrom, upper end of the PAE and PDE bins
 PDE_SUMS = 4  # weighted PDE and weight over all pairs, then over pairs of different chains
 
 
-class ConfidenceHeads(TiledModule):
-    """The output heads of the confidence module. AlphaFold 3, Algorithm 31, lines 5 to 8."""
+@dataclass(frozen=True)
+class ConfidenceHeadsOptions:
+    """Say which heads there are.
 
-    def __init__(self, twin: nn.Module, mesh: Mesh) -> None:
+    Attributes:
+        separate: pairs within a chain have a head of their own.
+        atoms_per_token: atoms of a token that pLDDT is computed for; 0 rates tokens instead.
+    """
+
+    separate: bool
+    atoms_per_token: int
+
+
+class ConfidenceHeads(TiledModule):
+    """The output heads of the confidence module. AlphaFold 3, Algorithm 31, lines 5 to 8.
+
+    Args:
+        twin: Boltz's ConfidenceHeads.
+        mesh: the mesh.
+        options: which heads there are.
+    """
+
+    def __init__(self, twin: nn.Module, mesh: Mesh, options: ConfidenceHeadsOptions) -> None:
         super().__init__(twin, mesh)
-        # Boltz-1 has neither choice: one head for all pairs, and pLDDT of tokens.
-        self.use_separate_heads = getattr(twin, "use_separate_heads", False)
-        self.token_level_confidence = getattr(twin, "token_level_confidence", True)
-        self.max_num_atoms_per_token = twin.max_num_atoms_per_token
+        self.options = options
 
     def expected(
         self, name: str, x: Tensor, values: Tensor, same: Tensor | None, other: Tensor | None = None
@@ -52,21 +68,26 @@ class ConfidenceHeads(TiledModule):
         Returns:
             [K, rows, cols] in the dtype of `values`.
         """
-        if not self.use_separate_heads:
-            weight = getattr(self, f"to_{name}_logits").weight
+        if not self.options.separate:
+            weight = self._head(f"to_{name}_logits").weight
             return expected_values(x, weight, values, other=other)
-        intra = getattr(self, f"to_{name}_intra_logits").weight
-        inter = getattr(self, f"to_{name}_inter_logits").weight
+        intra = self._head(f"to_{name}_intra_logits").weight
+        inter = self._head(f"to_{name}_inter_logits").weight
         if same is None:
             return expected_values(x, intra, values, other=other)
         return expected_values(x, intra, values, other=other, weight_other=inter, same=same)
 
+    def _head(self, name: str) -> nn.Linear:
+        head = self.get_submodule(name)
+        assert isinstance(head, nn.Linear)
+        return head
+
     def _values(self, groups: ColumnGroups) -> tuple[Tensor, Tensor]:
         """Bin values of the PAE head [2, bins] (error, TM score) and of the PDE head [1, bins]."""
-        mask, intra = groups.pad_mask, "_intra" if self.use_separate_heads else ""
+        mask, intra = groups.pad_mask, "_intra" if self.options.separate else ""
         out = []
         for name in ("pae", "pde"):
-            bins = getattr(self, f"to_{name}{intra}_logits").out_features
+            bins = self._head(f"to_{name}{intra}_logits").out_features
             out.append(bin_centres(bins, MAX_ERROR, mask.device).to(mask.dtype))
         return torch.stack([out[0], tm_values(out[0], mask.sum())]), out[1][None]
 
@@ -143,7 +164,7 @@ class ConfidenceHeads(TiledModule):
             [1, N], or [1, A] with atom-level confidence, between 0 and 1, on every rank.
         """
         logits = wide(self.to_plddt_logits(s))
-        slots = 1 if self.token_level_confidence else self.max_num_atoms_per_token
+        slots = self.options.atoms_per_token or 1
         logits = logits.unflatten(-1, (slots, -1))
         centres = bin_centres(logits.shape[-1], 1.0, s.device).to(logits.dtype)[None]
         # Stock pads atoms with zero logits; their expectation is the mean bin.
@@ -152,7 +173,7 @@ class ConfidenceHeads(TiledModule):
         shard = expectations(logits, centres)[0]
         (found,) = fetch(self.mesh, plan, (shard,), ((1,),), "confidence")
         found = found[:, : layout.n]
-        if self.token_level_confidence:
+        if not self.options.atoms_per_token:
             return found[..., 0]
         real = feats["atom_pad_mask"][0].bool()
         atoms = torch.bincount(feats["atom_to_token"][0, real], minlength=layout.n)
@@ -173,18 +194,9 @@ def gather_errors(errors: Tensor, write: WriteRows | None, layout: PairLayout, m
         layout: the tiling.
         mesh: the mesh.
     """
-    each = 2 * len(errors) * layout.padded * errors.element_size()
-    pieces = -(-layout.tile_rows // chunk_length(layout.tile_rows, each, errors.device))
-    regions = stream(mesh, root_plan(layout, pieces), (errors,), ((1, 2),), "gather")
-    starts = (
-        r * layout.tile_rows + lo
-        for r in range(layout.mesh_rows)
-        for lo, _ in chunks(layout.tile_rows, pieces)
-    )
-    for lo, (region,) in zip(starts, regions, strict=True):
-        count = layout.valid((lo, lo + region.shape[1]))
-        if write is not None and count:
-            write(lo, region[:, :count, : layout.n])
+    for lo, rows in rows_at_root(errors, layout, mesh):
+        if write is not None:
+            write(lo, rows)
 
 
 def to_memory(out: Tensor) -> WriteRows:

@@ -22,12 +22,12 @@ from foldcp.modules.confidence.heads import (
     to_memory,
     to_sink,
 )
+from foldcp.modules.confidence.options import ConfidenceOptions
 from foldcp.modules.confidence.scores import (
     CONTACT,
     EPS,
     NONPOLYMER,
     ColumnGroups,
-    InterfaceWeights,
     Ligand,
     atom_interface,
     distances,
@@ -38,7 +38,10 @@ from foldcp.modules.confidence.scores import (
     tm_scores,
 )
 from foldcp.modules.hooks import MatrixSink
-from foldcp.modules.trunk.pair_embedding import PairEmbedding
+from foldcp.modules.trunk.pair_embedding import (
+    PairEmbedding,
+    RelativePositionEncoder,
+)
 from foldcp.modules.trunk.pairformer import PairformerModule
 from foldcp_kernels.core.chunking import chunk_length, spans
 from foldcp_kernels.relative_position import add_rows_of_table_
@@ -63,35 +66,31 @@ class Tokens:
 
 
 class ConfidenceModule(TiledModule):
-    """pLDDT, PAE, PDE and the scores made of them. AlphaFold 3, Algorithm 31."""
+    """pLDDT, PAE, PDE and the scores made of them. AlphaFold 3, Algorithm 31.
 
-    weights = InterfaceWeights()
+    Args:
+        twin: Boltz's ConfidenceModule.
+        mesh: the mesh.
+        options: what it computes.
+    """
 
-    def __init__(self, twin: nn.Module, mesh: Mesh) -> None:
+    def __init__(self, twin: nn.Module, mesh: Mesh, options: ConfidenceOptions) -> None:
         super().__init__(twin, mesh)
+        self.options = options
+        self.confidence_heads = ConfidenceHeads(twin.confidence_heads, mesh, options.heads)
         self.pair_embedding: PairEmbedding | None = None
-        self.adopt(twin, mesh)
-
-    def adopt(self, twin: nn.Module, mesh: Mesh) -> None:
-        """Take over the twin's choices and put tiled modules in the place of its own.
-
-        Args:
-            twin: Boltz's confidence module.
-            mesh: the mesh.
-        """
-        self.no_update_s = twin.no_update_s
-        self.add_s_to_z_prod = twin.add_s_to_z_prod
-        self.add_s_input_to_s = twin.add_s_input_to_s
-        self.pairformer_stack = PairformerModule(twin.pairformer_stack, mesh)
-        self.confidence_heads = ConfidenceHeads(twin.confidence_heads, mesh)
-        if twin.add_z_input_to_z:
+        if options.relative_position is not None:
             self.pair_embedding = PairEmbedding(
-                twin.rel_pos,
+                RelativePositionEncoder(twin.rel_pos, mesh, options.relative_position),
                 twin.token_bonds,
-                twin.token_bonds_type if twin.bond_type_feature else None,
-                twin.contact_conditioning,
-                mesh,
+                twin.token_bonds_type if options.bond_types else None,
+                twin.contact_conditioning if options.contacts else None,
             )
+        self.adopt(twin)
+
+    def adopt(self, twin: nn.Module) -> None:
+        """Put the stacks on tiles in the place of the twin's."""
+        self.pairformer_stack = PairformerModule(twin.pairformer_stack, self.mesh)
 
     @torch.no_grad()
     def forward(
@@ -183,9 +182,9 @@ class ConfidenceModule(TiledModule):
             s: single shard [1, n, C_s].
         """
         s_inputs = self.s_inputs_norm(s_inputs)
-        if not self.no_update_s:
+        if self.options.norms_single:
             s = self.s_norm(s)
-        if self.add_s_input_to_s:
+        if self.options.adds_inputs:
             s = s + self.s_input_to_s(s_inputs)
         return s_inputs, s
 
@@ -200,7 +199,7 @@ class ConfidenceModule(TiledModule):
     def _tokens(self, s_inputs: Tensor, s: Tensor, layout: PairLayout) -> Tokens:
         s_inputs, s = self.singles(s_inputs, s)
         shards = self.sides(s_inputs)
-        if self.add_s_to_z_prod:
+        if self.options.adds_product:
             shards += [self.s_to_z_prod_in1(s_inputs), self.s_to_z_prod_in2(s_inputs)]
         plan = token_plan(layout, ("rows", "cols") * (len(shards) // 2))
         got = fetch(self.mesh, plan, tuple(shards), ((1,),) * len(shards), "confidence")
@@ -253,7 +252,7 @@ class ConfidenceModule(TiledModule):
         sums = totals[..., :-1].sum(0)
         weighted, weight, between, between_weight = sums[:, -PDE_SUMS:].sum(0).unbind()
         plddt = self.confidence_heads.plddt(s, feats, layout)
-        if self.confidence_heads.token_level_confidence:
+        if not self.confidence_heads.options.atoms_per_token:
             mask, ligand = groups.pad_mask, feats["mol_type"][0] == NONPOLYMER
             interface = totals[..., -1].amax(0) > 0
         else:
@@ -265,7 +264,7 @@ class ConfidenceModule(TiledModule):
                 wide(x), feats["asym_id"][0, token] * real, layout, self.mesh
             )
         complex_plddt, complex_iplddt = interface_plddt(
-            plddt[0], mask, ligand, interface, self.weights
+            plddt[0], mask, ligand, interface, self.options.interface
         )
         frames = frame_mask(x, feats, chains).to(sums)
         return {

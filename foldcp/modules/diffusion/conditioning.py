@@ -15,14 +15,15 @@ from torch import Tensor, nn
 
 from foldcp.fabric.mesh import Mesh
 from foldcp.layout.tiles import AtomLayout, PairLayout
-from foldcp.modules.atoms.encoder import AtomEncoder, folded
+from foldcp.modules.atoms.encoder import AtomEncoder, AtomEncoderOptions, folded
 from foldcp.modules.atoms.windows import Feats, atom_block
 from foldcp.modules.base import TiledModule, wide
+from foldcp.modules.trunk.transition import transition_weights
 from foldcp_kernels.core.chunking import chunk_length, spans
 from foldcp_kernels.core.dispatch import compute_dtype
 from foldcp_kernels.norm_linear import norm_linear_planes, norm_linear_rows
 from foldcp_kernels.norm_linear.planes import padded_planes
-from foldcp_kernels.transition import TransitionWeights, transition
+from foldcp_kernels.transition import transition
 
 MASKED = -1e6  # bias of masked tokens, as in Boltz
 
@@ -46,24 +47,19 @@ class Conditioning:
     token_bias: Tensor
 
 
-def transition_weights(module: nn.Module) -> TransitionWeights:
-    """Return the parameters of a Boltz Transition in the order of the op."""
-    return TransitionWeights(
-        module.norm.weight,
-        module.norm.bias,
-        module.fc1.weight,
-        module.fc2.weight,
-        module.fc3.weight,
-    )
-
-
 class DiffusionConditioning(TiledModule):
-    """Biases and atom conditioning from the trunk's tiles and shards."""
+    """Biases and atom conditioning from the trunk's tiles and shards.
 
-    def __init__(self, twin: nn.Module, mesh: Mesh) -> None:
+    Args:
+        twin: Boltz-2's DiffusionConditioning.
+        mesh: the mesh.
+        options: what the features of its atoms are; None where its encoder is on tiles already.
+    """
+
+    def __init__(self, twin: nn.Module, mesh: Mesh, options: AtomEncoderOptions | None) -> None:
         super().__init__(twin, mesh)
-        if not isinstance(twin.atom_encoder, AtomEncoder):
-            self.atom_encoder = AtomEncoder(twin.atom_encoder, mesh)
+        if options is not None:
+            self.atom_encoder = AtomEncoder(twin.atom_encoder, mesh, options)
 
     @torch.no_grad()
     def forward(

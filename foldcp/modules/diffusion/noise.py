@@ -5,15 +5,29 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import sqrt
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 
-class NoiseSettings(Protocol):
-    """The settings of a Boltz AtomDiffusion that decide the noise levels."""
+@dataclass(frozen=True)
+class SamplerOptions:
+    """Say which noise levels a sampler has and how it moves between them.
+
+    Attributes:
+        sigma_min: lowest noise level, in parts of `sigma_data`.
+        sigma_max: highest noise level, in parts of `sigma_data`.
+        sigma_data: standard deviation of coordinates, in angstrom.
+        rho: exponent of the noise levels in between.
+        gamma_0: noise that a step adds, in parts of its level.
+        gamma_min: level above which a step adds noise.
+        noise_scale: factor on that noise.
+        step_scale: factor on the move to the next level.
+        num_sampling_steps: steps where a prediction asks for no number.
+        alignment_reverse_diff: noisy coordinates are moved onto the denoised ones.
+    """
 
     sigma_min: float
     sigma_max: float
@@ -22,6 +36,9 @@ class NoiseSettings(Protocol):
     gamma_0: float
     gamma_min: float
     noise_scale: float
+    step_scale: float
+    num_sampling_steps: int
+    alignment_reverse_diff: bool
 
 
 @dataclass(frozen=True)
@@ -40,7 +57,7 @@ class NoiseStep:
 
 
 def noise_schedule(
-    settings: NoiseSettings, steps: int, device: torch.device
+    settings: SamplerOptions, steps: int, device: torch.device
 ) -> tuple[float, list[NoiseStep]]:
     """Compute the noise levels as host numbers, in float32 on the device as in Boltz.
 

@@ -14,7 +14,13 @@ from foldcp.modules.atoms.windows import Feats
 from foldcp.modules.base import TiledModule
 from foldcp.modules.diffusion.batch_size import sample_bytes, samples_at_once
 from foldcp.modules.diffusion.conditioning import Conditioning
-from foldcp.modules.diffusion.noise import NoiseStep, Scales, StepNumbers, noise_schedule
+from foldcp.modules.diffusion.noise import (
+    NoiseStep,
+    SamplerOptions,
+    Scales,
+    StepNumbers,
+    noise_schedule,
+)
 from foldcp.modules.diffusion.particles import Particles, Steering
 from foldcp.modules.diffusion.score_model import DiffusionModule, Prepared
 from foldcp.modules.diffusion.superposition import (
@@ -25,38 +31,29 @@ from foldcp.modules.diffusion.superposition import (
 from foldcp.modules.from_root import normal
 from foldcp.modules.graphs.step_graph import Steps, recorder
 
-_SETTINGS = (
-    "sigma_min",
-    "sigma_max",
-    "sigma_data",
-    "rho",
-    "num_sampling_steps",
-    "gamma_0",
-    "gamma_min",
-    "noise_scale",
-    "step_scale",
-    "alignment_reverse_diff",
-)
-
 
 class AtomDiffusion(TiledModule):
-    """The sampler around the score model. AlphaFold 3 supplement, Algorithm 18."""
+    """The sampler around the score model. AlphaFold 3 supplement, Algorithm 18.
 
-    network = DiffusionModule
+    Args:
+        twin: Boltz's AtomDiffusion, its score model not compiled.
+        mesh: the mesh.
+        options: noise levels and steps.
+    """
+
+    def __init__(self, twin: nn.Module, mesh: Mesh, options: SamplerOptions) -> None:
+        super().__init__(twin, mesh)
+        self.options = options
+        self.score_model = self.network(twin.score_model)
+
+    def network(self, twin: nn.Module) -> DiffusionModule:
+        """Return the score model on tiles, with the parameters of Boltz's."""
+        return DiffusionModule(twin, self.mesh)
 
     @property
     def step(self) -> type[SamplingStep]:
         """The class of a step."""
         return SamplingStep
-
-    def __init__(self, twin: nn.Module, mesh: Mesh) -> None:
-        super().__init__(twin, mesh)
-        # A compiled score model keeps the module it was made from here.
-        self.score_model = self.network(
-            getattr(twin.score_model, "_orig_mod", twin.score_model), mesh
-        )
-        for name in _SETTINGS:
-            setattr(self, name, getattr(twin, name))
 
     @torch.no_grad()
     def sample(
@@ -99,8 +96,9 @@ class AtomDiffusion(TiledModule):
 
         Source: AlphaFold 3 supplement, Algorithm 18.
         """
-        steps = self.num_sampling_steps if num_sampling_steps is None else num_sampling_steps
-        sigma, levels = noise_schedule(self, steps, self.mesh.device)
+        options = self.options
+        steps = options.num_sampling_steps if num_sampling_steps is None else num_sampling_steps
+        sigma, levels = noise_schedule(options, steps, self.mesh.device)
         count = multiplicity * (steering.num_particles if steering is not None else 1)
         with torch.autocast(self.mesh.device.type, enabled=False):
             prepared = self.score_model.prepare(
@@ -112,7 +110,7 @@ class AtomDiffusion(TiledModule):
             step = self._step(prepared, feats, coords, max_parallel_samples)
             particles = None
             if steering is not None:
-                particles = Particles(steering, coords, self.step_scale, self.mesh)
+                particles = Particles(steering, coords, options.step_scale, self.mesh)
             return self._run(step, coords, levels, particles, progress or (lambda *_: None))
 
     def _step(
@@ -121,11 +119,16 @@ class AtomDiffusion(TiledModule):
         """Everything that the steps share; the last place that waits for the device."""
         count, atoms, _ = coords.shape
         align = None
-        if self.alignment_reverse_diff:
+        if self.options.alignment_reverse_diff:
             mask = feats["atom_pad_mask"].to(coords.dtype)
             align = Superposition(mask, int(mask.sum()))
         at_once = samples_at_once(count, at_most, sample_bytes(prepared, atoms), self.mesh)
         return self.step(self.score_model, prepared, align, at_once)
+
+    def numbers(self, levels: Sequence[NoiseStep]) -> StepNumbers:
+        """Return the numbers of the steps, on the mesh's device."""
+        options = self.options
+        return StepNumbers(levels, options.sigma_data, options.step_scale, self.mesh.device)
 
     def _run(
         self,
@@ -136,7 +139,7 @@ class AtomDiffusion(TiledModule):
         progress: Callable[[int, int], None],
     ) -> Tensor:
         """All steps, from the first noise [M, A, 3] to coordinates. Only potentials may sync."""
-        numbers = StepNumbers(levels, self.sigma_data, self.step_scale, coords.device)
+        numbers = self.numbers(levels)
         times = self.score_model.embed_times(numbers.time)
         unique = step.align is None or step.align.unique
         shape = tuple(coords.shape)

@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from math import pi
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from foldcp.fabric.mesh import Mesh
 from foldcp.layout.tiles import AtomLayout, PairLayout
 from foldcp.modules.atoms.transformer import AtomStack, atom_stack, atom_transformer
 from foldcp.modules.atoms.windows import AtomBlock, Feats, atom_block
 from foldcp.modules.base import TiledModule, wide
-from foldcp.modules.diffusion.conditioning import Conditioning, transition_weights
+from foldcp.modules.diffusion.conditioning import Conditioning
 from foldcp.modules.diffusion.token_transformer import token_transformer
+from foldcp.modules.trunk.transition import transition_weights
 from foldcp_kernels.transition import swiglu
 
 
@@ -43,10 +43,6 @@ class Prepared:
 
 class DiffusionModule(TiledModule):
     """The score model on token shards and atom windows. AlphaFold 3, Algorithm 20."""
-
-    def __init__(self, twin: nn.Module, mesh: Mesh) -> None:
-        super().__init__(twin, mesh)
-        self.sigma_data = twin.sigma_data
 
     def prepare(
         self,

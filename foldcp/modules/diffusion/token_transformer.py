@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -79,9 +80,24 @@ def conditioned_layer(
     a = gated_residual(a, gates.gate, attention(layer.pair_bias_attn, b), gates.logits)
     inner = layer.transition
     b = adaptive_norm(a, gates.inner_scale, gates.inner_shift, gates.logits)
-    x, swish = inner.swish_gate[0](b).chunk(2, -1)
-    hidden = F.silu(swish).mul_(x).mul_(inner.a_to_b(b))
-    return layer.post_lnorm(gated_residual(a, gates.inner_gate, inner.b_to_a(hidden), gates.logits))
+    update = conditioned_update(inner, b)
+    return layer.post_lnorm(gated_residual(a, gates.inner_gate, update, gates.logits))
+
+
+def conditioned_update(transition: Any, b: Tensor) -> Tensor:
+    """Compute a conditioned transition between its norm and its gate.
+
+    Args:
+        transition: a Boltz ConditionedTransitionBlock.
+        b: normed activations [M, rows, C].
+
+    Returns:
+        [M, rows, C].
+
+    Source: AlphaFold 3 supplement, Algorithm 25, lines 2 and 3.
+    """
+    x, swish = transition.swish_gate[0](b).chunk(2, -1)
+    return transition.b_to_a(F.silu(swish).mul_(x).mul_(transition.a_to_b(b)))
 
 
 def token_transformer(

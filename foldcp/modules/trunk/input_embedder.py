@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -10,27 +11,44 @@ from torch import Tensor, nn
 
 from foldcp.fabric.mesh import Mesh
 from foldcp.layout.tiles import AtomLayout, PairLayout
-from foldcp.modules.atoms.encoder import AtomEncoder
+from foldcp.modules.atoms.encoder import AtomEncoder, AtomEncoderOptions
 from foldcp.modules.atoms.transformer import atom_stack, atom_transformer
 from foldcp.modules.atoms.windows import Feats, atom_block
 from foldcp.modules.base import TiledModule
 
-_FLAGS = (
-    "add_method_conditioning",
-    "add_modified_flag",
-    "add_cyclic_flag",
-    "add_mol_type_feat",
-)
+
+@dataclass(frozen=True)
+class InputEmbedderOptions:
+    """Say what is embedded of a token besides its atoms, residue type and profile.
+
+    Attributes:
+        atoms: what is embedded of an atom.
+        method: the experimental method.
+        modified: whether the residue is modified.
+        cyclic: whether the chain is cyclic.
+        molecule: the type of the molecule.
+    """
+
+    atoms: AtomEncoderOptions
+    method: bool
+    modified: bool
+    cyclic: bool
+    molecule: bool
 
 
 class InputEmbedder(TiledModule):
-    """Single inputs of this rank's token shard. AlphaFold 3 supplement, Algorithm 2."""
+    """Single inputs of this rank's token shard. AlphaFold 3 supplement, Algorithm 2.
 
-    def __init__(self, twin: nn.Module, mesh: Mesh) -> None:
+    Args:
+        twin: Boltz-2's InputEmbedder.
+        mesh: the mesh.
+        options: what is embedded.
+    """
+
+    def __init__(self, twin: nn.Module, mesh: Mesh, options: InputEmbedderOptions) -> None:
         super().__init__(twin, mesh)
-        self.atom_encoder = AtomEncoder(twin.atom_encoder, mesh)
-        for name in _FLAGS:
-            setattr(self, name, getattr(twin, name))
+        self.options = options
+        self.atom_encoder = AtomEncoder(twin.atom_encoder, mesh, options.atoms)
 
     @torch.no_grad()
     def forward(
@@ -53,31 +71,30 @@ class InputEmbedder(TiledModule):
         Source: AlphaFold 3 supplement, Algorithm 2.
         """
         encoder, projections = self.atom_attention_encoder, [self.atom_enc_proj_z]
+        options = self.options
         s = atom_part(self.atom_encoder, encoder, projections, feats, layout, atom_layout)
         valid = layout.valid(layout.shard_span())
         lo = layout.shard_span()[0]
-        local = {k: feats[k][:, lo : lo + valid] for k in self._keys(affinity)}
-        profile, deletions = (local[k] for k in self._keys(affinity)[1:3])
+
+        def local(name: str) -> Tensor:
+            return feats[name][:, lo : lo + valid]
+
+        end = "_affinity" if affinity else ""
+        profile, deletions = local(f"profile{end}"), local(f"deletion_mean{end}")
         encode = self.msa_profile_encoding
         profile = torch.cat([profile, deletions[..., None]], -1).to(encode.weight.dtype)
-        part = F.embedding(local["res_type"], self.res_type_encoding.weight.T) + encode(profile)
-        if self.add_method_conditioning:
-            part = part + self.method_conditioning_init(local["method_feature"])
-        if self.add_modified_flag:
-            part = part + self.modified_conditioning_init(local["modified"])
-        if self.add_cyclic_flag:
-            cyclic = local["cyclic_period"].clamp(max=1.0)[..., None]
+        part = F.embedding(local("res_type"), self.res_type_encoding.weight.T) + encode(profile)
+        if options.method:
+            part = part + self.method_conditioning_init(local("method_feature"))
+        if options.modified:
+            part = part + self.modified_conditioning_init(local("modified"))
+        if options.cyclic:
+            cyclic = local("cyclic_period").clamp(max=1.0)[..., None]
             part = part + self.cyclic_conditioning_init(cyclic.to(encode.weight.dtype))
-        if self.add_mol_type_feat:
-            part = part + self.mol_type_conditioning_init(local["mol_type"])
+        if options.molecule:
+            part = part + self.mol_type_conditioning_init(local("mol_type"))
         s[:, :valid] += part
         return s
-
-    def _keys(self, affinity: bool) -> tuple[str, ...]:
-        end = "_affinity" if affinity else ""
-        used = zip(_FLAGS, ("method_feature", "modified", "cyclic_period", "mol_type"), strict=True)
-        chosen = tuple(key for flag, key in used if getattr(self, flag))
-        return ("res_type", f"profile{end}", f"deletion_mean{end}", *chosen)
 
 
 def atom_part(

@@ -12,7 +12,8 @@ from foldcp.modules.base import Block, TiledModule, draw_dropout
 from foldcp.modules.from_root import drawn
 from foldcp.modules.graphs.block_graph import run_blocks
 from foldcp.modules.trunk.masks import stack_masks
-from foldcp.modules.trunk.pairformer import PairformerNoSeqLayer, Progress
+from foldcp.modules.trunk.pairformer import PairformerNoSeqLayer
+from foldcp.modules.trunk.stack import Progress
 from foldcp.modules.trunk.transition import Transition
 from foldcp.rings.outer_product_mean import outer_product_mean
 from foldcp.rings.pair_weighted_averaging import column_weights, pair_weighted_averaging
@@ -123,7 +124,7 @@ def msa_operations(z: Tensor, m: Tensor) -> float:
     return 2560.0 * m.shape[1] * z.shape[:3].numel()
 
 
-class MSALayer(Block):
+class MSALayer(TiledModule, Block):
     """One block of the MSA module."""
 
     in_place = (True, True)

@@ -42,15 +42,35 @@ def _padded(x: Tensor, layout: PairLayout) -> Tensor:
     return F.pad(x[0], (0, layout.padded - layout.n))
 
 
-class RelativePositionEncoder(TiledModule):
-    """Relative position encoding of a tile. AlphaFold 3, Algorithm 3."""
+@dataclass(frozen=True)
+class RelativePositionOptions:
+    """Say how relative positions are counted.
 
-    def __init__(self, twin: nn.Module, mesh: Mesh) -> None:
+    Attributes:
+        r_max: largest offset of residues and tokens that has a class of its own.
+        s_max: largest offset of copies of a chain that has one.
+        entities_only: copies are compared between chains of one entity; else between any two.
+        cyclic: offsets within a cyclic chain go the short way round.
+    """
+
+    r_max: int
+    s_max: int
+    entities_only: bool
+    cyclic: bool
+
+
+class RelativePositionEncoder(TiledModule):
+    """Relative position encoding of a tile. AlphaFold 3, Algorithm 3.
+
+    Args:
+        twin: Boltz's RelativePositionEncoder.
+        mesh: the mesh.
+        options: how positions are counted.
+    """
+
+    def __init__(self, twin: nn.Module, mesh: Mesh, options: RelativePositionOptions) -> None:
         super().__init__(twin, mesh)
-        self.r_max, self.s_max = twin.r_max, twin.s_max
-        # Boltz-1 has neither choice: it counts cycles, and compares copies of any two chains.
-        self.fix_sym_check = getattr(twin, "fix_sym_check", False)
-        self.cyclic_pos_enc = getattr(twin, "cyclic_pos_enc", True)
+        self.options = options
         self._prepared: tuple[tuple[Any, ...], Positions] | None = None
 
     def rows(self, feats: Feats, layout: PairLayout, lo: int, hi: int) -> Tensor:
@@ -77,11 +97,11 @@ class RelativePositionEncoder(TiledModule):
         zero, so the pair of both offsets needs no table of its own. `chains` is the chain offset
         (6 values), plus 6 where the entities are the same.
         """
-        width = 2 * self.r_max + 2
+        width = 2 * self.options.r_max + 2
         w = self.linear_layer.weight.T  # [features, C]
         residue, token = w[:width], w[width : 2 * width]
         entity, chain = w[2 * width], w[2 * width + 1 :]
-        place = torch.cat([residue + token[-1], residue[self.r_max] + token[:-1]])  # [L, C]
+        place = torch.cat([residue + token[-1], residue[self.options.r_max] + token[:-1]])  # [L, C]
         chains = torch.cat([chain, chain + entity])  # [12, C]
         return (chains[:, None] + place).flatten(0, 1)
 
@@ -103,7 +123,7 @@ class RelativePositionEncoder(TiledModule):
         ids = torch.stack([_padded(feats[k], layout) for k in ("asym_id", "entity_id", "sym_id")])
         classes, chain = torch.unique(ids, dim=1, return_inverse=True)
         period = None
-        if self.cyclic_pos_enc and bool((feats["cyclic_period"] > 0).any()):
+        if self.options.cyclic and bool((feats["cyclic_period"] > 0).any()):
             period = _padded(feats["cyclic_period"], layout)
             period = torch.where(period > 0, period, torch.full_like(period, _NO_PERIOD))
         # int32 halves the traffic of the per-pair integer arithmetic.
@@ -115,7 +135,7 @@ class RelativePositionEncoder(TiledModule):
 
         return Positions(
             side(layout.row_span()), side(layout.col_span()), classes.T.int().contiguous(),
-            self.r_max, self.s_max, self.fix_sym_check,
+            self.options.r_max, self.options.s_max, self.options.entities_only,
         )  # fmt: skip
 
 
@@ -149,11 +169,10 @@ class PairEmbedding:
     It holds modules of the model and no parameters of its own, so it is not itself a module.
 
     Args:
-        rel_pos: the Boltz relative position encoder.
+        rel_pos: encodes the relative positions.
         token_bonds: Linear(1, C) without bias.
         token_bonds_type: Embedding of bond types, or None.
-        contact_conditioning: the Boltz module, or None (Boltz-1).
-        mesh: the mesh.
+        contact_conditioning: the Boltz module, or None.
 
     Raises:
         ValueError: `token_bonds` reads more than the one bond feature that Boltz-2 computes.
@@ -161,19 +180,17 @@ class PairEmbedding:
 
     def __init__(
         self,
-        rel_pos: nn.Module,
+        rel_pos: RelativePositionEncoder,
         token_bonds: nn.Linear,
         token_bonds_type: nn.Embedding | None,
         contact_conditioning: nn.Module | None,
-        mesh: Mesh,
     ) -> None:
         if token_bonds.weight.shape[1] != 1:
             raise ValueError(
                 f"`token_bonds` reads {token_bonds.weight.shape[1]} bond features; expected 1: use "
                 "a checkpoint with maximum_bond_distance 0"
             )
-        tiled = isinstance(rel_pos, RelativePositionEncoder)
-        self.rel_pos = rel_pos if tiled else RelativePositionEncoder(rel_pos, mesh)
+        self.rel_pos = rel_pos
         self.token_bonds, self.token_bonds_type = token_bonds, token_bonds_type
         self.contact_conditioning = contact_conditioning
         self._lists: tuple[tuple[Any, ...], _Listed, _Listed] | None = None
