@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from importlib import util
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -175,6 +176,50 @@ def test_another_architecture(mesh: tuple[int, int]) -> None:
     for n in (19, 1):
         run(*mesh, _equals_the_other_architecture, n, True)
     run(*mesh, _equals_the_other_architecture, 12, False)
+
+
+def _runs(mesh: Mesh, state: dict[str, Tensor], inputs: tuple[Tensor, ...]) -> tuple:
+    return _example().run(mesh, state, *inputs)
+
+
+class _Torch:
+    """Stands in for torch in a module that rounds to float32 on purpose."""
+
+    float32 = torch.float64
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
+
+
+@pytest.mark.skipif(
+    util.find_spec("protenix") is None,
+    reason="Protenix is not installed (pip install --no-deps protenix optree)",
+)
+def test_the_miniature_is_protenix(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its package gives the keys and, to 1e-12, the numbers; and foldcp runs on its weights."""
+    monkeypatch.setenv("LAYERNORM_TYPE", "openfold")  # else it compiles a CUDA extension
+    from protenix.model.modules import pairformer, primitives
+
+    monkeypatch.setattr(primitives, "torch", _Torch())
+    example = _example()
+    sizes = dict(example.SIZES, hidden=128, width=32, pair_heads=4)  # the package's own
+    given = {name: sizes[name] for name in ("c_s", "c_z")}
+    theirs = pairformer.PairformerStack(
+        n_blocks=sizes["blocks"], n_heads=sizes["heads"],
+        num_intermediate_factor=sizes["factor"], **given,
+    ).double().eval()  # fmt: skip
+    torch.manual_seed(1)
+    for parameter in theirs.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    ours = example.PairformerStack(**sizes).double().eval()
+    ours.load_state_dict(theirs.state_dict())
+    inputs = example.inputs(19)
+    with torch.no_grad():
+        want = theirs(*inputs)
+        assert all(error(a, b) < 1e-12 for a, b in zip(ours(*inputs), want, strict=True))
+    for s, z in run(2, 2, _runs, theirs.state_dict(), inputs):
+        assert error(s, want[0]) < BOUND
+        assert z is None or error(z, want[1]) < BOUND
 
 
 def test_another_architecture_without_boltz() -> None:
