@@ -13,14 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from foldcp.errors import InputLost
-from foldcp.fabric.exchange.autograd import fetch, stream
+from foldcp.fabric.exchange.autograd import fetch
 from foldcp.fabric.mesh import Mesh
-from foldcp.layout.plans import root_plan, token_plan
+from foldcp.layout.plans import token_plan
 from foldcp.layout.tiles import WINDOW, AtomLayout, PairLayout
 from foldcp.modules.graphs.block_graph import recorded
 from foldcp.modules.hooks import Folded, Hooks, Like, MatrixSink, Sizes, Wanted
 from foldcp.modules.settings import Features, Parts, Settings
 from foldcp.modules.trunk.pair_embedding import PairEmbedding
+from foldcp.modules.trunk.whole import gather_pairs, gather_tokens, rows_at_root
 from foldcp.planner.agreement import agree
 from foldcp_kernels.core.chunking import chunk_length, spans
 
@@ -116,7 +117,7 @@ class FoldOnMesh:
 
         hooks.at("distogram", 0, 1)
         contact = model.distogram_module.contact_probability(z, layout)
-        out: Outputs = {"s": self._tokens(s, layout)}
+        out: Outputs = {"s": gather_tokens(s, layout, self.mesh)}
         if parts.bfactor:
             out["pbfactor"] = model.bfactor_module(out["s"])
         if settings.keep_z:
@@ -255,27 +256,12 @@ class FoldOnMesh:
             )
         return coords
 
-    def _tokens(self, s: Tensor, layout: PairLayout) -> Tensor:
-        """All real tokens of a shard: [1, N, C]."""
-        (whole,) = fetch(self.mesh, token_plan(layout, ("all",)), (s,), ((1,),), "gather")
-        return whole[:, : layout.n]
-
     def _to_root(
         self, z: Tensor, layout: PairLayout, out: Outputs, sink: MatrixSink | None
     ) -> None:
         """Bring the whole pair tensor to `sink`, or to out["z"] in host memory, on the root."""
-        n, whole = layout.n, None
         if sink is None:
-            if self.mesh.is_root:
-                whole = z.new_empty((1, n, n, z.shape[3]), device="cpu")
-            out["z"] = whole
-        each = 2 * layout.padded * z.shape[3] * z.element_size()
-        pieces = -(-layout.tile_rows // chunk_length(layout.tile_rows, each, z.device))
-        row = 0
-        for (rows,) in stream(self.mesh, root_plan(layout, pieces), (z,), ((1, 2),), "gather"):
-            take = min(rows.shape[1], n - row) if self.mesh.is_root else 0
-            if take > 0 and sink is not None:
-                sink.rows("z", 0, row, rows[0, :take, :n])
-            elif take > 0:
-                whole[:, row : row + take] = rows[:, :take, :n]
-            row += rows.shape[1]
+            out["z"] = gather_pairs(z, layout, self.mesh)
+            return
+        for lo, rows in rows_at_root(z, layout, self.mesh):
+            sink.rows("z", 0, lo, rows[0])

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 from bench.synthetic.mesh import fake_mesh
-from foldcp.modules.trunk.triangle import TriangleAttention
+from foldcp.modules.trunk import block_weights
+from foldcp.modules.trunk.block_weights import PairWeights
 from foldcp_kernels import using
+from foldcp_kernels.triangle_attention import TriangleAttentionWeights
 
 ROOT = Path(__file__).parents[2]
 FILES, CHANNELS, HEADS, N = 12, 32, 4, 64
@@ -43,23 +44,18 @@ def _stack() -> list[str]:
     return found
 
 
-def _twin() -> nn.Module:
-    twin = nn.Module()
-    twin.layer_norm, twin.linear = nn.LayerNorm(CHANNELS), nn.Linear(CHANNELS, HEADS, bias=False)
-    twin.mha = nn.Module()
-    for name in "qkvgo":
-        setattr(twin.mha, f"linear_{name}", nn.Linear(CHANNELS, CHANNELS, bias=False))
-    twin.no_heads = HEADS
-    return twin
+def _weights() -> PairWeights:
+    """Weights of the attentions of a block; its other ops have none here."""
+    norm, wide = torch.empty(2, CHANNELS), torch.empty(5, CHANNELS, CHANNELS)
+    weights = TriangleAttentionWeights(*norm, torch.empty(HEADS, CHANNELS), *wide, HEADS)
+    unused: Any = None
+    return PairWeights(unused, unused, weights, weights, unused)
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("starting", [True, False])
 @pytest.mark.parametrize("at", WALKS, ids=lambda at: "-".join(map(str, at)))
-def test_the_walk_of_z(
-    at: tuple[int, int, int, str], starting: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The list in docs/design/kernels.md."""
+def test_the_walk_of_z(at: tuple[int, int, int, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The list in docs/design/kernels.md, of both triangle attentions of a block."""
     walks: list[list[str]] = []
 
     def launch(kernel: Any, *_: Any, **__: Any) -> None:
@@ -67,22 +63,24 @@ def test_the_walk_of_z(
 
     for name in KERNELS:
         monkeypatch.setattr(import_module(f"foldcp_kernels.{name}.fused"), "launch", launch)
+    for other in ("triangle_multiplication", "transition"):
+        monkeypatch.setattr(block_weights, other, lambda z, *_: z)
     rows, cols, rank, strategy = at
     mesh = fake_mesh(rows, cols, rank, "meta", attention=strategy)
     layout = mesh.layout(N)
     with torch.device("meta"):
         z = torch.empty(1, layout.tile_rows, layout.tile_cols, CHANNELS)
-        module = TriangleAttention(_twin(), mesh, starting)
+        mask, weights = torch.empty(1, *z.shape[1:3]), _weights()
     with using("triton"):
-        module(z, layout)
+        block_weights.update_pair(z, weights, layout, mesh, mask)
     entered = {name for walk in walks for name in walk}
-    assert all(walk[0] == "foldcp/modules/trunk/triangle.py" for walk in walks)
+    assert all(walk[0] == "foldcp/modules/trunk/block_weights.py" for walk in walks)
     assert len(entered) <= FILES, sorted(entered)
     for walk in walks:
         once = [name for name in walk if not name.startswith(LOOP)]
         assert len(once) == len(set(once)), f"a file is entered again: {walk}"
     kernels = [next(k for k in KERNELS if f"/{k}/fused.py" in walk[-2]) for walk in walks]
     order = [k for i, k in enumerate(kernels) if kernels[:i][-1:] != [k]]
-    assert order == WALKS[at]
+    assert order == WALKS[at] * 2
     note = (ROOT / "docs/design/kernels.md").read_text()
     assert not [name for name in entered if f"`{name}`" not in note]
