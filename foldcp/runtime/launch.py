@@ -173,7 +173,7 @@ def check_version(ends_process: bool) -> None:
     message = (
         f"{name}{version and ' '}{version} is not supported, this foldcp expects boltz "
         f"{SUPPORTED}x: "
-        f"{first}`pip install 'boltz>=2.2,<2.3'`, or unset FOLDCP to run Boltz without it"
+        f"{first}`pip install 'boltz>=2.2.1,<2.3'`, or unset FOLDCP to run Boltz without it"
     )
     refuse(message, ends_process)
 

@@ -342,8 +342,7 @@ def attention_fwd(
         bias: [G0, 1, H, I, K] with any strides (0 where it is shared), or None.
         scale: factor on q . k; log 2 says that q carries scale * log2(e) already.
         keep: keys, bool [G0, G1, K], True = keep; each row must keep one. None keeps all.
-        carry: of the panels before, contiguous, with one r for the rows of a bias; changed in place
-            unless `last`.
+        carry: of the panels before, contiguous, one r a bias row; changed in place unless `last`.
         last: divide by l and return in the dtype of q.
         out: where to write the last result, [G0, G1, H, I, D] with last stride 1.
 
@@ -370,9 +369,7 @@ def attention_fwd(
             o = q.new_empty((g0, g1, h, i, d), dtype=torch.float32)
             length = torch.empty_like(m)
     bound = keys if bias is None else load_bound(bias)
-    s_bias = None
-    if bias is not None:
-        s_bias = (bias.stride(0), *bias.stride()[2:])
+    s_bias = None if bias is None else (bias.stride(0), *bias.stride()[2:])
     launch(
         _attention_kernel,
         (cdiv(i, config.blocks["BI"]) * h * cdiv(g1, rows) * g0,),

@@ -123,7 +123,7 @@ def norm_linear_fwd(
     Args:
         x: [B, I, J, C], any strides.
         gain: scale of the LayerNorm [C], None for none.
-        shift: shift of the LayerNorm [C], None for none.
+        shift: its shift [C].
         w: [O, C] in the compute dtype, contiguous.
         gate: [O, C] in the compute dtype, contiguous, for sigmoid(LN(x) gate^T).
         planes: write [B, O, I, J] instead of [B, I, J, O].
@@ -138,14 +138,13 @@ def norm_linear_fwd(
 
     Source: AlphaFold 3 supplement, Algorithms 12 to 15.
     """
-    b, i, j, c = x.shape
+    (b, i, j, c), outs = x.shape, w.shape[0]
     gain, shift, bias = packed(gain, shift, bias)
-    outs = w.shape[0]
     padded, cut, s_rest = -(-j // 16) * 16, outs, None
     if planes:
         # What lies behind the rows of a given `out` is not ours to write to.
         out, padded = (padded_planes(x, outs, w.dtype), padded) if out is None else (out, j)
-        s_out = (out.stride(0), out.stride(2), out.stride(1))
+        s_out = tuple(out.stride(d) for d in (0, 2, 1))
     else:
         out = x.new_empty((b, i, j, outs), dtype=w.dtype) if out is None else out
         s_out = out.stride()[:3]
@@ -158,14 +157,11 @@ def norm_linear_fwd(
             for weight, part in ((w[:cut], out), (w[cut:], rest)):
                 norm_linear_fwd(x, gain, shift, weight, planes=False, out=part, eps=eps)
             return out
-    s_mask = None if mask is None else mask.stride()
     launch(
-        _norm_linear_kernel,
-        (cdiv(j, config.blocks["BP"]) * b * i,),
-        x, gain, shift, w, gate, bias, mask, out, rest,
-        x.stride(), s_mask, s_out, s_rest, (i, j, padded, outs, cut), eps,
-        C=c, BC=max(16, next_power_of_2(c)), PLANES=planes, EXACT=exactness(w.dtype),
-        **config.options(),
+        _norm_linear_kernel, (cdiv(j, config.blocks["BP"]) * b * i,),
+        x, gain, shift, w, gate, bias, mask, out, rest, x.stride(),
+        None if mask is None else mask.stride(), s_out, s_rest, (i, j, padded, outs, cut), eps, C=c,
+        BC=max(16, next_power_of_2(c)), PLANES=planes, EXACT=exactness(w.dtype), **config.options(),
     )  # fmt: skip
     return out
 

@@ -144,4 +144,4 @@ def test_another_package_provides_boltz(
     monkeypatch.setattr(metadata, "packages_distributions", lambda: {"boltz": owners})
     with pytest.raises(ImportError, match=said) as told:
         launch.check_version(ends_process=False)
-    assert "pip install 'boltz>=2.2,<2.3'" in str(told.value)
+    assert "pip install 'boltz>=2.2.1,<2.3'" in str(told.value)

@@ -183,8 +183,7 @@ def atom_block(
     me, (lo, hi) = mesh.rank, buffers[mesh.rank]
     counts = mask.new_zeros(layout.padded, dtype=torch.long).index_add_(0, token, mask.long())
     shard = counts[slice(*layout.shard_span())].to(feats["atom_pad_mask"].dtype)
-    own = owned[me][0] - lo, owned[me][1] - lo
-    my_mask = mask[lo:hi]
+    own, my_mask = (owned[me][0] - lo, owned[me][1] - lo), mask[lo:hi]
     own_index, own_counts = _segments(token, mask, owned[me], own_touched[me])
 
     def between(own: tuple[Span, ...], want: tuple[Span, ...]) -> Plan:

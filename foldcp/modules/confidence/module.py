@@ -132,26 +132,20 @@ class ConfidenceModule(TiledModule):
         """
         self.mesh.check(z, layout)
         tokens = self._tokens(s_inputs, s, layout)
-        samples, n = len(x_pred), layout.n
-        dtype = wide(z[:1, :1, :1]).dtype
+        samples, n, dtype = len(x_pred), layout.n, wide(z[:1, :1, :1]).dtype
         groups, chains = ColumnGroups.of(feats, dtype), ligands(feats)
-        matrices = None
-        if self.mesh.is_root and sink is None:
-            matrices = torch.empty((2, samples, n, n), dtype=dtype)
+        keeps = self.mesh.is_root and sink is None
+        matrices = torch.empty((2, samples, n, n), dtype=dtype) if keeps else None
         found, spare = [], None
         for m in range(samples):
-            if m + 1 == samples and reuse_z:
-                spare, tile = None, z
-            else:
-                tile = spare = torch.empty_like(z) if spare is None else spare
+            spare, tile = self._tile(z, spare, reuse_z and m + 1 == samples)
             near = self._build(tile, z, tokens, x_pred[m], feats, layout)
             s_m, tile = self.refine(tokens, tile, m, feats, layout)
             errors, sums = self.confidence_heads.pair_errors(
                 tile, contact_probability, feats, groups, layout
             )
             write = to_memory(matrices[:, m]) if matrices is not None else None
-            if sink is not None:
-                write = to_sink(sink, m)
+            write = write if sink is None else to_sink(sink, m)
             gather_errors(errors, write, layout, self.mesh)
             totals = row_totals(torch.cat([sums, near[:, None].to(sums)], 1), layout, self.mesh)
             found.append(self._scores(s_m, x_pred[m], totals, feats, groups, chains, layout))
@@ -159,6 +153,14 @@ class ConfidenceModule(TiledModule):
         if sink is None:
             scores["pae"], scores["pde"] = (None, None) if matrices is None else matrices
         return scores
+
+    @staticmethod
+    def _tile(z: Tensor, spare: Tensor | None, in_place: bool) -> tuple[Tensor | None, Tensor]:
+        """(what the next sample may overwrite, the tile of this sample)."""
+        if in_place:
+            return None, z
+        tile = torch.empty_like(z) if spare is None else spare
+        return tile, tile
 
     def refine(
         self, tokens: Tokens, tile: Tensor, sample: int, feats: Feats, layout: PairLayout
