@@ -24,8 +24,8 @@ Found = TypeVar("Found")
 PIXELS = 320  # of an image, at most
 _LARGEST_JSON = 1 << 26  # bytes
 _UNREADABLE = (
-    OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error,
-    RecursionError, NotImplementedError, RuntimeError,
+    OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile,
+    zlib.error,
 )  # fmt: skip
 
 
