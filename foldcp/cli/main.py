@@ -209,9 +209,9 @@ def _compare(arguments: list[str]) -> int:
 
 def _doctor(arguments: list[str]) -> int:
     """Run `foldcp doctor`."""
-    from foldcp.cli import doctor
+    from foldcp.cli.doctor import command
 
-    return doctor.main(arguments)
+    return command.main(arguments)
 
 
 def _report(arguments: list[str]) -> int:
