@@ -44,10 +44,9 @@ def reduced(path: Path, key: str, most: int) -> tuple[NDArray[Any], int]:
 
 
 def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    version = np.lib.format.read_magic(stream)
-    read = {
-        (1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0,
-    }.get(version)  # fmt: skip
+    form: Any = np.lib.format
+    version = form.read_magic(stream)
+    read = {(1, 0): form.read_array_header_1_0, (2, 0): form.read_array_header_2_0}.get(version)
     if read is None:
         raise ValueError(f"an .npy file of version {version}; expected 1.0 or 2.0")
     shape, columns_first, dtype = read(stream)

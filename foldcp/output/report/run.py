@@ -7,6 +7,7 @@ from html import escape
 from typing import Any
 
 _MOST_RANKS = 64  # of which each has a row
+_HUGE = 1e30
 
 
 def number(value: Any, form: str, unit: float = 1.0) -> str:
@@ -17,12 +18,7 @@ def number(value: Any, form: str, unit: float = 1.0) -> str:
         form: of Python's `format`.
         unit: that it is divided by.
     """
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return "-"
-    try:
-        return format(value / unit, form)
-    except (OverflowError, ValueError):
-        return "-"
+    return format(value / unit, form) if _real(value) else "-"
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], text: Sequence[int] = ()) -> str:
@@ -73,7 +69,7 @@ def _facts(numbers: Mapping[str, Any]) -> str:
         "precision": numbers.get("precision"),
         "kernels": numbers.get("kernels"),
         "transport": numbers.get("transport"),
-        f"peak {'GPU ' if on_gpu else ''}memory of a rank": _largest(peaks),
+        f"peak {'GPU ' if on_gpu else ''}memory of a rank": _largest(peaks) if peaks else None,
         "sent by all ranks": f"{number(sum(filter(_real, sent)), ',.4g', 1e9)} GB"
         if sent
         else None,
@@ -108,7 +104,7 @@ def _stages(numbers: Mapping[str, Any]) -> str:
     rows = []
     for name in names:
         found = [_dict(rank.get(name)) for rank in ranks]
-        seconds = [x for x in (one.get("seconds") for one in found) if _real(x)]
+        seconds = [one["seconds"] for one in found if _real(one.get("seconds"))]
         peaks = [one.get("peak_bytes") for one in found]
         spread = [number(f(seconds), ",.2f") if seconds else "-" for f in (max, min)]
         rows.append((escape(name), *spread, _largest(peaks)))
@@ -162,7 +158,7 @@ def _ranks(numbers: Mapping[str, Any]) -> str:
     )
 
 
-def _largest(values: Sequence[Any]) -> str | None:
+def _largest(values: Sequence[Any]) -> str:
     return _size(max(filter(_real, values), default=None))
 
 
@@ -171,7 +167,8 @@ def _size(value: Any) -> str:
 
 
 def _real(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    """Tell a number that can be added up from anything else that a file may hold."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _HUGE
 
 
 def _dict(value: Any) -> dict[str, Any]:
