@@ -25,7 +25,7 @@ th:first-child, td:first-child, td.text, th.text { text-align: left; }
 td { white-space: nowrap; }
 td.text { white-space: normal; }
 td.text:last-child { min-width: 14rem; }
-dl.facts { display: grid; grid-template-columns: repeat(auto-fill, minmax(11rem, 1fr)); gap: .8rem;
+dl.facts { display: grid; grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)); gap: .8rem;
   margin: 1rem 0; }
 dl.facts dt { color: var(--soft); font-size: .8rem; }
 dl.facts dd { margin: 0; font-size: 1.05rem; }
