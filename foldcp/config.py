@@ -63,8 +63,9 @@ class Config:
             once.
         resume: FOLDCP_RESUME. Keep the trunk's result of unfinished inputs in this folder. On a
             cluster use a shared folder, or a local one if ranks keep their machines.
-        report: FOLDCP_REPORT. Write time, peak memory and bytes moved of each rank to this file,
-            as JSON.
+        report: FOLDCP_REPORT. Write `foldcp_report.json` (time, peak memory and bytes moved of each
+            rank, and what became of each input) and `foldcp_report.html` to the results folder
+            ("1") or not ("0"). Any other value is a path for the JSON.
         verbose: FOLDCP_VERBOSE. Show what otherwise only foldcp.log gets, and transport, kernels
             and swapped parts at the start.
     """
@@ -86,7 +87,7 @@ class Config:
     timeout: int = 1800
     dp: int = 1
     resume: str | None = None
-    report: str | None = None
+    report: str = "1"
     verbose: bool = False
 
     @classmethod
@@ -125,9 +126,14 @@ class Config:
             timeout=get.count("FOLDCP_TIMEOUT", cls.timeout),
             dp=get.count("FOLDCP_DP", cls.dp),
             resume=environ.get("FOLDCP_RESUME") or None,
-            report=environ.get("FOLDCP_REPORT") or None,
+            report=get.switch_or_path("FOLDCP_REPORT", cls.report),
             verbose=get.choice("FOLDCP_VERBOSE", ("0", "1"), "0") == "1",
         )
+
+    @property
+    def report_path(self) -> str | None:
+        """Path that FOLDCP_REPORT names, None where it names none."""
+        return None if self.report in ("0", "1") else self.report
 
     def precision_on(self, device_type: str) -> str:
         """Return the precision to compute in, "fp32" or "bf16", on a "cpu" or "cuda" device."""
@@ -212,6 +218,9 @@ class _Reader:
         if value not in allowed:
             raise ValueError(f"{name} must be {' or '.join(allowed)}, got {value!r}")
         return value
+
+    def switch_or_path(self, name: str, default: str) -> str:
+        return self.environ.get(name) or default
 
     def count(self, name: str, default: int, also: str = "") -> int:
         value = self.environ.get(name) or str(default)

@@ -19,7 +19,7 @@ from bench import cpu_vs_stock
 from bench.demo import larger, overlay, predicted, runs, weights, words
 from bench.machine import ROOT
 from foldcp.cli.compare import compare
-from foldcp.cli.results import read
+from foldcp.output.results import read
 
 INPUT = ROOT / "examples" / "inputs" / "ubiquitin.yaml"
 WORK = ROOT / ".demo"

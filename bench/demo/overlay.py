@@ -13,8 +13,8 @@ import numpy as np
 
 from bench.demo.words import distance
 from foldcp.cli.compare import TOLERANCES
-from foldcp.cli.results import Structure
 from foldcp.cli.similarity import rmsd, superposed
+from foldcp.output.results import Structure
 
 STOCK, OURS, LIMIT = "#c4c4c4", "#0072b2", "#d55e00"
 ALONG = "viridis"  # from the first residue to the last

@@ -72,6 +72,8 @@ def _allowed(value: ast.expr) -> str:
             return ", ".join(f"`{a}`" for a in allowed)
         if _name(call) == "count":
             return "`auto` or a number" if "auto or " in ast.unparse(call) else "a number"
+        if _name(call) == "switch_or_path":
+            return "`0`, `1` or a path"
         if _name(call) == "mesh":
             return "`auto` or `RxQ`"
     return "a path"

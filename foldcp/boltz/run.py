@@ -41,6 +41,8 @@ class Run:
         apart: inputs are read in a process of their own.
         seal: of the lock of the results folder; None where nothing locks it, as in tests of parts.
         watching: shows how far the run is; None in tests of parts.
+        tokens: N of each input that this rank has begun to fold.
+        precision: of the structure model, "" before it is loaded.
         known: inputs that could be read.
         asked: inputs of `known` that are folded now.
         scored: inputs of `known` that get an affinity now, as the root rank knows.
@@ -63,6 +65,8 @@ class Run:
     apart: bool = False
     seal: Seal | None = None
     watching: Watching | None = None
+    tokens: dict[str, int] = field(default_factory=dict)
+    precision: str = ""
     known: tuple[str, ...] = ()
     asked: tuple[str, ...] = ()
     scored: tuple[str, ...] = ()

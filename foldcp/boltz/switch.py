@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -13,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from foldcp.boltz import reporting
 from foldcp.boltz.command import early, preflight
 from foldcp.boltz.command.guarded import guarded
 from foldcp.boltz.command.options import check_numbers, results_folder
@@ -118,19 +117,20 @@ def _forget() -> None:
 def _sum_up(run: Run, folder: Path, start: float) -> dict[str, str]:
     """Say what the run did; returns what failed and why. All ranks call it."""
     run.session.at("the end")
-    reports = run.session.gather(run.failed if run.mesh.is_root else {})
-    failed = {name: why for of_group in reports for name, why in of_group.items()}
-    numbers = report.costs(run.mesh, time.perf_counter() - start, run.session.gather)
+    groups = run.session.gather((run.failed, run.tokens) if run.mesh.is_root else ({}, {}))
+    failed = {name: why for of_group, _ in groups for name, why in of_group.items()}
+    seconds, stages = time.perf_counter() - start, run.watching.stages
+    numbers = report.costs(run.mesh, seconds, run.session.gather, stages)
     if not run.session.is_root:
         return failed
-    if run.config.report:
-        _write_report(numbers, run.config.report)
     folded, scored = (
         [name for name in names if name not in failed] for names in (run.asked, run.scored)
     )
     skipped = len({*run.known} - {*run.asked, *run.scored})
     text = summary.lines(folder, folded, scored, skipped, len(failed), numbers)
     run.watching.conclude(text, failed)
+    tokens = {name: n for _, of_group in groups for name, n in of_group.items()}
+    reporting.write(run, folder, numbers, failed, tokens)
     return failed
 
 
@@ -141,15 +141,6 @@ def _not_written(error: OSError, failed: dict[str, str]) -> Exception:
         return error
     lost = f"; not folded: {', '.join(sorted(failed))}" if failed else ""
     return UserError(f"{reason}{lost}; {kept()}")
-
-
-def _write_report(numbers: dict[str, Any], path: str) -> None:
-    partial = Path(f"{path}.partial")
-    try:
-        partial.write_text(json.dumps(numbers))
-        partial.replace(path)
-    except OSError as error:  # the predictions are there all the same
-        print(f"foldcp: FOLDCP_REPORT={path} is not written: {error.strerror}", file=sys.stderr)
 
 
 def begin(options: dict[str, Any], until_end: ExitStack) -> Run:

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from foldcp.cli.results import Structure, find, read
 from foldcp.cli.similarity import lddt, rmsd, superposed
 from foldcp.errors import UserError
+from foldcp.output.results import Structure, find, read
 
 
 @dataclass(frozen=True)

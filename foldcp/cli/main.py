@@ -22,7 +22,8 @@ from foldcp.runtime.place import Place
 
 USAGE = """usage: foldcp predict INPUT [--nproc N|auto] [--mesh RxQ] [options of boltz predict]
        foldcp boltz predict INPUT [options]    Boltz in this process, switched over
-       foldcp doctor                           what this machine can do
+       foldcp doctor [--json]                  what this machine can do, and what it lacks
+       foldcp report DIR                       a page about a results folder
        foldcp compare A B                      are two predictions the same?
        foldcp bench kernels|block|predict|rings|tune ...  time this machine (in a clone)
        foldcp --version
@@ -46,10 +47,21 @@ is the same. Variables (docs/variables.md explains them):
 Run Boltz's own command in this process with FOLDCP=1, for launchers that start the ranks
 themselves. Variables (docs/variables.md explains them):
 """,
-    "doctor": """usage: foldcp doctor
+    "doctor": """usage: foldcp doctor [--json]
 
-Print what this machine can do: versions, GPUs, kernels, extension, transport, meshes. Ends with 1
-when Boltz is missing or of a version that is not supported.
+Print what this machine can do: versions, GPUs, links, kernels, extension, transport, meshes,
+limits; and each problem with its remedy. Ends with 1 when Boltz is missing or of a version that is
+not supported, or when something that a FOLDCP_* variable asks for cannot run.
+
+  --json   print the same as JSON
+""",
+    "report": """usage: foldcp report DIR [--only NAME ...] [--out FILE]
+
+Write foldcp_report.html for a results folder (boltz_results_...) of foldcp or of stock Boltz: the
+run, if foldcp_report.json is there, and of each prediction pLDDT, PAE, ipTM and its files.
+
+  --only NAME ...   only these inputs
+  --out FILE        the page, instead of foldcp_report.html in the results folder
 """,
     "compare": """usage: foldcp compare A B [--model K]
 
@@ -78,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if argv is None else argv)
     commands = {
         "predict": _run, "run": _run, "boltz": _boltz, "doctor": _doctor,
-        "compare": _compare, "bench": _bench,
+        "report": _report, "compare": _compare, "bench": _bench,
     }  # fmt: skip
     if arguments[:1] == ["help"]:
         arguments = [*arguments[1:2], "--help"]
@@ -93,7 +105,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         elif command not in commands:
             near = difflib.get_close_matches(command, commands, 1)
             meant = f"did you mean {near[0]}? Else " if near else ""
-            offered = f"{meant}use predict, boltz, doctor, compare or bench (see `foldcp --help`)"
+            offered = (
+                f"{meant}use predict, boltz, doctor, report, compare or bench (see `foldcp --help`)"
+            )
             raise UserError(f"no command {command!r}: {offered}")
         elif _asks_for_help(command, rest):
             print(_help(command), end="")
@@ -195,9 +209,16 @@ def _compare(arguments: list[str]) -> int:
 
 def _doctor(arguments: list[str]) -> int:
     """Run `foldcp doctor`."""
-    from foldcp.cli import doctor
+    from foldcp.cli.doctor import command
 
-    return doctor.main(arguments)
+    return command.main(arguments)
+
+
+def _report(arguments: list[str]) -> int:
+    """Run `foldcp report`."""
+    from foldcp.cli import report
+
+    return report.main(arguments)
 
 
 def _bench(arguments: list[str]) -> int:

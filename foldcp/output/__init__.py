@@ -1,1 +1,1 @@
-"""Write predictions and trunks to disk, each whole or not at all."""
+"""Write predictions, trunks and reports to disk, each whole or not at all, and read results."""

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-import resource
-import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from foldcp import __version__
 from foldcp.errors import is_command
 from foldcp.fabric.memory import host_memory
+from foldcp.runtime.screen.stages import Stages, peak_host_bytes
 
 if TYPE_CHECKING:
     from foldcp.fabric.mesh import Mesh
@@ -139,7 +138,10 @@ def _transport(mesh: Mesh) -> str:
 
 
 def costs(
-    mesh: Mesh, seconds: float, gather: Callable[[Any], list[Any]] | None = None
+    mesh: Mesh,
+    seconds: float,
+    gather: Callable[[Any], list[Any]] | None = None,
+    stages: Stages | None = None,
 ) -> dict[str, Any]:
     """Collect time and memory of a run from all ranks; every rank must call it.
 
@@ -147,19 +149,22 @@ def costs(
         mesh: the mesh of ranks.
         seconds: wall time of the run.
         gather: brings the values of all ranks together; None: those of the mesh.
+        stages: of this rank; this ends them.
 
     Returns:
         `seconds`, `mesh`, and one value per rank of `peak_rss_bytes` (host memory),
-        `peak_gpu_bytes` (0 on CPU), `sent_bytes` and `received_bytes` (by exchanges).
+        `peak_gpu_bytes` (0 on CPU), `sent_bytes` and `received_bytes` (by exchanges), `exchanged`
+        (bytes received, by exchange) and `stages` (see `Stages.end`).
     """
-    import torch
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    stages = stages or Stages()
+    of_stages = stages.end()
     mine = {
-        "peak_rss_bytes": peak if sys.platform == "darwin" else peak * 1024,
-        "peak_gpu_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_initialized() else 0,
+        "peak_rss_bytes": peak_host_bytes(),
+        "peak_gpu_bytes": stages.peak_gpu_bytes,
         "sent_bytes": sum(mesh.traffic.sent.values()),
         "received_bytes": sum(mesh.traffic.received.values()),
+        "exchanged": dict(mesh.traffic.received),
+        "stages": of_stages,
     }
     ranks = (gather or mesh.ranks.all_gather_object)(mine)
     return {

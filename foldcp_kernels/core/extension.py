@@ -48,7 +48,7 @@ class Extension:
             return None
         if not self.cuda:
             return f"it is {self.line}"
-        driver = _driver_version()
+        driver = driver_version()
         if driver and driver // 1000 < int(self.cuda.split(".")[0]):
             return (
                 f"it is for CUDA {self.cuda}, the driver runs CUDA {driver // 1000}."
@@ -79,8 +79,8 @@ def covers(chips: str, chip: int) -> bool:
     return False
 
 
-def _driver_version() -> int:
-    """CUDA that the driver runs, 12080 for 12.8; 0 where a build of torch for CPU cannot tell."""
+def driver_version() -> int:
+    """Return the CUDA that the driver runs, 12080 for 12.8; 0 where torch for CPUs cannot tell."""
     ask = getattr(torch._C, "_cuda_getDriverVersion", None)
     return ask() if ask else 0
 

@@ -17,7 +17,7 @@ import torch
 from native import ROOT
 
 from foldcp.boltz.command import preflight
-from foldcp.cli import doctor
+from foldcp.cli.doctor import installed as doctor
 from foldcp.config import Config
 from foldcp.errors import UserError
 from foldcp_kernels.core import dispatch, trial
@@ -96,7 +96,7 @@ def test_triton_by_another_name(gpus: Gpus, monkeypatch: pytest.MonkeyPatch) -> 
     try:
         trial.package_fault.cache_clear()
         assert trial.package_fault() is None and dispatch.choose("a", None, _on(0)) == "triton"
-        assert doctor._kernels(1).startswith("triton 3.")
+        assert doctor.kernels(1).startswith("triton 3.")
         trial.package_fault.cache_clear()
         monkeypatch.setattr(trial, "import_module", broken)
         with pytest.raises(ValueError, match="triton does not import .libtriton.so: .*: install"):
@@ -125,19 +125,19 @@ def test_all_ranks_run_what_each_can(gpus: Gpus, capsys: pytest.CaptureFixture[s
 
 
 def test_doctor_repeats_what_does_not_run(gpus: Gpus, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert re.match(r"triton 3\S+, its trial kernel ran; \d+ of \d+ kernels", doctor._kernels(2))
+    assert re.match(r"triton 3\S+, its trial kernel ran; \d+ of \d+ kernels", doctor.kernels(2))
     trial._trial.cache_clear()
     gpus.faults[1] = LACKS
-    assert doctor._kernels(2) == f"torch (Triton does not run on GPU 1: {LACKS})"
+    assert doctor.kernels(2) == f"torch (Triton does not run on GPU 1: {LACKS})"
     monkeypatch.setattr(torch.cuda.nccl, "version", lambda: (2, 28, 9))
     monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: True)
     plain = Extension(object(), line="for CPU; CUDA left out: nvcc was not found")
     monkeypatch.setattr("foldcp_kernels.core.extension.load", lambda: plain)
-    assert doctor._transport(2) == "torch-nccl (torch.distributed; NCCL 2.28.9)"
+    assert doctor.transport(2) == "torch-nccl (torch.distributed; NCCL 2.28.9)"
     other = Extension(object(), "12.8", "12.0", "", "for CPU and CUDA 12.8 (12.0)")
     monkeypatch.setattr("foldcp_kernels.core.extension.load", lambda: other)
     unused = "the extension cannot be used, it is for 12.0, the GPU is sm_90: "
-    assert doctor._transport(2).startswith(f"torch-nccl (torch.distributed; NCCL 2.28.9): {unused}")
+    assert doctor.transport(2).startswith(f"torch-nccl (torch.distributed; NCCL 2.28.9): {unused}")
 
 
 def test_the_trial_kernel_computes(monkeypatch: pytest.MonkeyPatch) -> None:

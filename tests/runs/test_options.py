@@ -78,21 +78,12 @@ def test_places_are_tried_before_folding(tmp_path: Path) -> None:
                 early.check_resume_and_report(config, True)
             if name == "report":
                 early.check_resume_and_report(config, False)  # only the root rank writes it
+    for switch in ("0", "1"):  # in the results folder, or nowhere
+        early.check_resume_and_report(replace(Config(), report=switch), True)
     (tmp_path / "link").symlink_to("/dev/null")
     for path in (Path("/dev/null"), tmp_path / "link"):  # a file would take its place
         with pytest.raises(UserError, match=f"FOLDCP_REPORT: {path} is not used: it is a device"):
             early.check_resume_and_report(replace(Config(), report=str(path)), True)
-
-
-def test_a_report_that_cannot_be_written_warns(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from foldcp.boltz.switch import _write_report
-
-    _write_report({"seconds": 1}, str(tmp_path / "r.json"))
-    assert (tmp_path / "r.json").read_text() == '{"seconds": 1}'
-    _write_report({}, str(tmp_path / "gone" / "r.json"))
-    assert "gone/r.json is not written: No such file" in capsys.readouterr().err
 
 
 def test_interfaces_of_another_machine() -> None:

@@ -18,7 +18,7 @@ import pytest
 from bench.machine import ROOT
 from foldcp.boltz.seams import check, known, table
 from foldcp.boltz.seams.fingerprint import of_bodies
-from foldcp.cli import doctor
+from foldcp.cli.doctor import command as doctor
 
 BOLTZ = Path(util.find_spec("boltz").origin).parent
 PREDICT = ["-m", "boltz.main", "predict", "missing.yaml"]

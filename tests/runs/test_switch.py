@@ -21,6 +21,7 @@ import foldcp_boot
 from foldcp import __version__
 from foldcp.config import Config
 from foldcp.errors import UserError
+from foldcp.fabric.policy import STRATEGIES
 from foldcp.runtime import allocator
 from foldcp.runtime.launch import resolve_processes
 from foldcp.runtime.place import Place
@@ -146,10 +147,14 @@ def test_predicts(way: str, tmp_path: Path, tiny_cache: Path) -> None:
         "pae_one_model_0.npz",
         "pde_one_model_0.npz",
     }
+    page = (tmp_path / "boltz_results_one" / "foldcp_report.html").read_text()
+    assert "<td>confidence</td>" in page and "<h3>one</h3>" in page
     if variables.get("FOLDCP_NPROC") == "2":
         numbers = json.loads((tmp_path / "costs.json").read_text())
         assert numbers["mesh"] == "2x1" and min(numbers["peak_rss_bytes"]) > 1e8
         assert len(numbers["sent_bytes"]) == 2 and min(numbers["sent_bytes"]) > 0
+        assert all(stages["trunk"]["seconds"] > 0 for stages in numbers["stages"])
+        assert set(numbers["inputs"]["one"]["strategies"]) == set(STRATEGIES)
     if variables.get("FOLDCP_NPROC") == "auto":
         assert "auto starts one process because --accelerator cpu was given" in ended.stderr
 
@@ -417,5 +422,7 @@ def test_help_is_quick_and_wrong_commands_are_named() -> None:
         assert "--mesh needs a value, for example" in said("predict", "x.yaml", *valueless)
     assert "--nproc must be auto or a whole" in said("predict", "x.yaml", "--nproc", "two")
     assert "--mesh must be auto or ROWSxCOLUMNS" in said("--mesh", "2", "predict", "x.yaml")
-    assert "foldcp doctor takes no arguments, got x" in said("doctor", "x")
+    assert "doctor takes no arguments but --json, got x" in said("doctor", "x")
+    assert "--only NAME" in said("report", "--help")
+    assert "no/such does not exist: name a folder" in said("report", "no/such")
     assert "expects `predict`" in said("--nproc", "2", "x.yaml")

@@ -263,7 +263,7 @@ def check_resume_and_report(config: Config, is_root: bool) -> None:
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=folder):
                 pass
-        name, path = "FOLDCP_REPORT", config.report if is_root else None
+        name, path = "FOLDCP_REPORT", config.report_path if is_root else None
         if path is not None:
             if Path(path).is_dir():
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))

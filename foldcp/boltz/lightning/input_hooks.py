@@ -52,6 +52,8 @@ class InputHooks(Hooks):
         """Give every rank of a mesh the features and random state of its root, then move them."""
         run = self._run
         run.session.at(f"sharing the features of {self.name}")
+        if run.watching is not None:
+            run.watching.stages.begin("features")
         if run.shared:
             root = run.mesh.is_root
             sent = (batch, random_state()) if root else None
@@ -63,7 +65,7 @@ class InputHooks(Hooks):
             raise InputLost(batch.reason)
         assert isinstance(batch, dict)
         feats = self._data.moved(batch, run.mesh.device)
-        self.tokens = feats["token_index"].shape[1]
+        self.tokens = run.tokens[self.name] = feats["token_index"].shape[1]
         if run.watching is not None:
             settings, rates = self._step.settings(), self._step.fold.parts.confidence
             self._progress = run.watching.begin(
@@ -94,6 +96,8 @@ class InputHooks(Hooks):
         """Write the files on the root rank, while the others wait."""
         if self._progress is not None:
             self._progress.end()
+        if self._run.watching is not None:
+            self._run.watching.stages.begin("writing")
         self._run.session.at(f"writing of {self.name}")
         found = self._step.prediction(folded) if self._run.writes else None
         self._writer.hand_over(self.name, folded, found)

@@ -136,20 +136,20 @@ class Loader:
             swapped = _swap(model, run, fingerprint)
         if run.session.is_root and not run.announced:
             run.announced = True
-            precision = _precision(model, run)
-            _announce(run, precision, swapped)
+            run.precision = _precision(model, run)
+            _announce(run, swapped)
         if run.alone and not run.session.is_root:
             return _Waiting()
         return model
 
 
-def _announce(run: Run, precision: str, swapped: str) -> None:
+def _announce(run: Run, swapped: str) -> None:
     """Say what runs where, now that the inputs are known."""
     sizes: list[int] = []
     with suppress(OSError, Unsafe, ValueError, KeyError):  # told when it is folded
         sizes = [tokens(run.structures / f"{name}.npz") for name in run.asked]
     launcher = run.session.place.launcher
-    lines = [report.start_line(run.mesh, precision, launcher, run.session.groups, sizes)]
+    lines = [report.start_line(run.mesh, run.precision, launcher, run.session.groups, sizes)]
     if run.config.verbose:
         lines.append(report.details(run.mesh, described(run.mesh.device), swapped))
     lines.append(report.hint(run.mesh, sizes))

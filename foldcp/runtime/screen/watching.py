@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from foldcp.runtime.screen.console import Console
 from foldcp.runtime.screen.progress import Progress, clock
+from foldcp.runtime.screen.stages import Stages
 from foldcp.runtime.screen.summary import shortened
 
 if TYPE_CHECKING:
@@ -32,12 +33,14 @@ class Watching:
 
     Attributes:
         pace: seconds per unit of work of each kind of stage, of the inputs so far.
+        stages: time and memory of this rank's stages.
     """
 
     def __init__(self, session: Session, console: Console | None) -> None:
         self._session, self._console = session, console
         self._total, self._finished = 0, 0
         self.pace: dict[str, float] = {}
+        self.stages = Stages()
 
     def expect(self, inputs: int) -> None:
         """Note how many inputs all groups are to fold."""
@@ -46,6 +49,7 @@ class Watching:
     def stage(self, text: str) -> None:
         """Show what is being done where no share of it is known."""
         self._session.at(text)
+        self.stages.begin(text.partition(":")[0])
         if self._console is not None:
             self._console.show(text, None, "", fresh=True)
 
@@ -79,9 +83,11 @@ class Watching:
         """Take a report of the input under way."""
         if progress.fresh:
             self._session.at(f"{progress.stage} of {progress.name}")
+        kind, _, number = progress.stage.partition(" ")
+        if progress.fresh:
+            self.stages.begin(_WORDS.get(kind, kind))
         if self._console is None:
             return
-        kind, _, number = progress.stage.partition(" ")
         if kind in _UNTOLD:
             return
         what = " ".join(part for part in (_WORDS.get(kind, kind), number) if part)

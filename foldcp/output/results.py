@@ -1,4 +1,4 @@
-"""Read what is compared: predictions in results folders, and structures."""
+"""Read predictions in results folders of Boltz, and structures."""
 
 from __future__ import annotations
 
@@ -14,6 +14,10 @@ from foldcp.errors import UserError
 
 STRUCTURES = (".cif", ".pdb", ".mmcif", ".ent")
 Array = NDArray[Any]
+_STANDARD = frozenset(  # residues of one token
+    "ALA ARG ASN ASP CYS GLN GLU GLY HIS ILE LEU LYS MET PHE PRO SER THR TRP TYR VAL UNK "  # noqa: SIM905
+    "A C G U N DA DC DG DT DN".split()
+)
 
 
 @dataclass(frozen=True)
@@ -50,10 +54,10 @@ def find(path: str | Path) -> dict[str, Path]:
         return {"": path}
     inside = [path / "predictions", *sorted(path.glob("boltz_results_*/predictions"))]
     for folder in (inside[0], *(inside[1:] if len(inside) == 2 else ())):
-        found = {x.name: x for x in sorted(folder.glob("*")) if _models(x)}
+        found = {x.name: x for x in sorted(folder.glob("*")) if structure_of(x)}
         if found:
             return found
-    if _models(path):
+    if structure_of(path):
         return {path.name: path}
     why = "holds no prediction" if path.exists() else "does not exist"
     if len(inside) > 2:
@@ -62,11 +66,6 @@ def find(path: str | Path) -> dict[str, Path]:
         f"{path} {why}: name a folder boltz_results_..., the folder of one prediction in it, or a "
         f"structure ({', '.join(STRUCTURES)})"
     )
-
-
-def _models(folder: Path) -> list[Path]:
-    found = [folder / f"{folder.name}_model_0{suffix}" for suffix in (".cif", ".pdb")]
-    return [path for path in found if path.is_file()]
 
 
 def read(path: Path, model: int = 0) -> Structure:
@@ -81,9 +80,7 @@ def read(path: Path, model: int = 0) -> Structure:
     """
     if path.is_file():
         return Structure(*_structure(path))
-    name = f"{path.name}_model_{model}"
-    files = [path / f"{name}{suffix}" for suffix in (".cif", ".pdb")]
-    structure = next((file for file in files if file.is_file()), None)
+    name, structure = f"{path.name}_model_{model}", structure_of(path, model)
     if structure is None:
         raise UserError(f"{path} holds no model {model}: pass --model with one that it holds")
     scores: dict[str, Array] = {}
@@ -101,19 +98,68 @@ def read(path: Path, model: int = 0) -> Structure:
     return Structure(*_structure(structure), scores)
 
 
+@dataclass(frozen=True)
+class Chain:
+    """One chain of a structure.
+
+    Args:
+        name: of the chain.
+        kind: "polymer", "ligand" or "mixed".
+        tokens: as Boltz cuts it: one for a standard residue of a polymer, else one for an atom.
+    """
+
+    name: str
+    kind: str
+    tokens: int
+
+
+def chains(path: Path) -> list[Chain]:
+    """Read the chains of a structure, in the order of its file.
+
+    Args:
+        path: of the structure.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    found = []
+    for chain in _model(path):
+        standard = [r.het_flag != "H" and r.name in _STANDARD for r in chain]
+        tokens = sum(1 if one else len(r) for one, r in zip(standard, chain, strict=True))
+        kind = "polymer" if all(standard) else "mixed" if any(standard) else "ligand"
+        found.append(Chain(chain.name, kind, tokens))
+    return found
+
+
+def structure_of(folder: Path, model: int = 0) -> Path | None:
+    """Return the structure of a prediction, None where there is none.
+
+    Args:
+        folder: of the prediction.
+        model: rank of the sample by confidence.
+    """
+    name = f"{folder.name}_model_{model}"
+    files = [folder / f"{name}{suffix}" for suffix in (".cif", ".pdb")]
+    return next((file for file in files if file.is_file()), None)
+
+
 def _structure(path: Path) -> tuple[list[tuple[str, str, str]], Array]:
+    atoms = [
+        ((chain.name, str(residue.seqid), atom.name), atom.pos.tolist())
+        for chain in _model(path)
+        for residue in chain
+        for atom in residue
+    ]
+    return [key for key, _ in atoms], np.array([at for _, at in atoms]).reshape(-1, 3)
+
+
+def _model(path: Path) -> Any:
+    """Read the first model of a structure."""
     import gemmi
 
     try:
-        structure = gemmi.read_structure(str(path))
-        atoms = [
-            ((chain.name, str(residue.seqid), atom.name), atom.pos.tolist())
-            for chain in structure[0]
-            for residue in chain
-            for atom in residue
-        ]
+        return gemmi.read_structure(str(path))[0]
     except IndexError:
         raise UserError(f"{path} is empty: name a structure that has atoms") from None
     except (RuntimeError, ValueError) as error:
         raise UserError(f"{path} cannot be read as a structure ({error})") from error
-    return [key for key, _ in atoms], np.array([at for _, at in atoms]).reshape(-1, 3)

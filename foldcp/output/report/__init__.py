@@ -1,0 +1,1 @@
+"""Report a run and its predictions as one page that needs no network."""
