@@ -181,8 +181,11 @@ def test_a_page_shows_all_and_escapes_it(
     made = full(tmp_path, HOSTILE)
     costs = {
         "seconds": 2.0, "mesh": "<i>", "version": "<b>", "peak_rss_bytes": [10**9, "<x>"],
-        "sent_bytes": [5, None, 10**400, 0.5], "received_bytes": [5, 5], "exchanged": [{"<y>": 5}, {"<y>": 6}],
-        "stages": [{"<z>": {"seconds": 1.5, "peak_bytes": 10**9}}, {"<z>": {"seconds": float("nan")}}, 3],
+        "sent_bytes": [5, None, 10**400, 0.5], "received_bytes": [5, 5],
+        "exchanged": [{"<y>": 5}, {"<y>": 6}],
+        "stages": [
+            {"<z>": {"seconds": 1.5, "peak_bytes": 10**9}}, {"<z>": {"seconds": float("nan")}}, 3,
+        ],
         "inputs": {"<q>": {"status": "failed", "reason": "<r>"}, "two": {"tokens": 1200,
                    "strategies": {"triangle_attention": "<s>"}}},
     }  # fmt: skip
