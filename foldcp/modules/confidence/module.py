@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foldcp.fabric.exchange.autograd import fetch
+from foldcp.fabric.memory import rows_on
 from foldcp.fabric.mesh import Mesh
 from foldcp.layout.plans import token_plan
 from foldcp.layout.tiles import PairLayout
@@ -111,12 +112,12 @@ class ConfidenceModule(TiledModule):
         Args:
             s_inputs: shard of the input embedding [1, n, C_s].
             s: single shard [1, n, C_s].
-            z: pair tile [1, T_r, T_c, C].
+            z: pair tile [1, T_r, T_c, C], on the mesh's device or the host.
             x_pred: coordinates [M, A, 3] in angstrom, replicated.
             feats: collated compact features.
             contact_probability: [1, T_r, T_c], from the distogram.
             layout: the tiling.
-            reuse_z: the last sample may overwrite `z`, which saves a tile.
+            reuse_z: the last sample may overwrite `z` on the mesh's device, which saves a tile.
             sink: takes the rows of "pae" and "pde" on the root rank; None keeps the matrices.
 
         Returns:
@@ -131,7 +132,7 @@ class ConfidenceModule(TiledModule):
 
         Source: AlphaFold 3 supplement, Algorithm 31.
         """
-        self.mesh.check(z, layout)
+        self.mesh.check(z, layout, parked=True)
         tokens = self._tokens(s_inputs, s, layout)
         samples, n = len(x_pred), layout.n
         dtype = wide(z[:1, :1, :1]).dtype
@@ -141,10 +142,12 @@ class ConfidenceModule(TiledModule):
             matrices = torch.empty((2, samples, n, n), dtype=dtype)
         found, spare = [], None
         for m in range(samples):
-            if m + 1 == samples and reuse_z:
+            if m + 1 == samples and reuse_z and z.device.type == self.mesh.device.type:
                 spare, tile = None, z
+            elif spare is None:
+                tile = spare = torch.empty_like(z, device=self.mesh.device)
             else:
-                tile = spare = torch.empty_like(z) if spare is None else spare
+                tile = spare
             near = self._build(tile, z, tokens, x_pred[m], feats, layout)
             s_m, tile = self.refine(tokens, tile, m, feats, layout)
             errors, sums = self.confidence_heads.pair_errors(
@@ -222,8 +225,8 @@ class ConfidenceModule(TiledModule):
         real = layout.valid((c0, c1))
         near = x.new_zeros(r1 - r0)
         each = 5 * layout.tile_cols * z.shape[-1] * wide(z[:1, :1, :1]).element_size()
-        for lo, hi in spans(r1 - r0, chunk_length(r1 - r0, each, z.device)):
-            rows = self.pair_rows(z[:, lo:hi])
+        for lo, hi in spans(r1 - r0, chunk_length(r1 - r0, each, out.device)):
+            rows = self.pair_rows(rows_on(out.device, z, lo, hi))
             rows.add_(tokens.rows[:, lo:hi, None]).add_(tokens.cols[:, None])
             if tokens.left is not None:
                 product = tokens.left[:, lo:hi, None] * tokens.right[:, None]
