@@ -54,7 +54,7 @@ _IN_PLACE_LOOPS = (
     "foldcp_kernels.transition", "foldcp_kernels.triangle_multiplication.parts",
     "foldcp.modules.model",
     "foldcp.modules.atoms.encoder", "foldcp.modules.diffusion.conditioning",
-    "foldcp.modules.confidence.module",
+    "foldcp.modules.confidence.module", "foldcp.modules.trunk.msa",
 )  # fmt: skip
 
 # (stage, owner, method)
@@ -181,6 +181,7 @@ def measure(
     recycles: int = 1,
     kernels: str = "torch",
     kind: str = "boltz2",
+    memory: str = "fast",
 ) -> list[StagePeak]:
     """Predict on one rank and report each stage's peak.
 
@@ -198,6 +199,7 @@ def measure(
         kernels: implementation of the local ops, "torch" or "triton" (fused kernels allocate their
             outputs as on a GPU; nothing is launched).
         kind: "boltz2" under bfloat16 autocast, or "boltz1" in float32.
+        memory: "fast" or "lean", see `foldcp.fabric.policy.Policy`.
 
     Returns:
         One entry per stage, in order, then "between" (what runs outside of them) and "overall".
@@ -207,7 +209,7 @@ def measure(
     with fake_cuda() as device, loops, _setting(chunk, kernels), taken_as_finite():
         torch.set_autocast_enabled("cuda", kind != "boltz1")
         onto(model, device)
-        apply(model, fake_mesh(rows, cols, rank, "cuda"))
+        apply(model, fake_mesh(rows, cols, rank, "cuda", memory=memory))
         weights = device.live.now
         device.live.note = birth if explain else None
         feats = {name: device.known(value) for name, value in real.items()}

@@ -15,10 +15,11 @@ MULTIPLICATION = ("auto", "panel-direct", "panel-ring", "channel")
 ATTENTION = ("auto", "panel-direct", "panel-ring", "rows")
 KERNELS = ("auto", "torch", "triton", "cuequivariance")
 GRAPHS = ("auto", "0", "1")
+MEMORY = ("auto", "fast", "lean")
 _NAMES = (
     "NPROC", "MESH", "TRANSPORT", "MULTIPLICATION", "ATTENTION", "ROUTE", "WIRE", "NCCL_LIB",
-    "NCCL_CTAS", "PRECISION", "KERNELS", "GRAPHS", "CHUNK_MB", "TIMEOUT", "DP", "SECRET", "RESUME",
-    "REPORT", "VERBOSE", "BUILD_CUDA",
+    "NCCL_CTAS", "PRECISION", "KERNELS", "GRAPHS", "MEMORY", "CHUNK_MB", "TIMEOUT", "DP", "SECRET",
+    "RESUME", "REPORT", "VERBOSE", "BUILD_CUDA",
 )  # fmt: skip
 VARIABLES = ("FOLDCP", *(f"FOLDCP_{name}" for name in _NAMES))  # BUILD_CUDA is setup.py's
 
@@ -55,6 +56,9 @@ class Config:
         graphs: FOLDCP_GRAPHS. Record sampling steps and blocks as CUDA graphs. "auto": on one GPU,
             steps without steering, and blocks where it pays. "0": never. "1": all of them,
             whatever their size, or end with an error.
+        memory: FOLDCP_MEMORY. "lean" holds at most about 1,000 bytes of a pair on a GPU, and takes
+            more time and host memory: smaller chunks, and z on the host where nothing reads it.
+            "auto" is "lean" where "fast" would not fit.
         chunk_mb: FOLDCP_CHUNK_MB. Largest temporary of a memory-saving chunk, in 10^6 bytes.
             Unset: 8 on a CPU, 256 on CUDA.
         timeout: FOLDCP_TIMEOUT. Seconds that a rank waits for another one, and that an exchange
@@ -83,6 +87,7 @@ class Config:
     precision: str = "auto"
     kernels: str = "auto"
     graphs: str = "auto"
+    memory: str = "auto"
     chunk_mb: int | None = None
     timeout: int = 1800
     dp: int = 1
@@ -122,6 +127,7 @@ class Config:
             precision=get.choice("FOLDCP_PRECISION", PRECISIONS, cls.precision),
             kernels=get.choice("FOLDCP_KERNELS", KERNELS, cls.kernels),
             graphs=get.choice("FOLDCP_GRAPHS", GRAPHS, cls.graphs),
+            memory=get.choice("FOLDCP_MEMORY", MEMORY, cls.memory),
             chunk_mb=get.count("FOLDCP_CHUNK_MB", 1) if environ.get("FOLDCP_CHUNK_MB") else None,
             timeout=get.count("FOLDCP_TIMEOUT", cls.timeout),
             dp=get.count("FOLDCP_DP", cls.dp),

@@ -114,7 +114,7 @@ class Mesh:
             route: "direct" or "ring", see `Policy`.
             transport: one of `foldcp.config.TRANSPORTS`; None leaves it to `connected`.
             options: of the transport.
-            policy: `wire`, `multiplication`, `attention` and `graphs`, see `Policy`.
+            policy: `wire`, `multiplication`, `attention`, `graphs` and `memory`, see `Policy`.
 
         Raises:
             ValueError: rows * cols differs from the number of ranks, or an unknown name.
@@ -212,17 +212,25 @@ class Mesh:
         """Return the tiling of N tokens, alike on all ranks."""
         return PairLayout(n, self.rows, self.cols, self.rank, self.multiple)
 
-    def check(self, z: Shaped, layout: PairLayout, name: str = "z", **options: bool) -> None:
+    def check(
+        self,
+        z: Shaped,
+        layout: PairLayout,
+        name: str = "z",
+        parked: bool = False,
+        **options: bool,
+    ) -> None:
         """Check a tile's shape and device; if one rank refuses, all raise.
 
         Args:
             z: the tile.
             layout: the tiling.
             name: of the argument, for messages.
+            parked: the tile may be in host memory.
             options: as of `layout.check`.
         """
         device = getattr(z, "device", self.device)
-        if device.type != self.device.type:
+        if device.type not in (self.device.type, "cpu" if parked else ""):
             self.refuse(f"`{name}` is on {device}, but the mesh is on {self.device}: move it there")
         try:
             layout.check(z, name, **options)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from foldcp.config import ATTENTION, GRAPHS, MULTIPLICATION, ROUTES, WIRES
+from foldcp.config import ATTENTION, GRAPHS, MEMORY, MULTIPLICATION, ROUTES, WIRES
 
 # Of each triangle op, "auto" first.
 STRATEGIES = {"triangle_multiplication": MULTIPLICATION, "triangle_attention": ATTENTION}
 _NAMES = {"route": ROUTES, "wire": WIRES, "multiplication": MULTIPLICATION, "attention": ATTENTION}
-_NAMES |= {"graphs": GRAPHS}
+_NAMES |= {"graphs": GRAPHS, "memory": MEMORY}
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class Policy:
         attention: strategy of triangle attention, "auto" or a name of `STRATEGIES`.
         graphs: whether blocks and steps are recorded as CUDA graphs: "auto" where it is possible
             and pays, "0" never, "1" always, or else an error (FOLDCP_GRAPHS).
+        memory: "fast", "lean", or "auto": lean where fast would not fit (FOLDCP_MEMORY).
 
     Raises:
         ValueError: an unknown name.
@@ -33,6 +34,7 @@ class Policy:
     multiplication: str = "auto"
     attention: str = "auto"
     graphs: str = "auto"
+    memory: str = "auto"
 
     def __post_init__(self) -> None:
         for name in (field.name for field in fields(self)):

@@ -5,8 +5,9 @@ from __future__ import annotations
 from foldcp.layout.tiles import PairLayout, Span
 
 # Triangle multiplication keeps the planes of a quarter of the channels at a time, to make room for
-# panels; a group is cut in as many pieces at most.
-GROUPS, PIECES = 4, 8
+# panels, in lean memory of an eighth on several ranks, where two groups exist at a time; a group is
+# cut in as many pieces at most.
+GROUPS, LEAN_GROUPS, PIECES = 4, 8, 8
 # Below this part of a chunk's bytes panels are not cut: latency and launches would cost more than
 # the memory is worth.
 _PIECES_OF_CHUNK = 8
@@ -14,6 +15,12 @@ _MOST_PRODUCTS = 4  # of a panel
 # Chunks of channels and of lines, at most. Each chunk of lines fetches its part of the bias again,
 # of `rows` the whole bias, H N^2 elements: P / 32 tiles at 4 heads and 128 channels.
 _MOST_CHUNKS, _MOST_LINE_CHUNKS = 16, 8
+# In lean memory: chunks at most, and what an op may hold beside z, in tiles of what it computes in.
+# 1.65 tiles of bfloat16 are 422 bytes of a pair, beside its 512 of z.
+_MOST_LEAN, LEAN_TILES = 64, 1.65
+# What a chunk of lines, of panels or of channels holds, in parts of a tile as large as the chunk
+# (`bench.mesh_memory` counts it): at most, while chunks before and after it travel.
+_LINES_HELD, _PANELS_HELD, _CHUNKS_HELD = 12.5, 15.5, 9.5
 
 
 def chunks(length: int, count: int) -> tuple[Span, ...]:
@@ -28,7 +35,7 @@ def chunks(length: int, count: int) -> tuple[Span, ...]:
 
 
 def channel_groups(
-    layout: PairLayout, channels: int, itemsize: int, chunk_bytes: int
+    layout: PairLayout, channels: int, itemsize: int, chunk_bytes: int, lean: bool = False
 ) -> tuple[Span, ...]:
     """Cut channels in the groups whose planes exist at the same time.
 
@@ -37,10 +44,13 @@ def channel_groups(
         channels: D.
         itemsize: bytes of an element of a plane.
         chunk_bytes: largest temporary of a chunk.
+        lean: in lean memory, where one rank cuts them as well.
     """
     planes = channels * itemsize * layout.tile_rows * layout.tile_cols
-    many = layout.size > 1 and planes >= GROUPS * (chunk_bytes // _PIECES_OF_CHUNK)
-    return chunks(channels, GROUPS if many else 1)
+    many = layout.size > 1 or lean
+    if not many or planes < GROUPS * (chunk_bytes // _PIECES_OF_CHUNK):
+        return chunks(channels, 1)
+    return chunks(channels, LEAN_GROUPS if lean and layout.size > 1 else GROUPS)
 
 
 def channel_pieces(layout: PairLayout, channels: int, itemsize: int, chunk_bytes: int) -> int:
@@ -129,12 +139,13 @@ def line_chunks(layout: PairLayout, starting: bool, count: int) -> tuple[Span, .
 
 
 def chunk_counts(
-    name: str, layout: PairLayout, z_bytes: int, op_bytes: int, chunk_bytes: int
+    name: str, layout: PairLayout, z_bytes: int, op_bytes: int, chunk_bytes: int, lean: bool = False
 ) -> tuple[int, int]:
     """Return the fewest and the most chunks of lines or channels that a strategy takes.
 
     The fewest keep what a chunk takes within a quarter of z, or within three quarters of a chunk's
-    bytes where that is more.
+    bytes where that is more. In lean memory they keep all that an op holds within `LEAN_TILES`,
+    or within those bytes, where a strategy can.
 
     Args:
         name: of the strategy.
@@ -142,7 +153,13 @@ def chunk_counts(
         z_bytes: of this rank's tile of z.
         op_bytes: of the tile in what the op computes in.
         chunk_bytes: largest temporary of a chunk.
+        lean: in lean memory.
     """
+    if lean:
+        enough = (
+            n for n in range(1, _MOST_LEAN) if is_lean(name, layout, n, op_bytes, chunk_bytes)
+        )
+        return next(enough, _MOST_LEAN), _MOST_LEAN
     most = _MOST_CHUNKS if name == "channel" else _MOST_LINE_CHUNKS
     if name == "rows":
         most = max(2, min(most, 64 // layout.size))
@@ -150,3 +167,51 @@ def chunk_counts(
     operands = 6 if name == "channel" else 4
     limit = max(3 * chunk_bytes // 4, z_bytes // 4)
     return min(most, -(-operands * op_bytes // max(1, limit))), most
+
+
+def is_lean(
+    name: str,
+    layout: PairLayout,
+    count: int,
+    op_bytes: int,
+    chunk_bytes: int,
+    heads: float = 4 / 128,
+) -> bool:
+    """Tell whether a strategy of chunks stays within lean memory, by `tiles_held`.
+
+    Args:
+        name: of the strategy.
+        layout: the tiling.
+        count: chunks.
+        op_bytes: of the tile in what the op computes in.
+        chunk_bytes: largest temporary of a chunk, which is allowed beside a small tile.
+        heads: per channel.
+    """
+    held = op_bytes * tiles_held(name, layout, count, heads)
+    return held <= max(LEAN_TILES * op_bytes, 3 * chunk_bytes // 4)
+
+
+def tiles_held(name: str, layout: PairLayout, count: int, heads: float = 4 / 128) -> float:
+    """Return what a strategy of chunks holds beside z, in tiles of what the op computes in.
+
+    Of a chunk of lines: received and sent panels or lines of this chunk and of its neighbours, its
+    queries, keys and values, and results in float32. Of a chunk of channels: planes and products
+    of this chunk and its neighbours, the planes of a group, and the product of all channels.
+
+    Args:
+        name: of the strategy.
+        layout: the tiling.
+        count: chunks.
+        heads: per channel, of the bias.
+    """
+    if name == "channel":
+        whole = 128  # of any number of channels the parts are about these
+        widths = channel_widths(layout, whole, count)
+        group = min(whole, widths[0] * -(-len(widths) // LEAN_GROUPS))
+        return 1 + (2 * group + _CHUNKS_HELD * widths[0]) / whole
+    panel = layout.padded / layout.panels
+    if name == "rows":
+        share = -(-layout.shard // count) / layout.shard
+        bias = layout.padded * panel / (layout.tile_rows * layout.tile_cols)
+        return _LINES_HELD * share + heads * (1 + 2 * bias)
+    return _PANELS_HELD / count + 4 * heads

@@ -11,6 +11,7 @@ from itertools import accumulate
 
 from foldcp.layout.cuts import (
     GROUPS,
+    LEAN_GROUPS,
     channel_groups,
     channel_pieces,
     channel_widths,
@@ -42,6 +43,7 @@ class Sizes:
         channels: C = D.
         heads: H.
         wire: format of panels, "raw" or "fp8".
+        lean: cut for lean memory, see `foldcp.layout.cuts`.
     """
 
     z_itemsize: int = 4
@@ -49,6 +51,7 @@ class Sizes:
     channels: int = 128
     heads: int = 4
     wire: str = "raw"
+    lean: bool = False
 
     def travels(self, itemsize: int) -> float:
         """Return the bytes of an element on the wire; FP8 has a float32 scale per 128 elements."""
@@ -73,20 +76,20 @@ class Transfer:
 
 
 def panel_multiplication(
-    layout: PairLayout, channels: int, itemsize: int, outgoing: bool, route: str, chunk_bytes: int
+    layout: PairLayout, sizes: Sizes, outgoing: bool, route: str, chunk_bytes: int
 ) -> Iterator[tuple[Span, Plan]]:
     """List the groups of channels of triangle multiplication over panels, each with its plan.
 
     Args:
         layout: the tiling.
-        channels: D.
-        itemsize: bytes of an element of a plane.
+        sizes: of the op.
         outgoing: Algorithm 12 (True) or 13 (False).
         route: "direct" or "ring".
         chunk_bytes: largest temporary of a chunk.
     """
-    for lo, hi in channel_groups(layout, channels, itemsize, chunk_bytes):
-        pieces = channel_pieces(layout, hi - lo, itemsize, chunk_bytes)
+    e = sizes.itemsize
+    for lo, hi in channel_groups(layout, sizes.channels, e, chunk_bytes, sizes.lean):
+        pieces = channel_pieces(layout, hi - lo, e, chunk_bytes)
         yield (lo, hi), triangle_multiplication_plan(layout, hi - lo, outgoing, pieces, route)
 
 
@@ -143,7 +146,9 @@ def row_attention(
     return rows_bias_plan(layout, starting), chunks_of_lines
 
 
-def channel_multiplication(layout: PairLayout, channels: int, count: int) -> list[list[Span]]:
+def channel_multiplication(
+    layout: PairLayout, channels: int, count: int, lean: bool = False
+) -> list[list[Span]]:
     """List the chunks of channels of triangle multiplication over channels, by group.
 
     The planes of a group are projected together. A projection reads all of z again, in float32 as
@@ -154,11 +159,12 @@ def channel_multiplication(layout: PairLayout, channels: int, count: int) -> lis
         layout: the tiling.
         channels: D.
         count: chunks, at most.
+        lean: in lean memory, of more groups.
     """
     widths = channel_widths(layout, channels, count)
     ends = list(accumulate(widths))
     spans = [(end - width, end) for end, width in zip(ends, widths, strict=True)]
-    each = -(-len(spans) // GROUPS)
+    each = -(-len(spans) // (LEAN_GROUPS if lean else GROUPS))
     return [spans[i : i + each] for i in range(0, len(spans), each)]
 
 
@@ -201,13 +207,13 @@ def exchanges(
     route, e = name.removeprefix("panel-"), sizes.itemsize
     wire, bias = sizes.travels(e), sizes.heads * e
     if name == "channel":
-        for group in channel_multiplication(layout, sizes.channels, count):
+        for group in channel_multiplication(layout, sizes.channels, count, sizes.lean):
             for span in group:
                 ways = channel_plans(layout, span, first)
                 yield Transfer(ways.there, (0, 0), (wire,), (e,))
                 yield Transfer(ways.back, (0,) * layout.size, (wire,), (e,))
     elif op == MULTIPLICATION:
-        found = panel_multiplication(layout, sizes.channels, e, first, route, chunk_bytes)
+        found = panel_multiplication(layout, sizes, first, route, chunk_bytes)
         for _, plan in found:
             yield Transfer(plan, (0,) * len(plan.owned), (wire,), (e,))
     elif name == "rows":

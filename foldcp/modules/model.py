@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from foldcp.errors import InputLost
 from foldcp.fabric.exchange.autograd import fetch
+from foldcp.fabric.memory import on_host
 from foldcp.fabric.mesh import Mesh
 from foldcp.layout.plans import token_plan
 from foldcp.layout.tiles import WINDOW, AtomLayout, PairLayout
@@ -23,6 +24,7 @@ from foldcp.modules.settings import Features, Parts, Settings
 from foldcp.modules.trunk.pair_embedding import PairEmbedding
 from foldcp.modules.trunk.whole import gather_pairs, gather_tokens, rows_at_root
 from foldcp.planner.agreement import agree
+from foldcp.planner.choice import lean
 from foldcp_kernels.core.chunking import chunk_length, spans
 
 Outputs = dict[str, Any]
@@ -122,6 +124,8 @@ class FoldOnMesh:
             out["pbfactor"] = model.bfactor_module(out["s"])
         if settings.keep_z:
             self._to_root(z, layout, out, sink)
+        if lean(layout, self.mesh):
+            z, found = on_host(z), None  # what follows reads it by rows
 
         coords = self._sample(feats, s, s_inputs, z, layout, atoms, settings, hooks.at)
         out["sample_atom_coords"] = coords
@@ -234,8 +238,8 @@ class FoldOnMesh:
             layout,
             atoms,
         )
-        steering = None if self.steering is None else self.steering(feats, z.device)
-        with torch.autocast(z.device.type, enabled=False):
+        steering = None if self.steering is None else self.steering(feats, self.mesh.device)
+        with torch.autocast(self.mesh.device.type, enabled=False):
             coords = model.structure_module.sample(
                 s_trunk=s,
                 s_inputs=s_inputs,

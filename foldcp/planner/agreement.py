@@ -14,7 +14,7 @@ from foldcp.fabric.policy import STRATEGIES
 from foldcp.layout.plans import token_plan
 from foldcp.layout.tiles import AtomLayout, PairLayout
 from foldcp.layout.triangle_plans import triangle_attention_plan, triangle_multiplication_plan
-from foldcp.planner.choice import strategy
+from foldcp.planner.choice import lean, strategy
 from foldcp_kernels.core.chunking import chunk_bytes
 from foldcp_kernels.core.dispatch import described
 
@@ -61,6 +61,7 @@ def planned(layout: PairLayout, atoms: AtomLayout, mesh: Mesh, itemsize: int) ->
         "mesh": f"{mesh.rows}x{mesh.cols}",
         "transport": f"{mesh.transport} ({mesh.policy.route}, {mesh.policy.wire})",
         **{f"strategy of {op}": strategy(op, layout, mesh, 4, itemsize) for op in STRATEGIES},
+        "memory": "lean" if lean(layout, mesh) else "fast",
         "largest chunk": f"{chunk_bytes(mesh.device)} bytes",
         "kernels": described(mesh.device),
         "precision": f"{itemsize} bytes",

@@ -11,7 +11,8 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from foldcp.layout.cuts import chunk_counts
+from foldcp.fabric.memory import device_bytes
+from foldcp.layout.cuts import chunk_counts, is_lean, tiles_held
 from foldcp.layout.strategies import ATTENTION, MULTIPLICATION, Sizes
 from foldcp.layout.tiles import PairLayout
 from foldcp.planner.cost import of_ranks
@@ -22,6 +23,8 @@ from foldcp_kernels.core.chunking import chunk_bytes
 if TYPE_CHECKING:
     from foldcp.fabric.mesh import Mesh
 
+# Bytes: parameters (2.0e9), the CUDA context, alignments, what an allocator cannot use.
+_BESIDE = 6_000_000_000
 _AS_GOOD = 1.03  # more chunks must save more than the model is good for
 
 
@@ -107,7 +110,7 @@ def chunk_count(
         return 1
     elements = layout.tile_rows * layout.tile_cols * sizes.channels
     bytes_of = sizes.z_itemsize * elements, sizes.itemsize * elements
-    fewest, most = chunk_counts(name, layout, *bytes_of, chunk_bytes)
+    fewest, most = chunk_counts(name, layout, *bytes_of, chunk_bytes, sizes.lean)
 
     def seconds(count: int) -> float:
         jobs = (
@@ -158,8 +161,9 @@ def strategy(
         heads: heads of the op.
 
     Returns:
-        What the mesh names, or for "auto" the cheapest over both directions of the op. On GPUs that
-        is by the figures of an H100 with NVLink 4: those of a rank's own might not be its peers'.
+        What the mesh names, or for "auto" the cheapest over both directions of the op, in lean
+        memory of those that stay within it. On GPUs that is by the figures of an H100 with NVLink
+        4: those of a rank's own might not be its peers'.
 
     Raises:
         ValueError: there is no such op.
@@ -171,7 +175,7 @@ def strategy(
     asked = mesh.policy.multiplication if op == MULTIPLICATION else mesh.policy.attention
     if layout.size == 1 or asked != "auto":
         return "panel-direct" if layout.size == 1 else asked
-    sizes = Sizes(z_itemsize, itemsize, channels, heads, mesh.policy.wire)
+    sizes = sizes_on(layout, mesh, z_itemsize, itemsize, channels, heads)
     shape, on_cpu = (layout.mesh_rows, layout.mesh_cols), mesh.device.type == "cpu"
     largest = chunk_bytes(mesh.device)
     return cheapest(op, layout.padded, shape, mesh.policy.route, sizes, on_cpu, largest)
@@ -188,6 +192,8 @@ def cheapest(
     largest: int = CHUNK_BYTES,
 ) -> str:
     """Return the strategy with the least time for both directions of an op.
+
+    In lean memory panels are taken where the other strategy holds too much in any number of chunks.
 
     Args:
         op: as of `strategy`.
@@ -208,4 +214,68 @@ def cheapest(
         )
         return sum(p.total_s for p in both)
 
-    return min((f"panel-{route}", "channel" if op == MULTIPLICATION else "rows"), key=seconds)
+    other = "channel" if op == MULTIPLICATION else "rows"
+    if sizes.lean:
+        count = chunk_count(op, other, n, shape, sizes, chip, links, largest)
+        tile = sizes.itemsize * sizes.channels * layout.tile_rows * layout.tile_cols
+        if not is_lean(other, layout, count, tile, largest):
+            return f"panel-{route}"
+    return min((f"panel-{route}", other), key=seconds)
+
+
+def sizes_on(
+    layout: PairLayout,
+    mesh: Mesh,
+    z_itemsize: int,
+    itemsize: int,
+    channels: int = 128,
+    heads: int = 4,
+) -> Sizes:
+    """Return the sizes of an op on a mesh, with the mesh's wire and memory.
+
+    Args:
+        layout: the tiling.
+        mesh: the mesh.
+        z_itemsize: bytes of an element of z.
+        itemsize: bytes of an element of the dtype that the op computes in.
+        channels: of the op.
+        heads: of the op.
+    """
+    return Sizes(z_itemsize, itemsize, channels, heads, mesh.policy.wire, lean(layout, mesh))
+
+
+def lean(layout: PairLayout, mesh: Mesh) -> bool:
+    """Tell whether an input runs in lean memory: as asked for, else where fast memory is short.
+
+    Args:
+        layout: the tiling.
+        mesh: the mesh; "auto" is fast on CPUs, whose memory is the host's anyway.
+
+    Source: docs/design/strategies-and-cost.md.
+    """
+    if mesh.policy.memory != "auto":
+        return mesh.policy.memory == "lean"
+    there = device_bytes(mesh)
+    shape = layout.mesh_rows, layout.mesh_cols
+    return there is not None and fast_bytes(layout.padded, shape, mesh.policy.route) > there
+
+
+@lru_cache
+def fast_bytes(n: int, shape: tuple[int, int], route: str) -> int:
+    """Estimate the memory of a rank in the fast mode of Boltz-2, in bfloat16 on a GPU.
+
+    Its peak is in the MSA module: z twice, what a triangle op holds, and `_BESIDE`.
+
+    Args:
+        n: tokens, padded.
+        shape: of the mesh.
+        route: of panels.
+    """
+    layout, sizes = PairLayout(n, *shape, 0), Sizes()
+    held = 3.0 if layout.size == 1 else 2.25  # planes of all channels or two groups, and product
+    for op in (MULTIPLICATION, ATTENTION):
+        name = cheapest(op, n, shape, route, sizes) if layout.size > 1 else ""
+        if name in ("channel", "rows"):
+            held = max(held, tiles_held(name, layout, chunk_count(op, name, n, shape, sizes)))
+    pairs = layout.tile_rows * layout.tile_cols * sizes.channels
+    return round(pairs * (2 * sizes.z_itemsize + held * sizes.itemsize)) + _BESIDE

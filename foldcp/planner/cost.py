@@ -44,7 +44,7 @@ def _streamed(math: float, transfers: Sequence[float]) -> float:
 
 def _panel_multiplication(job: Job, name: str) -> list[Estimate]:
     lay, s, c = job.layout, job.sizes, job.sizes.channels
-    spans = channel_groups(lay, c, s.itemsize, job.chunk_bytes)
+    spans = channel_groups(lay, c, s.itemsize, job.chunk_bytes, s.lean)
     groups = len(spans)
     pieces = channel_pieces(lay, spans[0][1] - spans[0][0], s.itemsize, job.chunk_bytes)
     parts = groups * pieces
@@ -114,7 +114,7 @@ def _rows(job: Job) -> list[Estimate]:
 
 def _channel(job: Job) -> list[Estimate]:
     lay, s, size = job.layout, job.sizes, job.layout.size
-    grouped = channel_multiplication(lay, s.channels, job.chunks)
+    grouped = channel_multiplication(lay, s.channels, job.chunks, s.lean)
     widths = [hi - lo for group in grouped for lo, hi in group]
     last = len(widths) - 1
     project, output = job.multiplication(len(grouped))

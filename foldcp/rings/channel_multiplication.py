@@ -27,13 +27,12 @@ from foldcp.fabric.exchange.pipeline import Move, ahead, behind
 from foldcp.fabric.mesh import Mesh
 from foldcp.layout.strategies import (
     MULTIPLICATION,
-    Sizes,
     channel_multiplication,
     channel_plans,
 )
 from foldcp.layout.tiles import PairLayout, Span
 from foldcp.layout.triangle_plans import tile_blocks
-from foldcp.planner.choice import chunks_taken
+from foldcp.planner.choice import chunks_taken, sizes_on
 from foldcp_kernels.core.chunking import chunk_bytes
 from foldcp_kernels.core.dispatch import compute_dtype
 from foldcp_kernels.triangle_attention.parts import swapped
@@ -53,9 +52,9 @@ def channel_chunks(z: Tensor, channels: int, layout: PairLayout, mesh: Mesh) -> 
         layout: the tiling.
         mesh: the mesh.
     """
-    sizes = Sizes(z.element_size(), compute_dtype(z).itemsize, channels, wire=mesh.policy.wire)
+    sizes = sizes_on(layout, mesh, z.element_size(), compute_dtype(z).itemsize, channels)
     count = chunks_taken(MULTIPLICATION, "channel", layout, mesh, sizes, chunk_bytes(z.device))
-    return channel_multiplication(layout, channels, count)
+    return channel_multiplication(layout, channels, count, sizes.lean)
 
 
 def channel_products(

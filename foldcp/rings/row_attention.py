@@ -31,10 +31,10 @@ from foldcp.fabric.exchange.pipeline import Move, Regions, ahead, behind, chaine
 from foldcp.fabric.mesh import Mesh
 from foldcp.fabric.transport.wire import FP8_THERE
 from foldcp.layout import strategies
-from foldcp.layout.strategies import ATTENTION, Sizes, ThereAndBack
+from foldcp.layout.strategies import ATTENTION, ThereAndBack
 from foldcp.layout.tiles import PairLayout, Span
 from foldcp.layout.triangle_plans import key_panels, last_key_step
-from foldcp.planner.choice import chunks_taken
+from foldcp.planner.choice import chunks_taken, sizes_on
 from foldcp_kernels.attention.carry import Carry
 from foldcp_kernels.core.chunking import chunk_bytes
 from foldcp_kernels.core.dispatch import compute_dtype
@@ -87,7 +87,7 @@ def row_attention(
     # The bias lies as the lines read it: [B, H, T_r, panel], or for the ending node its transpose.
     bias = bias_panels(_along(z, starting), w, parts, layout.panels_of(starting))
     itemsizes = z.element_size(), compute_dtype(z).itemsize
-    sizes = Sizes(*itemsizes, w.q.shape[0], w.heads, mesh.policy.wire)
+    sizes = sizes_on(layout, mesh, *itemsizes, w.q.shape[0], w.heads)
     count = chunks_taken(ATTENTION, "rows", layout, mesh, sizes, chunk_bytes(z.device))
     count = max(count, least_chunks(z, dim, w, parts))
     of_bias, chunks = strategies.row_attention(layout, starting, count, keep is not None)

@@ -26,10 +26,10 @@ from foldcp.fabric.exchange.autograd import Dims
 from foldcp.fabric.exchange.pipeline import Regions, chained
 from foldcp.fabric.mesh import Mesh
 from foldcp.layout.schedule import Plan
-from foldcp.layout.strategies import ATTENTION, Sizes, panel_attention
+from foldcp.layout.strategies import ATTENTION, panel_attention
 from foldcp.layout.tiles import PairLayout, Span
 from foldcp.layout.triangle_plans import key_panels, last_key_step
-from foldcp.planner.choice import chunks_taken, strategy
+from foldcp.planner.choice import chunks_taken, sizes_on, strategy
 from foldcp.rings.row_attention import LABEL, row_attention
 from foldcp_kernels.attention.carry import Carry
 from foldcp_kernels.core.chunking import chunk_bytes
@@ -87,7 +87,7 @@ def triangle_attention(
     if layout.size == 1:
         count = -(-z.shape[1] // lines_per_chunk(z, 1 if starting else 2, w, parts))
     else:
-        made = Sizes(*sizes, w.q.shape[0], w.heads, mesh.policy.wire)
+        made = sizes_on(layout, mesh, *sizes, w.q.shape[0], w.heads)
         count = chunks_taken(ATTENTION, name, layout, mesh, made, chunk_bytes(z.device))
         count = max(count, least_chunks(z, 1 if starting else 2, w, parts))
     moves = panel_attention(layout, starting, count, name.removeprefix("panel-"), mask is not None)

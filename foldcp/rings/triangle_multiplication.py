@@ -25,7 +25,7 @@ from foldcp.layout.cuts import blocks_of_lines
 from foldcp.layout.schedule import Plan
 from foldcp.layout.strategies import panel_multiplication
 from foldcp.layout.tiles import PairLayout
-from foldcp.planner.choice import strategy
+from foldcp.planner.choice import sizes_on, strategy
 from foldcp.rings.channel_multiplication import LABEL, channel_products
 from foldcp_kernels.core.chunking import chunk_bytes
 from foldcp_kernels.core.dispatch import compute_dtype
@@ -139,7 +139,7 @@ def _panel_products(
 ) -> Iterator[Tensor]:
     """The contraction over all panels, in chunks of channels."""
     channels = w.p_in.shape[0] // 2
-    itemsize = compute_dtype(z).itemsize
+    sizes = sizes_on(layout, mesh, z.element_size(), compute_dtype(z).itemsize, channels)
     # With transposed planes the incoming update is the same product as the outgoing one: k is last
     # in memory, and each of its panels is contiguous.
     dims, own_panels = (1, 2, 3) if outgoing else (1, 3, 2), layout.panels_of(outgoing)
@@ -150,7 +150,7 @@ def _panel_products(
     largest = chunk_bytes(z.device)
 
     def moves() -> Iterator[tuple[None, Plan, tuple[Tensor, ...]]]:
-        groups = panel_multiplication(layout, channels, itemsize, outgoing, route, largest)
+        groups = panel_multiplication(layout, sizes, outgoing, route, largest)
         for group, plan in groups:
             planes: list[Tensor] = []
             for x, keep in zip(z.chunk(blocks, 1), masks, strict=True):
@@ -166,6 +166,7 @@ def _panel_products(
         acc = _added(acc, regions, layout)
         if (step + 1) % layout.panels == 0:
             out, acc = acc.to(regions[0].dtype), None
+            del regions  # the next planes do without these
             yield out
             del out
 

@@ -52,7 +52,7 @@ def out_of_memory(error: BaseException, mesh: Mesh, stage: str, tokens: int) -> 
     fewer = "fewer samples (--diffusion_samples, --max_parallel_samples 1)"
     if not is_command():
         fewer = "fewer samples (diffusion_samples, max_parallel_samples=1)"
-    smaller = "a smaller mode (FOLDCP_CHUNK_MB, FOLDCP_PRECISION=bf16)"
+    smaller = "a smaller mode (FOLDCP_MEMORY=lean, FOLDCP_CHUNK_MB, FOLDCP_PRECISION=bf16)"
     return (
         f"out of memory: {size} on mesh {mesh.rows}x{mesh.cols}, rank {mesh.rank}{where}: it "
         f"needed {need} and had {free / 1e9:.3g} of {total / 1e9:.3g} GB free; use more ranks "
@@ -66,6 +66,7 @@ def start_line(
     launcher: str = "none",
     groups: int = 1,
     sizes: Sequence[int] = (),
+    lean: bool = False,
 ) -> str:
     """Word what rank 0 prints when the model is ready: one or two lines of up to 100 columns.
 
@@ -75,6 +76,7 @@ def start_line(
         launcher: what started the ranks.
         groups: data-parallel groups, each with such a mesh.
         sizes: tokens of the inputs.
+        lean: the largest of them runs in lean memory.
     """
     ranks = groups * mesh.size
     kind = "GPU" if mesh.device.type == "cuda" else "CPU"
@@ -84,6 +86,7 @@ def start_line(
         shape if groups == 1 else f"{groups} groups of {shape}",
         many if ranks == 1 else f"{many} ({launcher})",
         precision,
+        *(["lean memory"] if lean else ()),
         *([f"{mesh.transport} transport"] if mesh.size > 1 else ()),
         *([_sizes(sizes)] if sizes else ()),
     ]

@@ -205,7 +205,7 @@ class Session(Watch):
         self.mesh = Mesh.create(
             rows, cols, device, config.route, config.transport, options, wire=config.wire,
             multiplication=config.multiplication, attention=config.attention,
-            graphs=config.graphs,
+            graphs=config.graphs, memory=config.memory,
         )  # fmt: skip
         return self.mesh
 

@@ -213,14 +213,15 @@ def wrong_tensor(mesh: Mesh) -> str:
 def disagreeing(mesh: Mesh) -> dict[str, str]:
     """What `agree` says when rank 1 has another input, chunk size or strategy."""
     said = {}
-    for case in ("alike", "tokens", "atoms", "chunks", "strategy"):
+    for case in ("alike", "tokens", "atoms", "chunks", "strategy", "memory"):
         other = mesh.rank == 1
         layout = PairLayout(25 if other and case == "tokens" else 24, 2, 2, mesh.rank)
         atoms = AtomLayout(9 if other and case == "atoms" else 8, 4, mesh.rank)
         name = "channel" if other and case == "strategy" else "panel-ring"
         set_chunk_bytes(4096 if other and case == "chunks" else None)
         try:
-            agree(layout, atoms, mesh.with_policy(multiplication=name))
+            memory = "lean" if other and case == "memory" else "fast"
+            agree(layout, atoms, mesh.with_policy(multiplication=name, memory=memory))
             said[case] = "nothing"
         except TransportError as error:
             said[case] = str(error)
@@ -238,6 +239,7 @@ def test_ranks_that_plan_otherwise_are_told() -> None:
         "atoms": "number of atoms is 288 on rank 1 and 256 on rank 0",
         "chunks": "largest chunk is 4096 bytes on rank 1 and 8000000 bytes on rank 0",
         "strategy": "strategy of triangle_multiplication is channel on rank 1 and panel-ring on",
+        "memory": "memory is lean on rank 1 and fast on rank 0",
     }.items():
         assert f"the ranks plan different exchanges: {what}" in said[case]
 

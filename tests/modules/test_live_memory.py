@@ -11,6 +11,8 @@ import pytest
 import torch
 
 from bench.live_memory import BYTES_PER_PAIR, SHARE_OF_2X2, TOKENS, measure
+from bench.mesh_memory import BESIDE, SEQUENCES
+from bench.mesh_memory import BYTES_PER_PAIR as BYTES_PER_PAIR_LEAN
 from bench.synthetic.device import fake_cuda
 from foldcp_kernels.core.chunking import chunk_bytes
 
@@ -37,6 +39,26 @@ def test_a_quarter_of_it_on_each_of_four(whole: dict[str, float], rank: int) -> 
     part = {s.stage: s.per_pair for s in found}
     share = part["overall"] / whole["overall"]
     assert share <= SHARE_OF_2X2, f"rank {rank} holds {share:.3f} of one GPU's peak: {part}"
+
+
+# Small tiles, with chunks and what may live beside them made smaller alike.
+@pytest.mark.parametrize("tokens,rows,cols", [(1024, 1, 1), (1024, 2, 2), (2048, 4, 4)])
+def test_lean_memory_falls_with_the_ranks(tokens: int, rows: int, cols: int) -> None:
+    pairs, beside = tokens**2 / (rows * cols), BESIDE // 8
+    for memory in ("lean", "fast") if rows == 1 else ("lean",):
+        found = measure(
+            tokens, rows, cols, rows * cols - 1, sequences=SEQUENCES // 8, chunk=CHUNK // 4,
+            recycles=0, kernels="triton", memory=memory,
+        )  # fmt: skip
+        above = {
+            s.stage: f"{s.bytes / pairs:.0f}"
+            for s in found
+            if s.bytes > BYTES_PER_PAIR_LEAN * pairs + beside
+        }
+        if memory == "lean":
+            assert not above, f"stages above {BYTES_PER_PAIR_LEAN} bytes of a pair: {above}"
+        else:
+            assert {"msa", "sampling"} <= set(above), "the bound is no bound"
 
 
 def test_live_bytes_are_those_of_storages() -> None:

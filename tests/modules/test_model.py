@@ -19,6 +19,10 @@ from ranks import run
 
 from foldcp.boltz.families.swap import apply
 from foldcp.fabric.mesh import Mesh
+from foldcp.layout.strategies import ATTENTION, MULTIPLICATION, Sizes
+from foldcp.planner.choice import chunk_count
+from foldcp.planner.rates import CPU, ONE_MACHINE
+from foldcp_kernels.core.chunking import set_chunk_bytes
 
 EXAMPLES = parity.EXAMPLES
 INPUTS = ("ubiquitin", "heterodimer", "tetramer")
@@ -39,8 +43,10 @@ def predict(mesh: Mesh, folder: str, name: str, dtype: torch.dtype) -> dict[str,
     return parity.stock_outputs(model, feats, steps=STEPS, samples=SAMPLES, recycling=RECYCLES)
 
 
-def cases(mesh: Mesh, folder: str, wanted: list[tuple[str, torch.dtype]], multiple: int) -> dict:
-    mesh = replace(mesh, multiple=multiple)
+def cases(
+    mesh: Mesh, folder: str, wanted: list[tuple[str, torch.dtype]], multiple: int, **policy: str
+) -> dict:
+    mesh = replace(mesh, multiple=multiple).with_policy(**policy)
     return {case: predict(mesh, folder, *case) for case in wanted}
 
 
@@ -97,3 +103,27 @@ def test_same_seed_same_structure(folder: str, rows: int, cols: int, multiple: i
     root = run(rows, cols, cases, folder, wanted, multiple)[0]
     for (name, dtype), got in root.items():
         compare(got, folder, name, dtype)
+
+
+def lean(mesh: Mesh, folder: str) -> tuple[dict, dict[str, int]]:
+    """Outputs in float64 in lean memory with so small a chunk that tiles are cut; chunks by op."""
+    set_chunk_bytes(20_000)
+    try:
+        found = cases(mesh, folder, [(INPUTS[1], torch.float64)], 1, memory="lean")
+        sizes = Sizes(8, 8, lean=True)
+        shape = mesh.rows, mesh.cols
+        cuts = {
+            op: chunk_count(op, name, 120, shape, sizes, CPU, ONE_MACHINE, 20_000)
+            for op, name in ((MULTIPLICATION, "channel"), (ATTENTION, "rows"))
+        }
+        return found, cuts
+    finally:
+        set_chunk_bytes(None)
+
+
+@pytest.mark.parametrize("rows,cols", [(1, 1), (2, 2)])
+def test_lean_memory_changes_no_result(folder: str, rows: int, cols: int) -> None:
+    found, cuts = run(rows, cols, lean, folder)[0]
+    assert all(count > 8 for count in cuts.values()), cuts
+    ((name, dtype),) = found
+    compare(found[name, dtype], folder, name, dtype)

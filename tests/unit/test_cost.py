@@ -14,13 +14,21 @@ from bench import roofline
 from bench.synthetic.mesh import fake_mesh
 from foldcp.fabric.policy import STRATEGIES
 from foldcp.layout.boxes import volume
-from foldcp.layout.cuts import channel_widths
+from foldcp.layout.cuts import LEAN_TILES, channel_widths, tiles_held
 from foldcp.layout.schedule import Plan
 from foldcp.layout.strategies import ATTENTION, MULTIPLICATION, Sizes, exchanges
 from foldcp.layout.tiles import PairLayout
 from foldcp.layout.volumes import Load, cannon_tiles, volumes
 from foldcp.planner import choice, rates
-from foldcp.planner.choice import chunk_count, estimate, received, strategy
+from foldcp.planner.choice import (
+    cheapest,
+    chunk_count,
+    estimate,
+    fast_bytes,
+    lean,
+    received,
+    strategy,
+)
 from foldcp.planner.job import CHUNK_BYTES, Estimate, Job
 from foldcp.planner.rates import BLACKWELL, CHIPS, H100, HOPPER, NDR, NVLINK4, PCIE4, Link, Links
 from foldcp.rings.channel_multiplication import channel_chunks
@@ -257,3 +265,30 @@ def test_the_model_prices_the_run_that_happens(monkeypatch: pytest.MonkeyPatch) 
     finally:
         set_chunk_bytes(None)
     assert asked == [12_345_678]
+
+
+@pytest.mark.parametrize("shape", [(2, 2), (2, 4), (4, 4), (8, 8), (16, 16)], ids=str)
+def test_lean_memory_takes_no_strategy_that_holds_more(shape: tuple[int, int]) -> None:
+    n = 2048 * shape[1]
+    layout, sizes, held = PairLayout(n, *shape, 0), Sizes(lean=True), []
+    for op in STRATEGIES:
+        fast, name = (cheapest(op, n, shape, "direct", s) for s in (Sizes(), sizes))
+        for taken, s in ((fast, Sizes()), (name, sizes)):
+            if taken in ("channel", "rows"):
+                held.append(
+                    (s.lean, tiles_held(taken, layout, chunk_count(op, taken, n, shape, s)))
+                )
+    assert all(tiles <= LEAN_TILES for is_lean, tiles in held if is_lean)
+    if shape[0] >= 8:
+        assert any(tiles > LEAN_TILES for is_lean, tiles in held if not is_lean)
+
+
+def test_auto_memory_is_lean_where_fast_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    layout, gib = PairLayout(8192, 4, 4, 0), 1 << 30
+    need = fast_bytes(8192, (4, 4), "direct")
+    assert 8 * gib < need < 24 * gib < fast_bytes(8192, (1, 1), "direct")
+    for there, expected in ((None, False), (need - 1, True), (need, False)):
+        monkeypatch.setattr(choice, "device_bytes", lambda _, there=there: there)
+        assert lean(layout, fake_mesh(4, 4)) is expected
+        assert lean(layout, fake_mesh(4, 4, memory="lean"))
+        assert not lean(layout, fake_mesh(4, 4, memory="fast"))

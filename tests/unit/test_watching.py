@@ -210,6 +210,8 @@ def test_the_start_line_fits() -> None:
     gpus = SimpleNamespace(
         rows=16, cols=16, size=256, device=torch.device("cuda"), transport="copy-engine"
     )
+    said = report.start_line(gpus, "bf16", "srun", 1, [12000], True)
+    assert "256 GPU ranks (srun), bf16, lean memory, copy-engine transport" in said
     said = report.start_line(gpus, "bf16", "mpirun (Open MPI)", 4, [76] * 9999 + [12000])
     assert "4 groups of 16x16 mesh, 1024 GPU ranks (mpirun (Open MPI)), bf16" in said
     assert said.endswith("\nfoldcp: copy-engine transport, 10,000 inputs of 76 to 12,000 tokens")

@@ -18,6 +18,7 @@ from foldcp.boltz.lightning.writers import RootWriter
 from foldcp.boltz.run import Run, current
 from foldcp.errors import UserError
 from foldcp.output.trunk_keeper import TrunkKeeper
+from foldcp.planner.choice import lean
 from foldcp.runtime import report
 from foldcp.runtime.files.names import Unsafe, regular
 from foldcp.runtime.sharing import tokens
@@ -149,7 +150,9 @@ def _announce(run: Run, swapped: str) -> None:
     with suppress(OSError, Unsafe, ValueError, KeyError):  # told when it is folded
         sizes = [tokens(run.structures / f"{name}.npz") for name in run.asked]
     launcher = run.session.place.launcher
-    lines = [report.start_line(run.mesh, run.precision, launcher, run.session.groups, sizes)]
+    small = lean(run.mesh.layout(max(sizes, default=1)), run.mesh)
+    groups = run.session.groups
+    lines = [report.start_line(run.mesh, run.precision, launcher, groups, sizes, small)]
     if run.config.verbose:
         lines.append(report.details(run.mesh, described(run.mesh.device), swapped))
     lines.append(report.hint(run.mesh, sizes))

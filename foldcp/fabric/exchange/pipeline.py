@@ -61,6 +61,7 @@ def chained(
         for made, plan, sources in moves:
             if plan.given is not None and not torch.is_grad_enabled():
                 yield made, 0, tuple(sources[i] for i in plan.given)
+                del made, sources
                 continue
             for step, held in enumerate(stream(mesh, plan, sources, dims, label, wires)):
                 yield made, step, held

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foldcp.fabric.exchange.autograd import fetch
+from foldcp.fabric.memory import rows_on
 from foldcp.fabric.mesh import Mesh
 from foldcp.layout.plans import token_plan
 from foldcp.layout.tiles import PairLayout
@@ -110,12 +111,12 @@ class ConfidenceModule(TiledModule):
         Args:
             s_inputs: shard of the input embedding [1, n, C_s].
             s: single shard [1, n, C_s].
-            z: pair tile [1, T_r, T_c, C].
+            z: pair tile [1, T_r, T_c, C], on the mesh's device or the host.
             x_pred: coordinates [M, A, 3] in angstrom, replicated.
             feats: collated compact features.
             contact_probability: [1, T_r, T_c], from the distogram.
             layout: the tiling.
-            reuse_z: the last sample may overwrite `z`, which saves a tile.
+            reuse_z: the last sample may overwrite `z` on the mesh's device, which saves a tile.
             sink: takes the rows of "pae" and "pde" on the root rank; None keeps the matrices.
 
         Returns:
@@ -130,7 +131,7 @@ class ConfidenceModule(TiledModule):
 
         Source: AlphaFold 3 supplement, Algorithm 31.
         """
-        self.mesh.check(z, layout)
+        self.mesh.check(z, layout, parked=True)
         tokens = self._tokens(s_inputs, s, layout)
         samples, n, dtype = len(x_pred), layout.n, wide(z[:1, :1, :1]).dtype
         groups, chains = ColumnGroups.of(feats, dtype), ligands(feats)
@@ -154,12 +155,13 @@ class ConfidenceModule(TiledModule):
             scores["pae"], scores["pde"] = (None, None) if matrices is None else matrices
         return scores
 
-    @staticmethod
-    def _tile(z: Tensor, spare: Tensor | None, in_place: bool) -> tuple[Tensor | None, Tensor]:
+    def _tile(
+        self, z: Tensor, spare: Tensor | None, in_place: bool
+    ) -> tuple[Tensor | None, Tensor]:
         """(what the next sample may overwrite, the tile of this sample)."""
-        if in_place:
+        if in_place and z.device.type == self.mesh.device.type:
             return None, z
-        tile = torch.empty_like(z) if spare is None else spare
+        tile = torch.empty_like(z, device=self.mesh.device) if spare is None else spare
         return tile, tile
 
     def refine(
@@ -223,8 +225,8 @@ class ConfidenceModule(TiledModule):
         real = layout.valid((c0, c1))
         near = x.new_zeros(r1 - r0)
         each = 5 * layout.tile_cols * z.shape[-1] * wide(z[:1, :1, :1]).element_size()
-        for lo, hi in spans(r1 - r0, chunk_length(r1 - r0, each, z.device)):
-            rows = self.pair_rows(z[:, lo:hi])
+        for lo, hi in spans(r1 - r0, chunk_length(r1 - r0, each, out.device)):
+            rows = self.pair_rows(rows_on(out.device, z, lo, hi))
             rows.add_(tokens.rows[:, lo:hi, None]).add_(tokens.cols[:, None])
             if tokens.left is not None:
                 product = tokens.left[:, lo:hi, None] * tokens.right[:, None]

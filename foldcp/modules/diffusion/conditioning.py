@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from foldcp.fabric.memory import rows_on
 from foldcp.fabric.mesh import Mesh
 from foldcp.layout.tiles import AtomLayout, PairLayout
 from foldcp.modules.atoms.encoder import AtomEncoder, AtomEncoderOptions, folded
@@ -75,7 +76,7 @@ class DiffusionConditioning(TiledModule):
 
         Args:
             s_trunk: this rank's shard [1, n, token_s].
-            z_trunk: this rank's tile [1, T_r, T_c, token_z].
+            z_trunk: this rank's tile [1, T_r, T_c, token_z], on the mesh's device or the host.
             relpos_rows: `(lo, hi) -> [1, hi - lo, T_c, token_z]`, the relative position encoding of
                 tile rows lo:hi.
             feats: collated compact features.
@@ -90,7 +91,7 @@ class DiffusionConditioning(TiledModule):
 
         Source: AlphaFold 3 supplement, Algorithms 5, 20 and 21.
         """
-        self.mesh.check(z_trunk, layout, "z_trunk")
+        self.mesh.check(z_trunk, layout, "z_trunk", parked=True)
         depth = max(len(self.atom_enc_proj_z), len(self.atom_dec_proj_z))
         block = atom_block(feats, layout, atom_layout, self.mesh, depth)
         token_bias, z_to_p = self._pair(z_trunk, relpos_rows, feats, layout)
@@ -113,17 +114,19 @@ class DiffusionConditioning(TiledModule):
         weight, bias = folded(self.token_trans_proj_z)
         atom_weight, atom_bias = folded([self.atom_encoder.z_to_p_trans])
         rows, cols, channels = z.shape[1:]
+        device = self.mesh.device
         heads = weight.shape[0]
         penalty = _key_penalty(feats, layout)
         each = cols * (12 * channels + 2 * heads) * z.element_size()
         out: Tensor | None = None
-        z_to_p = wide(z).new_empty(rows, cols, atom_weight.shape[0])
-        for lo, hi in spans(rows, chunk_length(rows, each, z.device)):
-            x = self._conditioned(z[:, lo:hi], relpos_rows(lo, hi))
-            with torch.autocast(z.device.type, enabled=False):
+        dtype = wide(z[:1, :1, :1]).dtype
+        z_to_p = torch.empty((rows, cols, atom_weight.shape[0]), dtype=dtype, device=device)
+        for lo, hi in spans(rows, chunk_length(rows, each, device)):
+            x = self._conditioned(rows_on(device, z, lo, hi), relpos_rows(lo, hi))
+            with torch.autocast(device.type, enabled=False):
                 z_to_p[lo:hi] = norm_linear_rows(wide(x), None, None, atom_weight)[0] + atom_bias
             if out is None:
-                out = padded_planes(z, heads, compute_dtype(x))
+                out = padded_planes(z, heads, compute_dtype(x), device)
             norm_linear_planes(x, None, None, weight, bias, out=out[:, :, lo:hi])
             if penalty is not None:
                 out[:, :, lo:hi] += penalty

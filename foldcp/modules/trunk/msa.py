@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from foldcp.fabric.memory import on_host, rows_on
 from foldcp.fabric.mesh import Mesh
 from foldcp.layout.tiles import PairLayout, Span
 from foldcp.modules.base import Block, TiledModule, draw_dropout
@@ -15,9 +16,10 @@ from foldcp.modules.trunk.masks import stack_masks
 from foldcp.modules.trunk.pairformer import PairformerNoSeqLayer
 from foldcp.modules.trunk.stack import Progress
 from foldcp.modules.trunk.transition import Transition
+from foldcp.planner.choice import lean
 from foldcp.rings.outer_product_mean import outer_product_mean
 from foldcp.rings.pair_weighted_averaging import column_weights, pair_weighted_averaging
-from foldcp_kernels.core.chunking import chunk_length, map_chunks
+from foldcp_kernels.core.chunking import chunk_length, map_chunks, spans
 from foldcp_kernels.core.recompute import nothing
 from foldcp_kernels.pair_weighted_averaging import PairWeightedAveragingWeights
 from foldcp_kernels.pair_weighted_averaging import parts as local
@@ -198,7 +200,7 @@ class MSAModule(TiledModule):
         """Return z + z', z' the pair tile after the MSA blocks (stock adds the output to z).
 
         Args:
-            z: pair tile, kept.
+            z: pair tile, kept; in lean memory the result takes its place.
             s_inputs: input embedding shard [B, n, C_s].
             feats: compact features.
             layout: the tiling.
@@ -206,12 +208,19 @@ class MSAModule(TiledModule):
             token_mask: see `stack_masks`.
 
         Returns:
-            A new pair tile.
+            The pair tile, a new one unless memory is lean.
         """
         m, msa_mask = self.embed(s_inputs, feats, layout)
         masks = (*stack_masks(layout, self.mesh, token_mask)[:2], msa_mask)
-        out, _ = run_blocks(self.layers, (z.clone(), m), masks, layout, progress)
-        return out + z if torch.is_grad_enabled() else out.add_(z)
+        if torch.is_grad_enabled() or not lean(layout, self.mesh):
+            out, _ = run_blocks(self.layers, (z.clone(), m), masks, layout, progress)
+            return out + z if torch.is_grad_enabled() else out.add_(z)
+        before = on_host(z)
+        out, _ = run_blocks(self.layers, (z, m), masks, layout, progress)
+        each = out[:, :1].numel() * out.element_size()
+        for lo, hi in spans(out.shape[1], chunk_length(out.shape[1], each, out.device)):
+            out[:, lo:hi].add_(rows_on(out.device, before, lo, hi))
+        return out
 
     def embed(self, s_inputs: Tensor, feats: Features, layout: PairLayout) -> tuple[Tensor, Tensor]:
         """Embed the MSA: its shard [B, S, n, C_m] and its mask [B, S, n], 0 on padding.
