@@ -250,7 +250,7 @@ def test_who_has_lost_the_lock_writes_nothing(quick: None, tmp_path: Path) -> No
 def test_whether_a_process_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     own = Holder.own()
     pid = _fork(lambda: 0)
-    time.sleep(0.1)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
     stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     assert own.lives() and stat[0] == "Z"
     assert replace(own, pid=pid, started=stat[19]).lives() is False, "not yet waited for"

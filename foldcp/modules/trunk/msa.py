@@ -212,11 +212,12 @@ class MSAModule(TiledModule):
         """
         m, msa_mask = self.embed(s_inputs, feats, layout)
         masks = (*stack_masks(layout, self.mesh, token_mask)[:2], msa_mask)
-        if torch.is_grad_enabled() or not lean(layout, self.mesh):
-            out, _ = run_blocks(self.layers, (z.clone(), m), masks, layout, progress)
-            return out + z if torch.is_grad_enabled() else out.add_(z)
-        before = on_host(z)
-        out, _ = run_blocks(self.layers, (z, m), masks, layout, progress)
+        grad = torch.is_grad_enabled()
+        before = on_host(z) if lean(layout, self.mesh) and not grad else None
+        start = z.clone() if before is None else z
+        out, _ = run_blocks(self.layers, (start, m), masks, layout, progress)
+        if before is None:
+            return out + z if grad else out.add_(z)
         each = out[:, :1].numel() * out.element_size()
         for lo, hi in spans(out.shape[1], chunk_length(out.shape[1], each, out.device)):
             out[:, lo:hi].add_(rows_on(out.device, before, lo, hi))
