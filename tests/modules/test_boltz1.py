@@ -93,7 +93,7 @@ def test_only_inference_features(folder: str) -> None:
     with pytest.raises(ValueError, match="`training` is True"):
         boltz1_features.CompactFeaturizer().process(None, training=True)
     with pytest.raises(TypeError, match="BoltzFeaturizer"):
-        boltz1_features.install(object())
+        boltz1_features.CompactFeaturizer.install(object())
 
 
 def predict(mesh: Mesh, folder: str, name: str, imitate: bool, potentials: bool) -> dict[str, Any]:

@@ -102,7 +102,7 @@ def featurise(source: PredictionDataset) -> tuple[dict[str, Any], Recorder, torc
 def test_same_features_and_same_draws(processed: Path, name: str) -> None:
     expected, stock_call, stock_state = featurise(dataset(processed, name))
     source = dataset(processed, name)
-    features.install(source)
+    features.CompactFeaturizer.install(source)
     compact, call, state = featurise(source)
 
     view = dense_view(compact)
@@ -126,7 +126,7 @@ def test_cases_exercise_the_sparse_features(processed: Path) -> None:
     found = {}
     for name in ("alignments", "paired", "ligand", "modified", "template"):
         source = dataset(processed, name)
-        features.install(source)
+        features.CompactFeaturizer.install(source)
         found[name], _, _ = featurise(source)
     kinds = const.contact_conditioning_info
     assert set(found["ligand"]["contact_type"][0].tolist()) == {
@@ -267,7 +267,7 @@ def test_memory_is_linear(processed: Path, monkeypatch: pytest.MonkeyPatch) -> N
         monkeypatch.setattr(features, stage, traced(stage))
     for name in ("short", "long"):
         source = dataset(processed, name)
-        features.install(source)
+        features.CompactFeaturizer.install(source)
         with LargestTensor() as largest:
             compact, _, _ = featurise(source)
     assert compact["token_index"].shape == (1, LONG)
@@ -280,18 +280,18 @@ def test_memory_is_linear(processed: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def test_install_replaces_only_the_structure_pass(processed: Path) -> None:
     source = dataset(processed, "monomer")
     functions = dict(vars(stock))
-    features.install(source)
-    features.install(source)
+    features.CompactFeaturizer.install(source)
+    features.CompactFeaturizer.install(source)
     assert type(source.featurizer) is features.CompactFeaturizer
     source[0]
     assert dict(vars(stock)) == functions
 
     affinity = dataset(processed, "monomer", affinity=True)
-    features.install(affinity)
+    features.CompactFeaturizer.install(affinity)
     assert type(affinity.featurizer) is stock.Boltz2Featurizer
 
     with pytest.raises(TypeError, match="Boltz2Featurizer"):
-        features.install(object())
+        features.CompactFeaturizer.install(object())
 
 
 def test_options_of_training_are_refused(processed: Path) -> None:
@@ -305,7 +305,7 @@ def test_dense_view_refuses_stock_features_and_two_samples(processed: Path) -> N
     source = dataset(processed, "monomer")
     with pytest.raises(ValueError, match="contact_default"):
         dense_view(collate([source[0]]))
-    features.install(source)
+    features.CompactFeaturizer.install(source)
     with pytest.raises(ValueError, match=r"\[2, 33\]"):
         dense_view(collate([source[0], source[0]]))
     view = dense_view(collate([source[0]]))

@@ -51,7 +51,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def feats(folder: Path, name: str, compact: bool) -> dict[str, Any]:
     data = boltz_inputs.dataset(folder, name)
     if compact:
-        features.install(data)
+        features.CompactFeaturizer.install(data)
     seed_everything(0, verbose=False)
     return collate([data[0]])
 

@@ -107,7 +107,7 @@ def features(folder: str | Path, name: str, compact: bool, seed: int = 0) -> dic
 
     data = dataset(folder, name)
     if compact:
-        boltz1_features.install(data)
+        boltz1_features.CompactFeaturizer.install(data)
     seed_everything(seed, verbose=False)
     return collate([data[0]])
 

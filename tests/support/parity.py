@@ -137,7 +137,7 @@ def compact_features(prepared: Prepared, seed: int = 0) -> dict[str, Any]:
     from foldcp.boltz.features import boltz2 as features
 
     dataset = prepared.dataset()
-    features.install(dataset)
+    features.CompactFeaturizer.install(dataset)
     return _first(dataset, seed)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from foldcp.boltz.lightning.data import RootData
 from foldcp.fabric.mesh import Mesh
 from foldcp.modules.hooks import Folded
 from foldcp.modules.model import FoldOnMesh
@@ -39,7 +40,7 @@ class ModelFamily:
 
     name: str
     stock: type[nn.Module]
-    data_module: type
+    data_module: type[RootData]
     precisions: tuple[str, ...]
     parts: Callable[[Any], Parts]
     affinity: Callable[[Any], bool]
@@ -49,6 +50,11 @@ class ModelFamily:
     steering: Callable[[Any], Steering | None]
     errors: Callable[[Mapping[str, Any]], tuple[str, ...]]
     prediction: Callable[[Any, Folded], dict[str, Any]]
+
+    @property
+    def featurizer(self) -> Any:
+        """Return the class that computes compact features in place of stock's featuriser."""
+        return self.data_module.featurizer
 
     def precision(self, asked: str) -> str:
         """Return the precision in which the family runs where this one is asked for."""

@@ -15,7 +15,12 @@ from boltz.data.feature import featurizer as stock
 from boltz.data.types import Tokenized
 from torch import Tensor, from_numpy
 
-from foldcp.boltz.features.common import INFERENCE_OPTIONS, bonded_pairs, check_options
+from foldcp.boltz.features.common import (
+    INFERENCE_OPTIONS,
+    bonded_pairs,
+    check_featurizer,
+    check_options,
+)
 from foldcp.boltz.features.stock import (
     TorchWith,
     alignment_features,
@@ -40,25 +45,22 @@ _ATOM_KEYS = (
 )
 
 
-def install(dataset: Any) -> None:
-    """Make a stock Boltz-1 `PredictionDataset` hand out compact features.
-
-    Args:
-        dataset: a `boltz.data.module.inference.PredictionDataset`.
-
-    Raises:
-        TypeError: when `dataset` does not use Boltz-1's featuriser.
-    """
-    if not isinstance(getattr(dataset, "featurizer", None), stock.BoltzFeaturizer):
-        raise TypeError(
-            f"`dataset` is {type(dataset).__name__} without a BoltzFeaturizer; install expects "
-            "boltz.data.module.inference.PredictionDataset (Boltz-2: foldcp.boltz.features.boltz2)"
-        )
-    dataset.featurizer = CompactFeaturizer()
-
-
 class CompactFeaturizer(stock.BoltzFeaturizer):
     """Boltz-1's featuriser for inference, in memory linear in tokens, atoms and MSA cells."""
+
+    @classmethod
+    def install(cls, dataset: Any) -> None:
+        """Make a stock Boltz-1 `PredictionDataset` hand out compact features.
+
+        Args:
+            dataset: a `boltz.data.module.inference.PredictionDataset`.
+
+        Raises:
+            TypeError: when `dataset` does not use Boltz-1's featuriser.
+        """
+        expected = "boltz.data.module.inference.PredictionDataset (Boltz-2: features.boltz2)"
+        check_featurizer(dataset, stock.BoltzFeaturizer, expected)
+        dataset.featurizer = cls()
 
     def process(
         self,

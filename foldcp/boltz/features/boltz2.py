@@ -20,13 +20,14 @@ from torch import Tensor, from_numpy
 from foldcp.boltz.features.common import (
     INFERENCE_OPTIONS,
     bonded_pairs,
+    check_featurizer,
     check_options,
     last_of_each_pair,
 )
 from foldcp.boltz.features.dense import dense_view
 from foldcp.boltz.features.stock import atom_features, msa_features, template_features
 
-__all__ = ["CompactFeaturizer", "dense_view", "install"]
+__all__ = ["CompactFeaturizer", "dense_view"]
 
 # Options of stock's `process` and the one value each has at inference.
 _OPTIONS: dict[str, Any] = INFERENCE_OPTIONS | {
@@ -36,27 +37,24 @@ _OPTIONS: dict[str, Any] = INFERENCE_OPTIONS | {
 }
 
 
-def install(dataset: Any) -> None:
-    """Make a stock Boltz-2 `PredictionDataset` hand out compact features.
-
-    Args:
-        dataset: a `boltz.data.module.inferencev2.PredictionDataset`. One made for the affinity
-            pass is left as it is: affinity models run on stock features.
-
-    Raises:
-        TypeError: when `dataset` does not use Boltz-2's featuriser.
-    """
-    if not isinstance(getattr(dataset, "featurizer", None), stock.Boltz2Featurizer):
-        raise TypeError(
-            f"`dataset` is {type(dataset).__name__} without a Boltz2Featurizer; install expects "
-            "boltz.data.module.inferencev2.PredictionDataset (Boltz-1: boltz1_features)"
-        )
-    if not dataset.affinity:
-        dataset.featurizer = CompactFeaturizer()
-
-
 class CompactFeaturizer(stock.Boltz2Featurizer):
     """Boltz-2's featuriser for inference, in memory linear in tokens, atoms and MSA cells."""
+
+    @classmethod
+    def install(cls, dataset: Any) -> None:
+        """Make a stock Boltz-2 `PredictionDataset` hand out compact features.
+
+        Args:
+            dataset: a `boltz.data.module.inferencev2.PredictionDataset`. One made for the affinity
+                pass is left as it is: affinity models run on stock features.
+
+        Raises:
+            TypeError: when `dataset` does not use Boltz-2's featuriser.
+        """
+        expected = "boltz.data.module.inferencev2.PredictionDataset (Boltz-1: features.boltz1)"
+        check_featurizer(dataset, stock.Boltz2Featurizer, expected)
+        if not dataset.affinity:
+            dataset.featurizer = cls()
 
     def process(
         self,

@@ -19,6 +19,24 @@ INFERENCE_OPTIONS: dict[str, Any] = {
 }
 
 
+def check_featurizer(dataset: Any, stock: type, expected: str) -> None:
+    """Refuse a dataset of another model.
+
+    Args:
+        dataset: that has a featuriser.
+        stock: class of the featuriser that it should have.
+        expected: the dataset that has it, for the message.
+
+    Raises:
+        TypeError: its featuriser is another one.
+    """
+    if not isinstance(getattr(dataset, "featurizer", None), stock):
+        raise TypeError(
+            f"`dataset` is {type(dataset).__name__} without a {stock.__name__}; install expects "
+            f"{expected}"
+        )
+
+
 def check_options(options: Mapping[str, Any], expected: Mapping[str, Any], otherwise: str) -> None:
     """Refuse options of stock's `process` that have no compact features.
 

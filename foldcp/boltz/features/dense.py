@@ -55,7 +55,7 @@ class DenseView(Mapping):
         if missing:
             raise ValueError(
                 f"`feats` has no {', '.join(missing)}; dense_view expects compact features: make "
-                "them with foldcp.boltz.features.boltz2.install(dataset)"
+                "them with foldcp.boltz.features.boltz2.CompactFeaturizer.install(dataset)"
             )
         shape = tuple(feats["res_type"].shape)
         if len(shape) != 2 or shape[0] != 1:

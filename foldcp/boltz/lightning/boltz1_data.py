@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from boltz.data.module.inference import BoltzInferenceDataModule, PredictionDataset
 
-from foldcp.boltz.features import boltz1 as boltz1_features
+from foldcp.boltz.features.boltz1 import CompactFeaturizer
 from foldcp.boltz.lightning.data import RootData, once
 
 
@@ -19,7 +17,4 @@ class OncePerInput(PredictionDataset):
 class RootBoltz1DataModule(RootData, BoltzInferenceDataModule):
     """Boltz-1's data module."""
 
-    def compact(self, dataset: Any) -> None:
-        """See `foldcp.boltz.lightning.data.RootData.compact`."""
-        boltz1_features.install(dataset)
-        dataset.__class__ = OncePerInput
+    featurizer, dataset = CompactFeaturizer, OncePerInput

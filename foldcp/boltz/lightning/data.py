@@ -14,7 +14,7 @@ from boltz.data import types
 from boltz.data.module.inferencev2 import Boltz2InferenceDataModule, PredictionDataset, collate
 from torch.utils.data import DataLoader
 
-from foldcp.boltz.features import boltz2 as features
+from foldcp.boltz.features.boltz2 import CompactFeaturizer
 from foldcp.boltz.run import Run, current
 from foldcp.errors import SEE_LOG
 from foldcp.fabric.message import known
@@ -52,8 +52,8 @@ class RootData:
     affinity = False
     num_workers: int
     trainer: Any
-    # Makes one of stock's datasets hand out compact features, each input's once.
-    compact: Callable[[Any], None]
+    featurizer: Any  # takes the place of stock's
+    dataset: type  # stock's, each of whose inputs is read once
 
     def predict_dataloader(self) -> DataLoader:
         """Load the inputs, one per batch; on other ranks than the root only their numbers."""
@@ -64,7 +64,8 @@ class RootData:
         if not run.mesh.is_root:
             return DataLoader(range(owner.count(run.session.group)), batch_size=None)
         stock = super().predict_dataloader()
-        self.compact(stock.dataset)
+        self.featurizer.install(stock.dataset)
+        stock.dataset.__class__ = self.dataset
         loader = DataLoader(
             stock.dataset,
             batch_size=1,
@@ -108,15 +109,6 @@ class RootData:
             device: of this rank.
         """
         return super().transfer_batch_to_device(feats, device, 0)
-
-
-class RootDataModule(RootData, Boltz2InferenceDataModule):
-    """Boltz-2's data module; the affinity pass keeps stock features, on the root rank alone."""
-
-    def compact(self, dataset: Any) -> None:
-        """Make the dataset hand out compact features, each input's once."""
-        features.install(dataset)
-        dataset.__class__ = OncePerInput
 
 
 def owners(run: Run, records: Sequence[Any], structures: Path) -> list[int]:
@@ -191,3 +183,9 @@ def set_random_state(state: tuple[Any, ...]) -> None:
         torch.cuda.set_rng_state(cuda)
     np.random.set_state(of_numpy)
     random.setstate(of_python)
+
+
+class RootDataModule(RootData, Boltz2InferenceDataModule):
+    """Boltz-2's data module; the affinity pass keeps stock features, on the root rank alone."""
+
+    featurizer, dataset = CompactFeaturizer, OncePerInput
