@@ -26,7 +26,7 @@ class InputLost(ValueError):
     """Drops one input while the run goes on; raised alike on all ranks of its mesh."""
 
 
-def kept() -> str:
+def on_disk() -> str:
     """Say which results of a run that ends early are on disk."""
     text = "finished predictions are kept and skipped by the next run of the same command"
     if resumes(os.environ):

@@ -23,7 +23,7 @@ from foldcp.boltz.lightning.writers import RootAffinityWriter, RootWriter
 from foldcp.boltz.run import Run, current, set_current
 from foldcp.boltz.seams import check as seams
 from foldcp.config import Config
-from foldcp.errors import UserError, kept
+from foldcp.errors import UserError, on_disk
 from foldcp.layout import mesh_shape
 from foldcp.runtime import allocator, report, session
 from foldcp.runtime.files import disk, lock
@@ -140,7 +140,7 @@ def _not_written(error: OSError, failed: dict[str, str]) -> Exception:
     if reason is None:
         return error
     lost = f"; not folded: {', '.join(sorted(failed))}" if failed else ""
-    return UserError(f"{reason}{lost}; {kept()}")
+    return UserError(f"{reason}{lost}; {on_disk()}")
 
 
 def begin(options: dict[str, Any], until_end: ExitStack) -> Run:

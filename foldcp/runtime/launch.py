@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from foldcp.config import Config
-from foldcp.errors import UserError, kept
+from foldcp.errors import UserError, on_disk
 from foldcp.runtime.place import ROLE, Place, starts
 
 _ELASTIC = "torch.distributed.elastic"  # loggers of torch's launcher
@@ -97,7 +97,7 @@ def report_interrupt(environ: Mapping[str, str]) -> NoReturn:
     with suppress(UserError):
         rank = Place.find(environ).rank
     if rank == 0:
-        print(f"foldcp: interrupted; {kept()}", file=sys.stderr, flush=True)
+        print(f"foldcp: interrupted; {on_disk()}", file=sys.stderr, flush=True)
     os._exit(130)  # threads of what is half imported would end with words of their own
 
 

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import click
 
 from foldcp.config import Config
-from foldcp.errors import EXCHANGE, TransportError, UserError, kept
+from foldcp.errors import EXCHANGE, TransportError, UserError, on_disk
 from foldcp.runtime import session
 from foldcp.runtime.files import disk
 from foldcp.runtime.launch import predicts
@@ -64,7 +64,7 @@ def end(error: BaseException) -> NoReturn:
     """End every rank after `error`."""
     run = session.current()
     if run is not None and run.interrupted.is_set():  # whatever Lightning makes of Ctrl-C
-        session.end(f"interrupted; {kept()}", 130)
+        session.end(f"interrupted; {on_disk()}", 130)
     if isinstance(error, SystemExit) and error.code in (0, None):
         session.leave()
     if isinstance(error, click.exceptions.Exit):
@@ -72,7 +72,7 @@ def end(error: BaseException) -> NoReturn:
     if isinstance(error, click.ClickException):
         session.end(f"{error.format_message()} (see `boltz predict --help`)", error.exit_code)
     if isinstance(error, (KeyboardInterrupt, click.Abort)):
-        session.end(f"interrupted; {kept()}", 130)
+        session.end(f"interrupted; {on_disk()}", 130)
     if isinstance(error, SystemExit):
         code = error.code if isinstance(error.code, int) else 1
         session.end(f"the prediction ended early ({error.code})", code)
@@ -81,7 +81,7 @@ def end(error: BaseException) -> NoReturn:
     if isinstance(error, (RuntimeError, ValueError)) and is_ours(error):
         session.end(str(error))
     refused = disk.refused(error)
-    session.end(f"{refused}; {kept()}" if refused else _account(error))
+    session.end(f"{refused}; {on_disk()}" if refused else _account(error))
 
 
 def is_ours(error: BaseException) -> bool:
@@ -108,11 +108,11 @@ def _account(error: BaseException) -> str:
         except RuntimeError:
             return peers.lost_store()
         if missing:
-            return f"{'; '.join(missing)}; all ranks end; {kept()}"
+            return f"{'; '.join(missing)}; all ranks end; {on_disk()}"
     if isinstance(error, UserError):
         return f"{error} (rank {rank}{where})"
     details = "".join(traceback.format_exception(error)).rstrip()
     return (
-        f"rank {rank} failed{where} ({type(error).__name__}: {error}), all ranks end; {kept()}\n"
+        f"rank {rank} failed{where} ({type(error).__name__}: {error}), all ranks end; {on_disk()}\n"
         f"{details}"
     )

@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from itertools import count
 from typing import NoReturn
 
-from foldcp.errors import is_command, kept
+from foldcp.errors import is_command, on_disk
 from foldcp.runtime.files.lock import release_soon
 
 _TICK = 0.25  # seconds
@@ -155,7 +155,7 @@ class Guard:
 def say(message: str) -> None:
     """Print why this process ends."""
     if not is_command():
-        message = message.replace(f"; {kept()}", "")
+        message = message.replace(f"; {on_disk()}", "")
     _silent.set()
     with suppress(OSError, ValueError):  # nobody reads it any more
         sys.stdout.flush()

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from foldcp.errors import kept
+from foldcp.errors import on_disk
 from foldcp.fabric.machine import machine
 from foldcp.fabric.message import Forged
 from foldcp.runtime.place import Place
@@ -124,7 +124,7 @@ class Peers:
         states = [(name, process.state()) for name, process in known]
         lost = "; ".join(f"{name} {how[state]}" for name, state in states if state in how)
         data = f"rank {self._place.rank} (in {self._stage()}) {what}"
-        return f"{data}{lost and ': '}{lost}, all ranks end; {kept()}"
+        return f"{data}{lost and ': '}{lost}, all ranks end; {on_disk()}"
 
     def lost_store(self) -> str:
         """Word this rank's message when it can no longer reach the store."""

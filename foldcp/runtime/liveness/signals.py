@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn, Protocol
 
-from foldcp.errors import kept
+from foldcp.errors import on_disk
 from foldcp.runtime.liveness.guard import Guard
 
 if TYPE_CHECKING:
@@ -119,13 +119,13 @@ def _wait(session: Ends, reader: socket.socket) -> None:
     while True:
         number = _receive(reader)
         if number in _ENDING:
-            why = f"ended by {signal.Signals(number).name}; {kept()}"
+            why = f"ended by {signal.Signals(number).name}; {on_disk()}"
             session.guard.decide(why, 128 + number)  # looking for a lost rank may be held up
             session.fail(_lost(session) or why, 128 + number)
         if number == signal.SIGINT:
             session.interrupted.set()
             time.sleep(_GRACE)
-            session.fail(f"interrupted; {kept()}", 128 + signal.SIGINT)
+            session.fail(f"interrupted; {on_disk()}", 128 + signal.SIGINT)
         if number == _OVER[0]:
             return
 
@@ -136,4 +136,4 @@ def _lost(session: Ends) -> str | None:
         lost = session.peers.gone() if session.peers is not None else None
     except RuntimeError:
         return None
-    return None if lost is None else f"{lost}, all ranks end; {kept()}"
+    return None if lost is None else f"{lost}, all ranks end; {on_disk()}"

@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from foldcp.config import Config
-from foldcp.errors import kept
+from foldcp.errors import on_disk
 from foldcp.fabric.message import Forged
 from foldcp.runtime.liveness.guard import Guard, hear
 from foldcp.runtime.place import Place
@@ -68,7 +68,7 @@ class Watch(Meetings):
             message = (
                 f"rank {self.place.rank} was stopped for {self.guard.stopped:.0f} s; {message}"
             )
-        self.guard.claim(message or f"{untold}; {kept()}", code)
+        self.guard.claim(message or f"{untold}; {on_disk()}", code)
         self._over.set()
         try:
             if store.add("failed", 1) == 1 or unheard(store):
@@ -94,7 +94,7 @@ class Watch(Meetings):
             try:
                 message = self._noticed(self._watched)
             except Forged as error:
-                message = f"{error}, all ranks end; {kept()}"
+                message = f"{error}, all ranks end; {on_disk()}"
             except RuntimeError:
                 if not self._over.wait(2 * _POLL):
                     message = self.peers.lost_store()
@@ -112,7 +112,7 @@ class Watch(Meetings):
         lost = self.peers.lost(after, self.patience)
         if lost is None or store.check([f"departed/{after}"]):
             return None
-        return f"{lost}, all ranks end; {kept()}"
+        return f"{lost}, all ranks end; {on_disk()}"
 
     def _overdue(self, what: str, seconds: float) -> str:
         text = f"waited {seconds:.0f} s (FOLDCP_TIMEOUT) for {what}"
