@@ -275,6 +275,7 @@ def test_config_reads_every_variable() -> None:
             "FOLDCP_PRECISION": "bf16",
             "FOLDCP_KERNELS": "torch",
             "FOLDCP_GRAPHS": "0",
+            "FOLDCP_MEMORY": "lean",
             "FOLDCP_CHUNK_MB": "128",
             "FOLDCP_TIMEOUT": "60",
             "FOLDCP_DP": "2",
@@ -283,7 +284,7 @@ def test_config_reads_every_variable() -> None:
         }
     )
     carried = ("ring", "nccl", "fp8", "channel", "rows", "libnccl.so.2", 4)
-    rest = ("0", 128, 60, 2, "kept", "costs.json")
+    rest = ("0", "lean", 128, 60, 2, "kept", "costs.json")
     assert got == Config(True, 8, "2x4", *carried, "bf16", "torch", *rest)
     assert Config().precision_on("cuda") == "bf16" and Config().precision_on("cpu") == "fp32"
     assert Config(precision="fp32").precision_on("cuda") == "fp32"
@@ -303,6 +304,7 @@ def test_config_reads_every_variable() -> None:
         ("FOLDCP_TIMEOUT", "1.5", "a whole number of at least 1"),
         ("FOLDCP_DP", "0", "a whole number of at least 1"),
         ("FOLDCP_GRAPHS", "yes", "auto or 0 or 1"),
+        ("FOLDCP_MEMORY", "little", "auto or fast or lean"),
     ],
 )
 def test_config_names_what_is_wrong(variable: str, value: str, allowed: str) -> None:

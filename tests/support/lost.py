@@ -202,7 +202,7 @@ def _strike(case: Case, pids: dict[str, int], later: list[subprocess.Popen[bytes
 def _is_over(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # gone before it was opened, or read
         return True
 
 
