@@ -22,7 +22,6 @@ DIRTY = {
     "cpu/steering.csv": {"40fe3d6+"},
     "memory/tiles.csv": {"a4285f0+"},
     "roofline.csv": {"1fac484+"},
-    "traffic/triangle.csv": {"88ef578+"},
 }
 
 
