@@ -64,8 +64,9 @@ class RootData:
         if not run.mesh.is_root:
             return DataLoader(range(owner.count(run.session.group)), batch_size=None)
         stock = super().predict_dataloader()
-        self.featurizer.install(stock.dataset)
-        stock.dataset.__class__ = self.dataset
+        dataset = stock.dataset
+        self.featurizer.install(dataset)
+        dataset.__class__ = self.dataset
         loader = DataLoader(
             stock.dataset,
             batch_size=1,
