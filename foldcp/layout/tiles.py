@@ -151,10 +151,12 @@ class PairLayout:
         lead = 1 if channels_last else 2
         want = (self.tile_rows, self.tile_cols)
         if z.ndim < lead + 2 or tuple(z.shape[lead : lead + 2]) != want:
-            expected = [z.shape[0], *want, *z.shape[lead + 2 :]]
+            fits = z.ndim >= lead + 2
+            ahead = [*z.shape[:lead]] if fits else ["B", "C"][:lead]
+            expected = ", ".join(map(str, [*ahead, *want, *z.shape[lead + 2 :]]))
             raise ValueError(
                 f"`{name}` tile is {list(z.shape)}; layout (N={self.n}, mesh "
-                f"{self.mesh_rows}x{self.mesh_cols}) expects {expected}"
+                f"{self.mesh_rows}x{self.mesh_cols}) expects [{expected}]"
             )
 
 

@@ -47,7 +47,10 @@ def set_impl(name: str) -> None:
 
 @contextmanager
 def using(name: str) -> Iterator[None]:
-    """Inside, run an implementation where a call names none; see `set_impl`, also for `Raises`."""
+    """Inside, run an implementation where a call names none; see `set_impl`, also for `Raises`.
+
+    The default is one for all threads: a block in one thread applies to the others, too.
+    """
     before = SETTINGS.impl
     set_impl(name)
     try:

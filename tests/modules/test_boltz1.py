@@ -13,7 +13,7 @@ import torch
 from pytorch_lightning import seed_everything
 from ranks import run
 from syncs import Syncs, Tape
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 import foldcp
@@ -271,3 +271,12 @@ def test_what_cannot_be_swapped(change: Any, message: str) -> None:
         swap.apply(model, Mesh.create(1, 1, "cpu"))
     with pytest.raises(ValueError, match="fp32 for Boltz-1"):
         swap.apply(model, Mesh.create(1, 1, "cpu"), precision="bf16")
+
+
+def test_a_model_with_a_part_that_does_not_fit_stays_as_it_was() -> None:
+    model = build(True, False)
+    model.structure_module = nn.Identity()
+    before = dict(model.named_children())
+    with pytest.raises(AttributeError):
+        swap.apply(model, Mesh.create(1, 1, "cpu"))
+    assert dict(model.named_children()) == before

@@ -13,6 +13,7 @@ from foldcp.layout.tiles import PairLayout
 from foldcp.modules.boltz1 import trunk
 from foldcp.modules.trunk.msa import MSAModule, OuterProductMean, PairWeightedAveraging
 from foldcp.modules.trunk.pairformer import PairformerModule
+from foldcp.modules.trunk.stack import TiledPairformer
 from foldcp.rings.attention_pair_bias import attention_pair_bias
 from foldcp.rings.triangle_attention import triangle_attention
 from foldcp.rings.triangle_multiplication import triangle_multiplication
@@ -197,3 +198,24 @@ def test_stacks_take_masks_of_each_element_as_stock_does(rows: int, cols: int) -
     x, twins = _inputs(), _stacks()
     wanted = {name: _stock(name, stack, x) for name, stack in twins.items()}
     run(rows, cols, _stacks_agree, {k: bare(v) for k, v in twins.items()}, wanted, x)
+
+
+def test_masks_of_another_batch_are_refused() -> None:
+    mesh = Mesh.create(1, 1)
+    stack = TiledPairformer([], mesh)
+    s, z = torch.zeros(1, N, C_S), torch.zeros(1, N, N, C_Z)
+    for name, mask in (("token_mask", torch.ones(2, N)), ("pair_mask", torch.ones(2, N, N))):
+        with pytest.raises(ValueError, match=f"`{name}` has a batch of 2, but `z` one of 1"):
+            stack(s, z, mesh.layout(N), **{name: mask})
+
+
+def test_a_tile_without_its_batch_is_told_what_is_expected() -> None:
+    layout = Mesh.create(1, 1).layout(9)
+    for shape, last, expected in (
+        ((9, 9), True, r"\[B, 9, 9\]"),
+        ((2, 8, 9, 4), True, r"\[2, 9, 9, 4\]"),
+        ((2, 8, 9), False, r"\[B, C, 9, 9\]"),
+        ((2, 4, 8, 9), False, r"\[2, 4, 9, 9\]"),
+    ):
+        with pytest.raises(ValueError, match=f"expects {expected}$"):
+            layout.check(torch.zeros(shape), channels_last=last)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from importlib import util
 from pathlib import Path
 from types import ModuleType
@@ -254,6 +255,33 @@ def test_a_graph_of_one_block_serves_the_others() -> None:
         found = ran(one)
     assert all(torch.equal(a, b) for a, b in zip(found, ran(two), strict=True))
     assert not torch.equal(found[1], ran(one)[1])
+
+
+_ODD = {
+    "no heads": (dict(heads=0), {}, r"`w.attention.pair` is \[3, 6\]; expected \[0, 6\]"),
+    "heads": (dict(heads=5), {}, r"`w.attention.pair` is \[3, 6\]; expected \[5, 6\]"),
+    "a bias of one": (dict(q_bias=torch.ones(1).double()), {},
+                      r"`w.attention.q_bias` is \[1\]; expected \[15\]"),
+    "output": (dict(o=torch.ones(C_S, 14).double()), {},
+               r"`w.attention.o` is \[8, 14\]; expected \[8, 15\]"),
+    "dtype": (dict(q=torch.ones(15, C_S)), {},
+              "`w.attention.q` has dtype torch.float32; expected float64"),
+    "a shift alone": ({}, dict(post_norm_weight=None),
+                      "`w.post_norm_weight` is None; expected a tensor because"),
+}  # fmt: skip
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", _ODD)
+def test_weights_of_the_single_that_do_not_fit_are_named(name: str) -> None:
+    attention, single, message = _ODD[name]
+    mesh = Mesh.create(1, 1)
+    pair, w = _weights(1)
+    w = replace(w, attention=replace(w.attention, **attention), **single)
+    stack = foldcp.TiledPairformer([foldcp.PairformerBlockWeights(pair, w)], mesh)
+    s, z = torch.ones(1, N, C_S).double(), torch.ones(1, N, N, C).double()
+    with pytest.raises(ValueError, match=f"single_track: {message}"):
+        stack(s, z, mesh.layout(N))
 
 
 def test_a_tensor_of_other_tokens_is_refused() -> None:

@@ -141,7 +141,10 @@ def test_a_fingerprint_is_of_what_the_code_does() -> None:
     other = ["def f(a, b=2):\n    return a + b", "def f(a, b=1):\n    return a - b",
              "def f(a, c=1):\n    return a + c", "@cache\ndef f(a, b=1):\n    return a + b",
              "def f(a, *, b=1):\n    return a + b", "class f(a, b):\n    pass"]  # fmt: skip
+    other += ["def f(a, b=1):\n    return a + b\nf = cache(f)"]
     assert len({plain, *map(one, other)}) == 1 + len(other)
+    replaced = of_bodies(b"class F:\n    def g(self):\n        pass\nF.g = None")
+    assert replaced["F.g"] != of_bodies(b"class F:\n    def g(self):\n        pass")["F.g"]
 
 
 def test_looking_at_boltz_takes_no_time() -> None:

@@ -15,6 +15,8 @@ from foldcp.runtime.session import Session
 
 ROOM = Path(__file__).parents[2] / "foldcp"
 CHANGES = {"append", "add", "clear", "update", "pop", "setdefault", "extend", "remove", "set"}
+CHANGES |= {"insert", "discard", "popitem", "appendleft", "extendleft", "popleft", "subtract"}
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
 # One reason a file; it says so itself.
 KEPT = {
     "boltz/run.py": "stock's functions are called by stock, and find the prediction here",
@@ -28,6 +30,14 @@ KEPT = {
 }
 
 
+def _at_import(tree: ast.AST) -> Iterator[ast.AST]:
+    """Yield the statements of a module, those in its `if`s and `try`s included."""
+    for node in ast.iter_child_nodes(tree):
+        yield node
+        if isinstance(node, ast.If | ast.Try | ast.With | ast.For):
+            yield from _at_import(node)
+
+
 def variables(source: str) -> Iterator[str]:
     """Yield the variables of a module that its functions change.
 
@@ -35,10 +45,11 @@ def variables(source: str) -> Iterator[str]:
         source: of the module.
     """
     tree = ast.parse(source)
-    targets = [t for x in tree.body if isinstance(x, ast.Assign) for t in x.targets]
-    targets += [x.target for x in tree.body if isinstance(x, ast.AnnAssign)]
-    names = {t.id for t in targets if isinstance(t, ast.Name)}
-    functions = [x for x in ast.walk(tree) if isinstance(x, ast.FunctionDef)]
+    body = list(_at_import(tree))
+    targets = [t for x in body if isinstance(x, ast.Assign) for t in x.targets]
+    targets += [x.target for x in body if isinstance(x, ast.AnnAssign)]
+    names = {x.id for t in targets for x in ast.walk(t) if isinstance(x, ast.Name)}
+    functions = [x for x in ast.walk(tree) if isinstance(x, FUNCTIONS)]
     changed = {name for x in ast.walk(tree) if isinstance(x, ast.Global) for name in x.names}
     for node in (x for f in functions for x in ast.walk(f)):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
@@ -56,6 +67,14 @@ def test_a_variable_that_functions_change_is_found() -> None:
         "        g.h = 1\ng = F()\n"
     )
     assert list(variables(source)) == ["a", "b", "c", "g"]
+    for source in (
+        "a = []\ndef f():\n    a.insert(0, 1)\n",
+        "a, b = [], []\ndef f():\n    a.append(b)\n",
+        "if True:\n    a = []\ndef f():\n    a.append(1)\n",
+        "a = set()\nasync def f():\n    a.discard(1)\n",
+        "a = {}\nf = lambda: a.popitem()\n",
+    ):
+        assert list(variables(source)) == ["a"], source
 
 
 def test_no_other_file_keeps_state_of_the_process() -> None:

@@ -64,8 +64,12 @@ def apply(model: nn.Module, mesh: Mesh, precision: str = "fp32") -> SwapReport:
     _check(model, family, precision)
     parts = family.parts(model)
     swaps = family.swaps(parts)
-    for name, tiled in swaps.items():
-        setattr(model, name, tiled(uncompiled(model.get_submodule(name)), mesh))
+    # All are made before the first is put in: a part that does not fit leaves the model as it was.
+    made = {
+        name: tiled(uncompiled(model.get_submodule(name)), mesh) for name, tiled in swaps.items()
+    }
+    for name, module in made.items():
+        setattr(model, name, module)
     fold = family.fold(model, mesh, parts, family.steering(model))
     model.predict_step = PredictStep(family, fold)
     return SwapReport(tuple(swaps))

@@ -13,7 +13,7 @@ import ast
 import hashlib
 from collections.abc import Iterator
 
-Body = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+Body = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Assign
 
 _DEFINED = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 _LEFT_OUT = {"ctx", "kind", "type_comment", "type_params", "returns", "annotation"}
@@ -28,6 +28,8 @@ def of_file(data: bytes) -> str:
 
 def of_bodies(data: bytes) -> dict[str, str]:
     """Return the fingerprint of each function, class and method of a module by qualified name.
+
+    What is assigned to such a name afterwards takes its place here as it does in Python.
 
     Args:
         data: the module's source.
@@ -49,6 +51,8 @@ def _defined(tree: ast.AST, prefix: str) -> Iterator[tuple[str, Body]]:
                 yield from _defined(node, f"{prefix}{node.name}.")
         elif isinstance(node, (ast.If, ast.Try)):
             yield from _defined(node, prefix)
+        elif isinstance(node, ast.Assign) and not prefix:
+            yield from ((ast.unparse(target), node) for target in node.targets)
 
 
 def _told(node: ast.AST) -> Iterator[str]:

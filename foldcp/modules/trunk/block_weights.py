@@ -67,6 +67,10 @@ class AttentionPairBiasWeights:
     g_bias: Tensor | None = None
     o_bias: Tensor | None = None
 
+    def tensors(self) -> list[Tensor | None]:
+        """List the weights in their order, without `heads`."""
+        return [x for name, x in vars(self).items() if name != "heads"]
+
 
 @dataclass(frozen=True)
 class PairWeights:
@@ -174,12 +178,14 @@ def update_single(
         A new shard.
 
     Raises:
-        ValueError: a tensor that does not fit the layout.
+        ValueError: a tensor that does not fit the layout or the others.
 
     Source: AlphaFold 3 supplement, Algorithm 17, lines 7 and 8.
     """
     with torch.autocast(z.device.type, enabled=False):
         s = wide(s)
+        given = s, *w.attention.tensors(), w.post_norm_weight, w.post_norm_bias
+        mesh.fits("single_track", *given, S=layout.shard, H=w.attention.heads)
         s = s + _attention(s, z, w.attention, layout, mesh, tokens)
         s = transition(s, w.transition)
         if w.post_norm_weight is None:

@@ -108,6 +108,9 @@ class PairformerStack(nn.Module):
             ValueError: a tensor that does not fit the layout.
         """
         masks = stack_masks(layout, self.mesh, token_mask, pair_mask)
+        for name, mask in (("token_mask", token_mask), ("pair_mask", pair_mask)):
+            if mask is not None and len(mask) not in (1, len(z)):
+                self.mesh.refuse(f"`{name}` has a batch of {len(mask)}, but `z` one of {len(z)}")
         s, z = run_blocks(self.layers, (s, z), masks, layout, progress)
         return s, z
 

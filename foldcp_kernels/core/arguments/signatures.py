@@ -106,6 +106,26 @@ TABLE = {
     v                  M S H D        same
     bias               1|M H R T      other
 """,
+    "single_track": """
+    s                             M S C   float
+    w.attention.norm_weight       C       gain
+    w.attention.norm_bias         C       gain
+    w.attention.pair_norm_weight  Z       other
+    w.attention.pair_norm_bias    Z       other
+    w.attention.pair              H Z     other
+    w.attention.q                 H*D C   same
+    w.attention.k                 H*D C   same
+    w.attention.v                 H*D C   same
+    w.attention.g                 H*D C   same
+    w.attention.o                 C H*D   same
+    w.attention.q_bias?           H*D     same
+    w.attention.k_bias?           H*D     same
+    w.attention.v_bias?           H*D     same
+    w.attention.g_bias?           H*D     same
+    w.attention.o_bias?           C       same
+    w.post_norm_weight?           C       gain    & w.post_norm_bias
+    w.post_norm_bias?             C       gain
+""",
     "transition": _TRANSITION.replace(" x ", " x!"),
     "swiglu": _TRANSITION.replace("C E ", "O E "),
     "outer_product_mean": """
