@@ -42,7 +42,7 @@ def text(version: str, package: Path) -> str:
         data = (package / path).read_bytes()
         found = {"": of_file(data), **of_bodies(data)}
         rows = [_row(path, name, found[name], version) for name in ("", *names)]
-        lines.append(f'    "{path}": {{\n' + ",\n".join(rows) + "},")
+        lines.append(f'    "{path}": {{{rows[0].strip()},\n' + ",\n".join(rows[1:]) + "},")
     return _HEAD + "\n".join(lines) + "\n}\n"
 
 

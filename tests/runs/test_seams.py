@@ -127,7 +127,8 @@ def test_the_table_and_the_fingerprints_are_of_the_same_functions() -> None:
     assert check.versions() == ["2.2.1"]
     for seam in table.SEAMS:
         assert (ROOT / "foldcp" / seam.ours).is_file(), seam
-        assert seam.how in (table.REPLACES, table.WRAPS, table.REBINDS, table.IMITATES)
+        how = (table.REPLACES, table.WRAPS, table.REBINDS, table.IMITATES, table.READS)
+        assert seam.how in how
 
 
 def test_a_fingerprint_is_of_what_the_code_does() -> None:
@@ -143,6 +144,13 @@ def test_a_fingerprint_is_of_what_the_code_does() -> None:
              "def f(a, *, b=1):\n    return a + b", "class f(a, b):\n    pass"]  # fmt: skip
     other += ["def f(a, b=1):\n    return a + b\nf = cache(f)"]
     assert len({plain, *map(one, other)}) == 1 + len(other)
+    constants = of_bodies(b"a = [1]\nb = 2"), of_bodies(b"a = [1]\na.x = 1\na = [2]\nb = 2")
+    assert constants[0]["a"] != constants[1]["a"] and constants[0]["b"] == constants[1]["b"]
+    assert of_bodies(b"d = {}\nd[1] = 2")["d"] != of_bodies(b"d = {}")["d"]
+    whole = [
+        of_bodies(b"class F:\n    def g(self):\n        pass" + x) for x in (b"", b"\nF.g = 1")
+    ]
+    assert whole[0]["F"] != whole[1]["F"]
     replaced = of_bodies(b"class F:\n    def g(self):\n        pass\nF.g = None")
     assert replaced["F.g"] != of_bodies(b"class F:\n    def g(self):\n        pass")["F.g"]
 

@@ -13,7 +13,7 @@ import ast
 import hashlib
 from collections.abc import Iterator
 
-Body = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Assign
+Body = ast.stmt
 
 _DEFINED = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 _LEFT_OUT = {"ctx", "kind", "type_comment", "type_params", "returns", "annotation"}
@@ -27,9 +27,9 @@ def of_file(data: bytes) -> str:
 
 
 def of_bodies(data: bytes) -> dict[str, str]:
-    """Return the fingerprint of each function, class and method of a module by qualified name.
+    """Return the fingerprint of each function, class, method and constant by qualified name.
 
-    What is assigned to such a name afterwards takes its place here as it does in Python.
+    A name that is defined or assigned several times has all of that in its fingerprint.
 
     Args:
         data: the module's source.
@@ -37,9 +37,12 @@ def of_bodies(data: bytes) -> dict[str, str]:
     Raises:
         SyntaxError: it is not the source of a module.
     """
+    told: dict[str, list[str]] = {}
+    for name, node in _defined(ast.parse(data), ""):
+        told.setdefault(name, []).extend(_told(node))
     return {
-        name: hashlib.sha256("\n".join(_told(node)).encode()).hexdigest()[:_DIGITS]
-        for name, node in _defined(ast.parse(data), "")
+        name: hashlib.sha256("\n".join(parts).encode()).hexdigest()[:_DIGITS]
+        for name, parts in told.items()
     }
 
 
@@ -51,8 +54,10 @@ def _defined(tree: ast.AST, prefix: str) -> Iterator[tuple[str, Body]]:
                 yield from _defined(node, f"{prefix}{node.name}.")
         elif isinstance(node, (ast.If, ast.Try)):
             yield from _defined(node, prefix)
-        elif isinstance(node, ast.Assign) and not prefix:
-            yield from ((ast.unparse(target), node) for target in node.targets)
+        elif isinstance(node, (ast.Assign, ast.AnnAssign, ast.AugAssign)) and not prefix:
+            for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
+                # `F.g = h` is a part of F, `d["key"] = 1` of d.
+                yield from ((name, node) for name in {ast.unparse(target), _first_name(target)})
 
 
 def _told(node: ast.AST) -> Iterator[str]:
@@ -66,7 +71,7 @@ def _told(node: ast.AST) -> Iterator[str]:
         if field == "body" and isinstance(node, _DEFINED) and ast.get_docstring(node) is not None:
             parts = parts[1:]
         if field == "decorator_list":
-            parts = [x for x in parts if _root(x) not in _DECLARE]
+            parts = [x for x in parts if _first_name(x) not in _DECLARE]
         if not parts or parts == [None] and not isinstance(node, ast.Constant):
             continue
         yield field
@@ -78,8 +83,8 @@ def _told(node: ast.AST) -> Iterator[str]:
     yield "."
 
 
-def _root(decorator: ast.expr) -> str:
-    """Return the first name of a decorator."""
-    while isinstance(decorator, (ast.Call, ast.Attribute)):
-        decorator = decorator.func if isinstance(decorator, ast.Call) else decorator.value
-    return decorator.id if isinstance(decorator, ast.Name) else ""
+def _first_name(node: ast.expr) -> str:
+    """Return the first name of a decorator or of what is assigned to."""
+    while isinstance(node, (ast.Call, ast.Attribute, ast.Subscript)):
+        node = node.func if isinstance(node, ast.Call) else node.value
+    return node.id if isinstance(node, ast.Name) else ""

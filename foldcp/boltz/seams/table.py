@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from foldcp.boltz.seams.models import IMITATED
 
 REPLACES, WRAPS, REBINDS, IMITATES = "replaces", "wraps", "rebinds", "imitates"
+READS = "reads"
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Seam:
     Args:
         names: as foldcp's code writes them.
         how: replaces, wraps (stock's runs inside ours), rebinds (stock's code runs with other
-            globals) or imitates (ours does the same otherwise; stock's does not run).
+            globals), imitates (ours does the same otherwise; stock's does not run) or reads.
         ours: the file below `foldcp/` that does so.
         why: the reason.
         bodies: of stock, on which this relies.
@@ -132,6 +133,14 @@ ELSEWHERE = (
           "model.layers.initialize:trunc_normal_init_"),
 )  # fmt: skip
 
+# Those that foldcp reads, and those that they are made of.
+_CONSTANTS = (
+    "canonical_tokens", "chain_type_ids", "chain_types", "contact_conditioning_info",
+    "dna_letter_to_token", "method_types_ids", "nucleic_backbone_atom_index",
+    "nucleic_backbone_atom_names", "num_elements", "num_tokens", "pocket_contact_info",
+    "prot_letter_to_token", "protein_backbone_atom_index", "protein_backbone_atom_names",
+    "ref_atoms", "rna_letter_to_token", "token_ids", "tokens", "unk_token", "vdw_radii",
+)  # fmt: skip
 _V2, _V1 = "data.feature.featurizerv2:", "data.feature.featurizer:"
 FEATURES = (
     _seam("process_atom_features", REBINDS, "boltz/features/stock.py",
@@ -159,6 +168,10 @@ FEATURES = (
           f"{_V2}process_residue_constraint_features {_V2}process_chain_feature_constraints "
           f"{_V2}process_contact_feature_constraints {_V1}process_residue_constraint_features "
           f"{_V1}process_chain_feature_constraints"),
+    _seam("const", READS, "boltz/features/boltz2.py",
+          "numbers of tokens, elements, atoms, chain types and methods, which mean what they did "
+          "when the weights were trained",
+          " ".join(f"data.const:{name}" for name in _CONSTANTS)),
     _seam("Boltz2Featurizer BoltzFeaturizer", REPLACES, "boltz/features/boltz2.py",
           "hand out compact features, in stock's order of draws",
           f"{_V2}Boltz2Featurizer {_V1}BoltzFeaturizer"),
