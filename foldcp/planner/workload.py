@@ -39,7 +39,7 @@ class Workload:
 
 @dataclass(frozen=True)
 class Setup:
-    """How a mesh folds an input.
+    """Choices of how a mesh folds an input.
 
     Args:
         rows: R of the mesh.
