@@ -5,6 +5,7 @@
 # make docs   the documentation, site/ (mkdocs); rewrites its generated parts first
 # make bench  the tables behind the documentation (about 30 minutes); writes bench/results
 # make setup  only the environment, .venv; the other targets call it
+# make cueq-python  cuEquivariance's Python for its contract test, which skips without
 #
 # PYTHON=python3.12      interpreter for .venv (3.10 to 3.12)
 # TORCH_INDEX=URL        package index for torch alone; https://download.pytorch.org/whl/cpu holds a
@@ -13,11 +14,14 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := demo
-.PHONY: setup demo quick test lint docs bench clean
+.PHONY: setup demo quick test lint docs bench cueq-python clean
 
 TORCH := torch==2.13.0
 TORCH_INDEX ?=
 DEMO ?=
+# In a folder of its own: no test but the one of the contract finds it.
+CUEQ := cuequivariance-torch==0.13.0 cuequivariance==0.13.0 cuequivariance-ops-torch-cu13==0.13.0 \
+	cuequivariance-ops-cu13==0.13.0 opt-einsum==3.4.0 nvidia-ml-py==13.615.71
 # Tests marked `timed` bound how long ranks take, and run by themselves; all are in these files.
 TIMED := tests/runs/test_faults.py tests/fabric/test_exchange.py
 # Two files at a time, in the order of their names; the slowest tests are listed.
@@ -74,6 +78,16 @@ docs: .venv/.docs
 	@$(PY) -m bench.pages
 	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 	@echo "site/index.html"
+
+cueq-python: .venv/cuequivariance/.ready
+
+# The compiled part is for GPUs, and deleted.
+.venv/cuequivariance/.ready: Makefile | $(PY)
+	@echo "installing the Python of cuEquivariance into .venv/cuequivariance"
+	@rm -rf $(@D)
+	@$(PIP) --no-deps --no-compile --target $(@D) $(CUEQ)
+	@find $(@D) -name '*.so' -delete
+	@touch $@
 
 bench: setup
 	@set -e; for name in roofline aot native bytes_moved live_memory mesh_memory tile_memory \

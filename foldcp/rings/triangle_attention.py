@@ -37,6 +37,7 @@ from foldcp_kernels.core.dispatch import compute_dtype
 from foldcp_kernels.core.recompute import nothing
 from foldcp_kernels.triangle_attention import TriangleAttentionWeights
 from foldcp_kernels.triangle_attention.choice import Parts, chosen, least_chunks, lines_per_chunk
+from foldcp_kernels.triangle_attention.cuequivariance import prepare
 from foldcp_kernels.triangle_attention.parts import (
     Lines,
     attend_lines,
@@ -115,6 +116,11 @@ def _panel_attention(
 
     # The bias lies as the lines read it: [B, H, T_r, panel], or for the ending node its transpose.
     bias = bias_panels(along(z), w, parts, own_panels)
+    alone = layout.size == 1 and parts.cuequivariance and not torch.is_grad_enabled()
+    if alone:
+        cut = None if keep is None else along(keep)[:, :, : layout.n]
+        whole, cut = prepare(bias[0][..., : layout.n], cut, compute_dtype(z))
+        bias, keep = (whole,), None if cut is None else along(cut)
 
     def moves() -> Iterator[tuple[tuple[Span, list[Lines]], Plan, tuple[Tensor, ...]]]:
         for span, plan in chunks:
@@ -132,7 +138,8 @@ def _panel_attention(
     updated = []  # in place without gradients
     for (span, held), step, regions in chained(mesh, moves(), dims, LABEL, wires):
         if (count := real[step][1] - real[step][0]) > 0:  # padding alone adds nothing
-            carry = attend_lines(held[0], *_panel(regions, count), carry, step == last, parts)
+            panel = _panel(regions, count, alone)
+            carry = attend_lines(held[0], *panel, carry, step == last, parts)
         if step + 1 == layout.panels:
             assert carry is not None
             held.clear()  # the output and the next chunk do without its queries
@@ -141,7 +148,10 @@ def _panel_attention(
     return torch.cat(updated, dim) if torch.is_grad_enabled() else z
 
 
-def _panel(regions: Regions, count: int) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Cut a panel to its real keys: k and v, bias, which keys count."""
+def _panel(regions: Regions, count: int, prepared: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Cut a panel to its real keys: k and v, bias, mask; the last two may be `prepared` so."""
     kv, bias, *keep = regions
-    return kv[:, :, :count], bias[..., :count], keep[0][:, :, :count] if keep else None
+    mask = keep[0] if keep else None
+    if not prepared:
+        bias, mask = bias[..., :count], None if mask is None else mask[:, :, :count]
+    return kv[:, :, :count], bias, mask

@@ -20,6 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from foldcp_kernels.core import trial
 from foldcp_kernels.core.settings import SETTINGS
+from foldcp_kernels.core.trial import cuequivariance
 
 IMPLS = ("auto", "reference", "torch", "triton", "cuequivariance")
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -33,15 +34,15 @@ def set_impl(name: str) -> None:
         name: one of `IMPLS` but "reference".
 
     Raises:
-        ValueError: the name is unknown, or names a package that is not installed.
+        ValueError: the name is unknown, or names a package that cannot run.
     """
     if name not in IMPLS or name == "reference":
         allowed = ", ".join(x for x in IMPLS if x != "reference")
         raise ValueError(f"`impl` must be one of {allowed}, got {name!r}")
-    packages = {"triton": "triton", "cuequivariance": "cuequivariance_torch"}
-    package = packages.get(name)
-    if package and util.find_spec(package) is None:
-        raise ValueError(f"`impl` {name!r} needs the package {package}: install it or use auto")
+    if name == "triton" and util.find_spec(name) is None:
+        raise ValueError(f"`impl` {name!r} needs the package {name}: install it or use auto")
+    if name == "cuequivariance" and (why := cuequivariance.fault()):
+        raise ValueError(f"`impl` {name!r} cannot run: {why}; or use auto")
     SETTINGS.impl = name
 
 

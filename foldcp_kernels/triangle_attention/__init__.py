@@ -15,6 +15,7 @@ from foldcp_kernels.core.arguments import check
 from foldcp_kernels.core.recompute import nothing
 from foldcp_kernels.triangle_attention import definition
 from foldcp_kernels.triangle_attention.choice import choose_parts
+from foldcp_kernels.triangle_attention.cuequivariance import prepare
 from foldcp_kernels.triangle_attention.definition import (
     TriangleAttentionWeights as TriangleAttentionWeights,
 )
@@ -63,7 +64,9 @@ def triangle_attention(
     parts = choose_parts(z, w, impl)
     x, keep = (z, mask) if starting else (z.transpose(1, 2), swapped(mask))
     lines = project_lines(x, w, parts)
-    bias = project_bias(x, w, parts)
-    carry = attend_lines(lines, lines.kv[0], bias, key_mask(keep), None, True, parts)
+    bias, keep = project_bias(x, w, parts), key_mask(keep)
+    if parts.cuequivariance:
+        bias, keep = prepare(bias, keep, lines.q.dtype)
+    carry = attend_lines(lines, lines.kv[0], bias, keep, None, True, parts)
     out = line_output(x, carry, w, parts)
     return out if starting else out.transpose(1, 2)

@@ -26,7 +26,8 @@ from foldcp_kernels.core.weight_cache import derived
 from foldcp_kernels.gated_output import GATED_OUTPUT
 from foldcp_kernels.norm_linear import EPS, PLANES, refusal, slower
 from foldcp_kernels.triangle_attention.choice import Parts
-from foldcp_kernels.triangle_attention.definition import MASKED, TriangleAttentionWeights
+from foldcp_kernels.triangle_attention.definition import TriangleAttentionWeights
+from foldcp_kernels.triangle_attention.masks import kept
 
 
 @dataclass(frozen=True)
@@ -201,7 +202,8 @@ def attend_lines(
         lines: from `project_lines`.
         kv: of the panel [B, I, K, 2HD].
         bias: [B, H, J, K].
-        keep: mask of the panel's keys [B, I, K], from `kept`; None keeps all.
+        keep: mask of the panel's keys [B, I, K], from `key_mask`, or from
+            `cuequivariance.prepare`; None keeps all.
         carry: over the panels so far (o [B, I, H, J, D]), None at the first panel.
         last: there is no further panel.
         parts: from `chosen`; cuEquivariance takes all keys only.
@@ -209,12 +211,8 @@ def attend_lines(
     Returns:
         The new carry; from cuEquivariance without lse.
     """
-    if keep is not None:
-        lost = MASKED * (1 - keep.to(torch.promote_types(lines.q.dtype, torch.float32)))
-        least = lost.amin(-1)
-        # A key that loses more than the best of its panel has no weight beside it. The panel
-        # counts by what its best loses: not at all, unless that is so in every panel.
-        keep = lost == least[..., None]
+    if keep is not None and keep.dtype != torch.int32:
+        keep, least = kept(keep, lines.q.dtype)
     h, d = lines.q.shape[3:]
     hd = h * d
     q = lines.q.transpose(2, 3)

@@ -1,12 +1,15 @@
-"""Run NVIDIA's cuEquivariance as an optional implementation of triangle multiplication."""
+"""Run NVIDIA's cuEquivariance as an optional implementation of triangle multiplication.
+
+It is handed z and the weights as they are: it rounds what it multiplies as autocast says, after
+LayerNorm. In z itself the rounding would grow with the mean of the channels.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from foldcp_kernels.core.dispatch import compute_dtype
-from foldcp_kernels.triangle_attention.cuequivariance import package
+from foldcp_kernels.core.trial.cuequivariance import package
 from foldcp_kernels.triangle_multiplication.definition import TriangleMultiplicationWeights
 
 
@@ -25,22 +28,20 @@ def triangle_multiplication(
         [B, N, N, C].
 
     Raises:
-        ValueError: the package is not installed.
+        ValueError: the package cannot run.
     """
-    dtype = compute_dtype(z)
-    x = z.to(dtype)
     update = package().triangle_multiplicative_update(
-        x,
+        z,
         direction="outgoing" if outgoing else "incoming",
-        mask=x.new_ones(x.shape[:3]) if mask is None else mask.to(dtype),
-        norm_in_weight=w.norm_in_weight.to(dtype),
-        norm_in_bias=w.norm_in_bias.to(dtype),
-        p_in_weight=w.p_in.to(dtype),
-        g_in_weight=w.g_in.to(dtype),
-        norm_out_weight=w.norm_out_weight.to(dtype),
-        norm_out_bias=w.norm_out_bias.to(dtype),
-        p_out_weight=w.p_out.to(dtype),
-        g_out_weight=w.g_out.to(dtype),
+        mask=None if mask is None else mask.to(z.dtype),
+        norm_in_weight=w.norm_in_weight,
+        norm_in_bias=w.norm_in_bias,
+        p_in_weight=w.p_in,
+        g_in_weight=w.g_in,
+        norm_out_weight=w.norm_out_weight,
+        norm_out_bias=w.norm_out_bias,
+        p_out_weight=w.p_out,
+        g_out_weight=w.g_out,
         eps=1e-5,
     )
     return z + update if torch.is_grad_enabled() else z.add_(update)

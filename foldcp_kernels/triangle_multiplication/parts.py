@@ -72,7 +72,7 @@ def run_cuequivariance(
         outgoing: which of the two.
 
     Raises:
-        ValueError: the package is not installed.
+        ValueError: the package cannot run.
     """
     from foldcp_kernels.triangle_multiplication.cuequivariance import triangle_multiplication
 

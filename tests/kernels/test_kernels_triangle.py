@@ -332,44 +332,6 @@ def test_interpreter_refuses_bfloat16() -> None:
         attend(q, q, q, None, 1.0, impl="triton")
 
 
-def test_cuequivariance_gets_its_own_conventions(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Against a stand-in with the published signature: layouts, mask (True = keep) and scale."""
-    import sys
-    from types import SimpleNamespace
-
-    def attention(q, k, v, bias, mask=None, scale=None, return_aux=False):
-        assert mask.dtype == torch.bool and mask.shape == (q.shape[0], q.shape[1], 1, 1, k.shape[3])
-        assert all(x.is_contiguous() for x in (q, k, v, bias))
-        logits = q @ k.transpose(-1, -2) * scale + bias
-        return logits.masked_fill(~mask, -torch.inf).softmax(-1) @ v
-
-    def multiply(x, direction, mask, eps, **w):
-        assert eps == 1e-5
-        names = ("norm_in_weight", "norm_in_bias", "p_in_weight", "g_in_weight", "norm_out_weight",
-                 "norm_out_bias", "p_out_weight", "g_out_weight")  # fmt: skip
-        weights = TriangleMultiplicationWeights(*(w.pop(n) for n in names))
-        assert not w
-        return reference.triangle_multiplication(x, mask, weights, direction == "outgoing") - x
-
-    n, c = 11, 16
-    z, mask = rand(1, 2, n, n, c), pair_mask(1, 2, n, False)
-    att = parameters(5, (c,), (c,), (2, c), (c, c), (c, c), (c, c), (c, c), (c, c))
-    att = TriangleAttentionWeights(*att, 2)
-    mul = parameters(3, (c,), (c,), (2 * c, c), (2 * c, c), (c,), (c,), (c, c), (c, c))
-    mul = TriangleMultiplicationWeights(*mul)
-    with pytest.raises(ValueError, match="pip install cuequivariance-torch"):
-        monkeypatch.setitem(sys.modules, "cuequivariance_torch", None)
-        triangle_multiplication(z.clone(), mask, mul, True, "cuequivariance")
-    peer = SimpleNamespace(triangle_attention=attention, triangle_multiplicative_update=multiply)
-    monkeypatch.setitem(sys.modules, "cuequivariance_torch", peer)
-    with torch.no_grad():
-        for flag in (True, False):
-            got = triangle_attention(z.clone(), mask, att, flag, "cuequivariance")
-            assert error(got, reference.triangle_attention(z, mask, att, flag)) < 1e-12
-            got = triangle_multiplication(z.clone(), mask, mul, flag, "cuequivariance")
-            assert error(got, reference.triangle_multiplication(z, mask, mul, flag)) < 1e-12
-
-
 def test_prescaled_queries_are_recognised() -> None:
     q, k, v = (rand(s, 1, 1, 5, 16).float() for s in range(3))
     plain = attend(q, k, v, None, 0.25, impl="triton")[0]

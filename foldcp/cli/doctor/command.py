@@ -100,6 +100,7 @@ def _machine(gpus: int, config: Config) -> asked.Machine:
 
     from foldcp_kernels.core.dispatch import triton_fault
     from foldcp_kernels.core.extension import load
+    from foldcp_kernels.core.trial import cuequivariance
 
     extension = load()
     devices = [torch.device("cuda", i) for i in range(gpus)] or [torch.device("cpu")]
@@ -112,7 +113,7 @@ def _machine(gpus: int, config: Config) -> asked.Machine:
     return asked.Machine(
         gpus=gpus,
         triton=next(filter(None, map(triton_fault, devices)), None),
-        cuequivariance=installed.cuequivariance_fault(),
+        cuequivariance=cuequivariance.fault(),
         extension=next(filter(None, map(extension.missing, devices)), None),
         nccl=nccl,
         torch_nccl=torch.distributed.is_nccl_available(),

@@ -112,6 +112,7 @@ def packages(gpus: int) -> Iterator[Finding]:
         gpus: how many there are.
     """
     from foldcp_kernels.core import trial
+    from foldcp_kernels.core.trial import cuequivariance
 
     fault = trial.package_fault()
     text, _, remedy = (fault or "").rpartition(": ")
@@ -120,19 +121,10 @@ def packages(gpus: int) -> Iterator[Finding]:
     torch_part = version("cuequivariance-torch")
     parts = [f"cuequivariance-torch {torch_part}"] if torch_part else []
     parts += [f"{name} {found}" for name, found in _operators().items()]
-    yield Finding("cuEquivariance", ", ".join(parts) or "not installed (optional)")
+    fault = cuequivariance.fault() if parts and gpus else None
+    yield Finding("cuEquivariance", ", ".join(parts) or "not installed (optional)", fault or "")
     engine = version("transformer_engine") or version("transformer-engine")
     yield Finding("TransformerEngine", engine or "not installed (optional, foldcp does not use it)")
-
-
-def cuequivariance_fault() -> str | None:
-    """Say why cuEquivariance's kernels do not run, None where they do."""
-    from importlib import util
-
-    needed = ("cuequivariance_torch", "cuequivariance_ops_torch")
-    missing = [name for name in needed if util.find_spec(name) is None]
-    remedy = "pip install cuequivariance-torch cuequivariance-ops-torch-cu13"
-    return f"{' and '.join(missing)} not installed: {remedy}" if missing else None
 
 
 def _operators() -> dict[str, str]:
