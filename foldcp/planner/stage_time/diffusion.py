@@ -21,7 +21,21 @@ def atoms_of(case: Case) -> tuple[int, int]:
     windows = ceil(case.workload.atoms / d.queries)
     own = ceil(windows / size) * d.queries
     halo = 2 * d.queries * d.atom_layers * min(2, size - 1) if size > 1 else 0
-    return own, min(own + 2 * halo // 2, windows * d.queries)
+    return own, min(own + halo, windows * d.queries)
+
+
+def products(case: Case, rows: float, channels: int, count: int, calls: int) -> Part:
+    """Model products of rows with square weights.
+
+    Args:
+        case: the prediction.
+        rows: of activations.
+        channels: of a row, and of a product.
+        count: of products.
+        calls: of torch's operators that they are.
+    """
+    moved = count * channels * (2 * rows + channels) * FLOAT32
+    return case.kernel("linear", 2 * count * rows * channels**2, moved, 0, FLOAT32, calls=calls)
 
 
 def atom_layers(case: Case, samples: int) -> Part:
@@ -33,9 +47,7 @@ def atom_layers(case: Case, samples: int) -> Part:
     """
     d, (_, atoms) = case.dims, atoms_of(case)
     c, rows = d.atom_s, samples * atoms
-    linear = case.kernel(
-        "linear", 2 * _WIDTHS * rows * c * c, 2 * _WIDTHS * rows * c * FLOAT32, 0, 4, calls=9
-    )
+    linear = products(case, rows, c, _WIDTHS, 9)
     pairs = atoms * d.keys
     window = case.kernel(
         "atom_attention",
@@ -53,8 +65,7 @@ def atom_layers(case: Case, samples: int) -> Part:
 def atom_gates(case: Case) -> Part:
     """Model the gates of the window layers of one side, computed once."""
     d, (_, atoms) = case.dims, atoms_of(case)
-    flops, moved = 2 * _GATES * atoms * d.atom_s**2, 3 * _GATES * atoms * d.atom_s * FLOAT32
-    return d.atom_layers * case.kernel("linear", flops, moved, 0, 4, calls=14)
+    return d.atom_layers * products(case, atoms, d.atom_s, _GATES, 14)
 
 
 def atom_embedding(case: Case, layers: int) -> Part:
@@ -111,12 +122,8 @@ def token_layer(case: Case, samples: int) -> Part:
     """
     d, lay, pairs = case.dims, case.layout, case.tile
     c, rows = 2 * d.token_s, samples * lay.shard
-    linear = case.kernel(
-        "linear", 2 * _WIDTHS * rows * c * c, 2 * _WIDTHS * rows * c * FLOAT32, 0, 4, calls=9
-    )
-    gates = case.kernel(
-        "linear", 2 * _GATES * lay.shard * c * c, 3 * _GATES * lay.shard * c * 4, 0, 4, calls=9
-    )
+    linear = products(case, rows, c, _WIDTHS, 9)
+    gates = products(case, lay.shard, c, _GATES, 9)
     attention = case.kernel(
         "attention_pair_bias",
         4 * samples * pairs * c,

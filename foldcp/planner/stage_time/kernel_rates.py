@@ -40,7 +40,7 @@ _OTHERS = ("link", "host")
 
 @dataclass(frozen=True)
 class KernelRates:
-    """What kernels reach of stated rates.
+    """Shares of stated rates that kernels reach.
 
     Args:
         fractions: of the stated rates that a kernel reaches; one that is missing is assumed.
@@ -154,3 +154,28 @@ def _fraction(row: Mapping[str, str | None], name: str, chip: Chip, where: str) 
             + ("" if name in _OTHERS else ", or `seconds` with `flops`, `bytes` and `exps`")
         )
     return value
+
+
+def shared(chip: Chip, links: Links, ranks: int, cores: int) -> tuple[Chip, Links]:
+    """Return a core and its links as a rank finds them that shares the cores with others.
+
+    Args:
+        chip: one core.
+        links: between ranks that have a core each.
+        ranks: of the machine.
+        cores: of the machine.
+    """
+    part = min(1.0, cores / ranks)
+    slower = replace(
+        chip,
+        tflops=chip.tflops * part,
+        float32_tflops=chip.float32_tflops * part,
+        tbs=chip.tbs * part,
+        gexps=chip.gexps * part,
+        host=chip.host / part,
+    )
+    near, far = (
+        replace(link, gbs=link.gbs * part, latency=link.latency / part)
+        for link in (links.near, links.far)
+    )
+    return slower, replace(links, near=near, far=far)

@@ -50,7 +50,7 @@ class StageSeconds:
 
 @dataclass(frozen=True)
 class Part:
-    """What a part of a stage takes. Parts add up, and a number times a part is so many of them.
+    """Work of a part of a stage. Parts add up, and a number times a part is so many of them.
 
     Args:
         compute_s: kernels.

@@ -5,7 +5,7 @@ Source: docs/design/strategies-and-cost.md.
 
 from __future__ import annotations
 
-from foldcp.planner.dims import dims_of
+from foldcp.planner.dims import Dims, dims_of
 from foldcp.planner.rates import EXCHANGE, GROUP, LAUNCH, PRODUCT, TRANSFER, Chip, Links
 from foldcp.planner.stage_time import diffusion, trunk
 from foldcp.planner.stage_time.kernel_rates import ASSUMED, KernelRates
@@ -66,7 +66,12 @@ def _records_blocks(case: Case) -> bool:
 
 
 def stage_seconds(
-    workload: Workload, setup: Setup, chip: Chip, links: Links, rates: KernelRates = ASSUMED
+    workload: Workload,
+    setup: Setup,
+    chip: Chip,
+    links: Links,
+    rates: KernelRates = ASSUMED,
+    dims: Dims | None = None,
 ) -> dict[str, StageSeconds]:
     """Model the seconds of every stage of a prediction, in their order.
 
@@ -76,6 +81,7 @@ def stage_seconds(
         chip: processor of each rank.
         links: between the ranks.
         rates: what kernels reach of the chip's rates.
+        dims: sizes of the model, None for those that it is published with.
 
     Returns:
         For each of `STAGES` its seconds. Loading a checkpoint, features and writing files are not
@@ -86,8 +92,8 @@ def stage_seconds(
 
     Source: docs/design/strategies-and-cost.md.
     """
-    case = Case(workload, setup, dims_of(workload.model), chip, links, rates)
-    passes, dims = workload.recycling_steps + 1, case.dims
+    dims = dims or dims_of(workload.model)
+    case, passes = Case(workload, setup, dims, chip, links, rates), workload.recycling_steps + 1
     parts = {
         "input_embedder": diffusion.input_embedder(case),
         "recycling": passes * trunk.recycling(case),
