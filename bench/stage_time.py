@@ -8,7 +8,9 @@ Fold-CP reports on 4 x H100, with every assumption.
     python -m bench.stage_time --validate        # bench/results/model/cpu_validation.csv
 
 `--validate` runs predictions on CPU ranks: rates of kernels, host and link are fitted to two of
-them, and the seconds of three others, of other sizes and meshes, are predicted.
+them, and the seconds of three others, of other sizes and meshes, are predicted. Seconds are those
+that a core worked, which ranks on a machine of their own take by the clock too; both are in the
+table.
 """
 
 from __future__ import annotations
@@ -235,7 +237,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\n".join(fitted.described()))
         write_csv(options.out or VALIDATED, rows)
         totals = [r for r in rows if r["item"] == "total" and r["role"] == "predicted"]
-        return int(any(abs(float(r["error_by_clock"])) > AT_MOST for r in totals))
+        return int(any(abs(float(r["error"])) > AT_MOST for r in totals))
     chip: Chip = H100
     rates = read_rates(options.rates, chip) if options.rates else ASSUMED
     _show(rates)

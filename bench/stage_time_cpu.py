@@ -144,7 +144,7 @@ def run(tokens: int, rows: int, cols: int, repeats: int) -> dict[str, tuple[floa
         tokens: N.
         rows: rows of the mesh.
         cols: columns of the mesh.
-        repeats: predictions; the one that took the least counts.
+        repeats: predictions; the one that took the least by the clock counts.
 
     Returns:
         By name of stage or op the seconds by the clock, and those by the cores: the most that a
@@ -169,17 +169,17 @@ def run(tokens: int, rows: int, cols: int, repeats: int) -> dict[str, tuple[floa
     if any(process.returncode for process in ranks):
         raise RuntimeError(f"a rank of {rows}x{cols} failed at {tokens} tokens, see above")
     of_ranks = [json.loads(text.splitlines()[-1]) for text in said]
-    best = min(_joined(one) for one in zip(*of_ranks, strict=True))
-    return best[1]
+    found = [_joined(one) for one in zip(*of_ranks, strict=True)]
+    return min(found, key=lambda one: one["total"][0])
 
 
-def _joined(ranks: Any) -> tuple[float, dict[str, tuple[float, float]]]:
-    """(core seconds of all, seconds by name) of one repeat on all ranks."""
+def _joined(ranks: Any) -> dict[str, tuple[float, float]]:
+    """Seconds by name of one repeat on all ranks."""
     cores, found = os.cpu_count() or 1, {}
     for name in ranks[0]:
         walls, used = zip(*(rank[name] for rank in ranks), strict=True)
         found[name] = (max(walls), max(*used, sum(used) / cores))
-    return found["total"][1], found
+    return found
 
 
 def main(argv: list[str]) -> int:

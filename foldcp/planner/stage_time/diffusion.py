@@ -135,7 +135,7 @@ def token_layer(case: Case, samples: int) -> Part:
     )
     passes = case.kernel("elementwise", 0, _PASSES * rows * c * FLOAT32, launches=4, calls=4)
     each = samples * c * FLOAT32
-    moved = case.exchange("tokens", ("rows", "cols", "cols"), [each] * 3)
+    moved = case.exchange("tokens", ("rows", "cols", "cols"), [each] * 3, samples)
     statistics = 2 * samples * d.token_heads * FLOAT32
     partial = case.exchange("partials", ("o", "lse"), [each, statistics])
     return linear + gates + attention + passes + moved + partial

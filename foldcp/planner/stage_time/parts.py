@@ -174,13 +174,16 @@ class Case:
         seconds = chip.seconds(itemsize, flops, moved, exps)
         return Part(compute_s=seconds, launches=launches, calls=calls)
 
-    def exchange(self, kind: str, spans: tuple[str, ...], each: Sequence[float]) -> Part:
+    def exchange(
+        self, kind: str, spans: tuple[str, ...], each: Sequence[float], pieces: int = 1
+    ) -> Part:
         """Model a gather that nothing hides.
 
         Args:
             kind: as of `unit_volumes`.
             spans: as of `unit_volumes`.
             each: bytes of a token of each source, of "transpose" of a pair.
+            pieces: transfers that a message is, where it is not one run of memory.
         """
         lay, setup = self.layout, self.setup
         if setup.size == 1 or (kind in ("partials", "row") and setup.cols == 1):
@@ -193,7 +196,7 @@ class Case:
         seconds = max(job.transfers(loads, wire, wire))
         got = sum(load.received(wire) for load in loads) / len(loads)
         messages = max(2 * sum(load.messages) for load in loads)
-        return self._moved(seconds, got, messages)
+        return self._moved(seconds, got, messages * pieces)
 
     def _moved(self, seconds: float, got: float, messages: int) -> Part:
         chip = self.rates.chip(self.stated, "link")
