@@ -246,6 +246,17 @@ def crossover() -> str:
     return f"{markdown(head, body)}\n\n{source('rings/crossover.csv', MODELLED)}"
 
 
+def stage_time() -> str:
+    """Tabulate the modelled seconds of the complex that Fold-CP reports."""
+    found: dict[str, dict[str, str]] = defaultdict(dict)
+    for r in rows("model/stage_time.csv"):
+        found[r["stage"]][r["gpus"]] = f"{float(r['total_s_modelled']):.2f}"
+    gpus = list(found["total"])
+    body = [(stage.replace("_", " "), *(of[x] for x in gpus)) for stage, of in found.items()]
+    head = ("stage, s", *gpus)
+    return f"{markdown(head, body)}\n\n{source('model/stage_time.csv', MODELLED)}"
+
+
 def roofline() -> str:
     """Tabulate floors and predictions of the two triangle ops on an H100."""
     body = [
@@ -281,5 +292,6 @@ BLOCKS: dict[str, Callable[[], str]] = {
     for function in (
         vs_stock, loading, outputs, steering, transports, planning, overlap, wire, host_time,
         live, mesh_memory, tile_memory, traffic, rings_model, crossover, roofline, compiled, chosen,
+        stage_time,
     )
 }  # fmt: skip
