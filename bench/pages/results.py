@@ -257,6 +257,17 @@ def stage_time() -> str:
     return f"{markdown(head, body)}\n\n{source('model/stage_time.csv', MODELLED)}"
 
 
+def cpu_validation() -> str:
+    """Tabulate modelled and measured totals of predictions on CPU ranks."""
+    body = [
+        (r["tokens"], r["mesh"], r["role"], r["modelled_s"], r["core_s"], r["clock_s"],
+         f"{float(r['error']):+.0%}")
+        for r in rows("model/cpu_validation.csv") if r["item"] == "total"
+    ]  # fmt: skip
+    head = ("N", "mesh", "role", "modelled, s", "cores, s", "clock, s", "error by cores")
+    return f"{markdown(head, body)}\n\n{source('model/cpu_validation.csv')}"
+
+
 def roofline() -> str:
     """Tabulate floors and predictions of the two triangle ops on an H100."""
     body = [
@@ -292,6 +303,6 @@ BLOCKS: dict[str, Callable[[], str]] = {
     for function in (
         vs_stock, loading, outputs, steering, transports, planning, overlap, wire, host_time,
         live, mesh_memory, tile_memory, traffic, rings_model, crossover, roofline, compiled, chosen,
-        stage_time,
+        stage_time, cpu_validation,
     )
 }  # fmt: skip

@@ -226,6 +226,17 @@ def test_a_fit_finds_the_rates_that_made_the_seconds() -> None:
         assert found == pytest.approx(made, rel=0.05)
 
 
+def test_the_validation_on_cpu_holds() -> None:
+    with bench.VALIDATED.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    totals = [row for row in rows if row["item"] == "total" and row["role"] == "predicted"]
+    assert len(totals) == len({(row["tokens"], row["mesh"]) for row in totals}) == 3
+    for row in totals:
+        error = float(row["modelled_s"]) / float(row["core_s"]) - 1
+        assert abs(error) < bench.AT_MOST, row
+        assert error == pytest.approx(float(row["error"]), abs=0.002)
+
+
 def test_h200_has_the_memory_of_its_own() -> None:
     one = [modelled(INPUT, 1, 1, chip)["recycling"].compute_s for chip in (H100, H200)]
     assert one[0] > 1.3 * one[1]
