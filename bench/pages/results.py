@@ -246,6 +246,28 @@ def crossover() -> str:
     return f"{markdown(head, body)}\n\n{source('rings/crossover.csv', MODELLED)}"
 
 
+def stage_time() -> str:
+    """Tabulate the modelled seconds of the complex that Fold-CP reports."""
+    found: dict[str, dict[str, str]] = defaultdict(dict)
+    for r in rows("model/stage_time.csv"):
+        found[r["stage"]][r["gpus"]] = f"{float(r['total_s_modelled']):.2f}"
+    gpus = list(found["total"])
+    body = [(stage.replace("_", " "), *(of[x] for x in gpus)) for stage, of in found.items()]
+    head = ("stage, s", *gpus)
+    return f"{markdown(head, body)}\n\n{source('model/stage_time.csv', MODELLED)}"
+
+
+def cpu_validation() -> str:
+    """Tabulate modelled and measured totals of predictions on CPU ranks."""
+    body = [
+        (r["tokens"], r["mesh"], r["role"], r["modelled_s"], r["core_s"], r["clock_s"],
+         f"{float(r['error']):+.0%}")
+        for r in rows("model/cpu_validation.csv") if r["item"] == "total"
+    ]  # fmt: skip
+    head = ("N", "mesh", "role", "modelled, s", "cores, s", "clock, s", "error by cores")
+    return f"{markdown(head, body)}\n\n{source('model/cpu_validation.csv')}"
+
+
 def roofline() -> str:
     """Tabulate floors and predictions of the two triangle ops on an H100."""
     body = [
@@ -281,5 +303,6 @@ BLOCKS: dict[str, Callable[[], str]] = {
     for function in (
         vs_stock, loading, outputs, steering, transports, planning, overlap, wire, host_time,
         live, mesh_memory, tile_memory, traffic, rings_model, crossover, roofline, compiled, chosen,
+        stage_time, cpu_validation,
     )
 }  # fmt: skip

@@ -29,6 +29,7 @@ class Chip:
         tbs: memory, TB/s.
         source: of what is stated.
         host: how slow its host is, 1 as measured.
+        asynchronous: it works beside the host, which launches what it is to do.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Chip:
     tbs: float
     source: str
     host: float = 1.0
+    asynchronous: bool = True
 
     def seconds(self, itemsize: int, flops: float, moved: float, exps: float = 0) -> float:
         """Time of a kernel, bound by the slowest of the three.
@@ -111,7 +113,7 @@ H100 = _gpu("H100", 132, 1.755, 798, 67, 3.0, _ONCE)
 H200 = _gpu("H200", 132, 1.755, 790, 67, 4.3, _ONCE)
 B200 = _gpu("B200", 148, 1.965, 2250, 80, 8.0, "NVIDIA DGX B200 datasheet, per GPU")
 SM80 = _gpu("sm_80, 24 GB", 64, 1.695, 111, 27.8, 0.768, "NVIDIA RTX A5000 datasheet, dense")
-CPU = Chip("CPU core", 0.1, 0.1, 0.5, 0.01, "order of magnitude, assumed")
+CPU = Chip("CPU core", 0.1, 0.1, 0.5, 0.01, "order of magnitude, assumed", asynchronous=False)
 CHIPS = (H100, H200, B200, SM80, CPU)
 
 NVLINK4, NVLINK5 = Link("NVLink 4", 450, 5e-6), Link("NVLink 5", 900, 5e-6)
