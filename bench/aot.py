@@ -27,16 +27,19 @@ from typing import Any
 
 import torch
 
-from bench.aot_cases import MODES, Meta, attention, autocast, heads, ops
+from bench.aot_cases import MODES, Meta, attention, autocast, contraction, heads, ops
 from bench.machine import ROOT, write_csv
 from bench.sass import issue_ratio
 
 CHIPS = (80, 89, 90, 100, 120)
 SHARED_KIB = {80: 163, 89: 99, 90: 227, 100: 227, 120: 99}
 TENSOR_CORE = {80: "HMMA", 89: "HMMA", 90: "HGMMA", 100: "UTCHMMA", 120: "HMMA"}
+FP8_TENSOR_CORE = {89: "QMMA", 90: "QGMMA", 100: "UTCQMMA", 120: "QMMA"}
+INSTRUCTIONS = ("QGMMA", "UTCQMMA", "QMMA", "HGMMA", "UTCHMMA", "HMMA")
 SIZES = (1003, 1024)  # one that no block or vector divides, one that all do
 RESULT = ROOT / "bench/results/aot.csv"
 _NO_DOT = ("adaptive_norm", "gated_residual", "relative_position", "rearranged")
+FP8 = "f8E4M3FN"
 _SIXTEEN = ("bf16", "f16", "bf16+f16")
 _SMALL = ("window",)  # blocks of 32 queries: below the 64 rows of the larger instructions
 
@@ -56,7 +59,11 @@ def inspect(compiled: Any, chip: int) -> dict[str, Any]:
         )
     used = {name: int(n) for name, n in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", usage)}
     spills = len(re.findall(r"\b(?:LDL|STL)\b", sass)) + used["STACK"] + used["LOCAL"]
-    found = [x for x in ("HGMMA", "UTCHMMA", "HMMA") if re.search(rf"\b{x}\b", sass)]
+    found = [
+        x
+        for x in ("QGMMA", "UTCQMMA", "QMMA", "HGMMA", "UTCHMMA", "HMMA")
+        if re.search(rf"\b{x}\b", sass)
+    ]
     ratio = issue_ratio(sass) if compiled.name == "attention_kernel" else None
     dots = re.findall(r"tt\.dot .*?: tensor<[\dx]+x(\w+)>", kernel.asm["ttir"])
     return {
@@ -92,8 +99,11 @@ def problems(row: dict[str, Any], small: bool, specialised: bool) -> list[str]:
         wrong.append(f"dots of {row['operands']}")
     elif row["operands"] != "none" and row["tensor_core"] == "none":
         wrong.append("no tensor-core instruction")
-    elif row["operands"] in _SIXTEEN and not small and row["tensor_core"] != TENSOR_CORE[chip]:
-        wrong.append(f"{row['tensor_core']} instead of {TENSOR_CORE[chip]}")
+    else:
+        cores = FP8_TENSOR_CORE if row["operands"] == FP8 else TENSOR_CORE
+        large = row["operands"] == FP8 or row["operands"] in _SIXTEEN and not small
+        if large and row["tensor_core"] != cores[chip]:
+            wrong.append(f"{row['tensor_core']} instead of {cores[chip]}")
     asked = re.search(r"num_warps=(\d+)", row["constants"])
     if specialised and asked and row["warps"] <= int(asked[1]):
         wrong.append("warp specialisation was asked for and ignored")
@@ -103,8 +113,9 @@ def problems(row: dict[str, Any], small: bool, specialised: bool) -> list[str]:
 _ALL = (ops, attention, heads)
 FULL = [("bf16", n, _ALL) for n in SIZES]
 FULL += [(mode, SIZES[0], _ALL) for mode in ("bf16 autocast", "fp16", "fp32")]
+FULL += [("bf16 autocast", n, (contraction,)) for n in SIZES]
 # What Boltz runs: pair tensors in float32 under autocast, attention in bf16 (pair) and float32.
-QUICK = [("bf16 autocast", SIZES[0], _ALL), ("bf16", SIZES[0], (attention,))]
+QUICK = [("bf16 autocast", SIZES[0], (*_ALL, contraction)), ("bf16", SIZES[0], (attention,))]
 
 
 # kernel -> who launches it: what its other candidates (configs.TABLE) are compiled for.
@@ -121,7 +132,8 @@ QUICK_CANDIDATES = 90
 def measure(chip: int, quick: bool = False) -> list[dict[str, Any]]:
     """Compile and inspect everything, or what Boltz runs, for one chip."""
     rows: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for mode, n, groups in QUICK if quick else FULL:
+    for mode, n, listed in QUICK if quick else FULL:
+        groups = [g for g in listed if g is not contraction or chip in FP8_TENSOR_CORE]
         with _drawing(mode) as draw:
             for name, call in (case for group in groups for case in group(draw, n)):
                 _compile(rows, call, chip, mode, n, name)
@@ -196,6 +208,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     groups: dict[tuple[str, str], dict[str, list[dict[str, Any]]]] = {}
     for row in (r for r in rows if not r["candidate"]):
         kind = "16 bit" if row["operands"] in _SIXTEEN else "float32"
+        kind = "FP8" if row["operands"] == FP8 else kind
         name = row["kernel"].removesuffix("_kernel")
         group = groups.setdefault((name, "" if row["operands"] == "none" else kind), {})
         group.setdefault(row["chip"], []).append(row)
