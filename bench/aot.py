@@ -1,6 +1,6 @@
 """Compile every kernel at its shipped configuration for every chip, without a GPU, and inspect it.
 
-    python -m bench.aot [--chips 90,100] [--out CSV] [--table]
+    python -m bench.aot [--chips 90,100] [--only contraction] [--out CSV] [--table]
 
 What is compiled is what the launchers launch: ops run on "meta" tensors in Boltz-2's shapes. A
 kernel passes when nothing spills, its shared memory fits the chip, its dots run on the tensor-core
@@ -129,15 +129,16 @@ LAUNCHED_BY: dict[str, tuple[Any, tuple[str, ...]]] = {
 QUICK_CANDIDATES = 90
 
 
-def measure(chip: int, quick: bool = False) -> list[dict[str, Any]]:
-    """Compile and inspect everything, or what Boltz runs, for one chip."""
+def measure(chip: int, quick: bool = False, only: str = "") -> list[dict[str, Any]]:
+    """Compile and inspect everything, or what Boltz runs, or one group of cases, for one chip."""
     rows: dict[tuple[Any, ...], dict[str, Any]] = {}
     for mode, n, listed in QUICK if quick else FULL:
         groups = [g for g in listed if g is not contraction or chip in FP8_TENSOR_CORE]
+        groups = [g for g in groups if only in ("", g.__name__)]
         with _drawing(mode) as draw:
             for name, call in (case for group in groups for case in group(draw, n)):
                 _compile(rows, call, chip, mode, n, name)
-    if not quick or chip == QUICK_CANDIDATES:
+    if not only and (not quick or chip == QUICK_CANDIDATES):
         for mode, n, groups in QUICK if quick else (*FULL[: len(SIZES)], *QUICK[:1]):
             with _drawing(mode) as draw:
                 _compile_candidates(rows, draw, chip, mode, n, groups)
@@ -222,6 +223,14 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def _others(path: Path, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of a table of before, without those that new ones replace."""
+    names = ("mode", "n", "kernel", "operands", "chip", "constants", "registers", "shared_kib")
+    new = {tuple(str(row[x]) for x in names) for row in rows}
+    with path.open() as file:
+        return [row for row in csv.DictReader(file) if tuple(row[x] for x in names) not in new]
+
+
 _SHOWN = ("registers", "shared_kib", "stages")
 
 
@@ -230,6 +239,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--chips", default=",".join(map(str, CHIPS)))
     parser.add_argument("--quick", action="store_true", help="only what Boltz runs")
+    parser.add_argument(
+        "--only",
+        default="",
+        choices=[group.__name__ for group in (*_ALL, contraction)],
+        help="this group of cases; kernels of the table that it does not launch are kept",
+    )
     parser.add_argument("--out", type=Path, default=RESULT)
     parser.add_argument("--table", action="store_true", help="print the table of a CSV")
     options = parser.parse_args(arguments)
@@ -242,10 +257,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chips = [int(c) for c in options.chips.split(",")]
     # Each chip in a process of its own; the slowest to compile first.
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
-        work = [pool.submit(measure, c, options.quick) for c in sorted(chips, reverse=True)]
+        each = (options.quick, options.only)
+        work = [pool.submit(measure, c, *each) for c in sorted(chips, reverse=True)]
         rows = [row for part in work for row in part.result()]
     rows.sort(key=lambda r: (r["kernel"], r["chip"], r["mode"], r["n"], r["constants"]))
-    write_csv(options.out, rows)
+    write_csv(options.out, rows, _others(options.out, rows) if options.only else ())
     bad = [r for r in rows if r["problems"]]
     for r in bad:
         print(f"{r['kernel']} {r['chip']} {r['mode']} ({r['constants']}): {r['problems']}")
