@@ -60,7 +60,7 @@ def contract(
         acc = a.new_empty((*a.shape[:-1], -(-cols // 16) * 16), dtype=wide)[..., :cols]
     assert acc is not None
     if scaled is not None:
-        return _FP8.run(scaled.runner, acc, a, b, scaled.scale, carry=not first)
+        return FP8_PRODUCTS.run(scaled.runner, acc, a, b, scaled.scale, carry=not first)
     # One batched product per sample: no copies.
     for to, x, y in zip(acc.unbind(), a.unbind(), b.unbind(), strict=True):
         if wide == a.dtype:
@@ -72,19 +72,6 @@ def contract(
         else:
             to.add_(x @ y)
     return acc
-
-
-def choose_fp8(z: Tensor, impl: str | None) -> str:
-    """Choose what contracts FP8 planes.
-
-    Args:
-        z: the tile that they are made of.
-        impl: what the caller names.
-
-    Raises:
-        ValueError: a named implementation cannot run.
-    """
-    return _FP8.choose(z, impl=impl)
 
 
 def _dequantised(to: Tensor, a: Tensor, b: Tensor, scale: Tensor, carry: bool) -> Tensor:
@@ -122,7 +109,7 @@ def _widens(device: torch.device) -> bool:
     return bool((out == 17).all())
 
 
-_FP8 = Op(
+FP8_PRODUCTS = Op(
     "triangle_multiplication contraction",
     eager=_dequantised,
     triton=_fused,

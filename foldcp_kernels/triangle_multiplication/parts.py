@@ -15,7 +15,7 @@ from foldcp_kernels.core.op import Op
 from foldcp_kernels.norm_linear import EPS, refusal, slower
 from foldcp_kernels.norm_linear.planes import of_both_halves, padded_planes
 from foldcp_kernels.triangle_multiplication import fp8
-from foldcp_kernels.triangle_multiplication.contraction import choose_fp8
+from foldcp_kernels.triangle_multiplication.contraction import FP8_PRODUCTS
 from foldcp_kernels.triangle_multiplication.definition import TriangleMultiplicationWeights
 
 
@@ -73,23 +73,23 @@ def choose_parts(
         raise ValueError(f"`contraction` must be one of {allowed}, got {contraction!r}")
     in_fp8 = contraction == "fp8"
     if in_fp8:
-        _refuse_fp8(impl)
+        _refuse_fp8(named(impl))
     if impl == "cuequivariance":
         return Parts("torch", "torch", True)
-    fp8_by = choose_fp8(z, impl) if in_fp8 else ""
+    fp8_by = FP8_PRODUCTS.choose(z, impl=impl) if in_fp8 else ""
     planes = (_FP8_PLANES if in_fp8 else _PLANES).choose(z, impl=impl)
     output = _OUTPUT.choose(z, *(None,) * 6, w.p_out, impl=impl)
     return Parts(planes, output, named(impl) == "cuequivariance", fp8_by)
 
 
-def _refuse_fp8(impl: str | None) -> None:
+def _refuse_fp8(name: str) -> None:
     """Refuse what an FP8 contraction cannot run with."""
     if torch.is_grad_enabled():
         raise ValueError(
             "the FP8 contraction has no gradients: call it under torch.no_grad(), or use "
             "contraction='same'"
         )
-    if named(impl) == "cuequivariance":
+    if name == "cuequivariance":
         raise ValueError(
             "cuequivariance has no FP8 contraction: use contraction='same', or impl='auto'"
         )
