@@ -1,6 +1,6 @@
 """Compile every kernel at its shipped configuration for every chip, without a GPU, and inspect it.
 
-    python -m bench.aot [--chips 90,100] [--out CSV] [--table]
+    python -m bench.aot [--chips 90,100] [--only contraction] [--out CSV] [--table]
 
 What is compiled is what the launchers launch: ops run on "meta" tensors in Boltz-2's shapes. A
 kernel passes when nothing spills, its shared memory fits the chip, its dots run on the tensor-core
@@ -27,16 +27,19 @@ from typing import Any
 
 import torch
 
-from bench.aot_cases import MODES, Meta, attention, autocast, heads, ops
+from bench.aot_cases import MODES, Meta, attention, autocast, contraction, heads, ops
 from bench.machine import ROOT, write_csv
 from bench.sass import issue_ratio
 
 CHIPS = (80, 89, 90, 100, 120)
 SHARED_KIB = {80: 163, 89: 99, 90: 227, 100: 227, 120: 99}
 TENSOR_CORE = {80: "HMMA", 89: "HMMA", 90: "HGMMA", 100: "UTCHMMA", 120: "HMMA"}
+FP8_TENSOR_CORE = {89: "QMMA", 90: "QGMMA", 100: "UTCQMMA", 120: "QMMA"}
+INSTRUCTIONS = ("QGMMA", "UTCQMMA", "QMMA", "HGMMA", "UTCHMMA", "HMMA")
 SIZES = (1003, 1024)  # one that no block or vector divides, one that all do
 RESULT = ROOT / "bench/results/aot.csv"
 _NO_DOT = ("adaptive_norm", "gated_residual", "relative_position", "rearranged")
+FP8 = "f8E4M3FN"
 _SIXTEEN = ("bf16", "f16", "bf16+f16")
 _SMALL = ("window",)  # blocks of 32 queries: below the 64 rows of the larger instructions
 
@@ -56,7 +59,11 @@ def inspect(compiled: Any, chip: int) -> dict[str, Any]:
         )
     used = {name: int(n) for name, n in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", usage)}
     spills = len(re.findall(r"\b(?:LDL|STL)\b", sass)) + used["STACK"] + used["LOCAL"]
-    found = [x for x in ("HGMMA", "UTCHMMA", "HMMA") if re.search(rf"\b{x}\b", sass)]
+    found = [
+        x
+        for x in ("QGMMA", "UTCQMMA", "QMMA", "HGMMA", "UTCHMMA", "HMMA")
+        if re.search(rf"\b{x}\b", sass)
+    ]
     ratio = issue_ratio(sass) if compiled.name == "attention_kernel" else None
     dots = re.findall(r"tt\.dot .*?: tensor<[\dx]+x(\w+)>", kernel.asm["ttir"])
     return {
@@ -92,8 +99,11 @@ def problems(row: dict[str, Any], small: bool, specialised: bool) -> list[str]:
         wrong.append(f"dots of {row['operands']}")
     elif row["operands"] != "none" and row["tensor_core"] == "none":
         wrong.append("no tensor-core instruction")
-    elif row["operands"] in _SIXTEEN and not small and row["tensor_core"] != TENSOR_CORE[chip]:
-        wrong.append(f"{row['tensor_core']} instead of {TENSOR_CORE[chip]}")
+    else:
+        cores = FP8_TENSOR_CORE if row["operands"] == FP8 else TENSOR_CORE
+        large = row["operands"] == FP8 or row["operands"] in _SIXTEEN and not small
+        if large and row["tensor_core"] != cores[chip]:
+            wrong.append(f"{row['tensor_core']} instead of {cores[chip]}")
     asked = re.search(r"num_warps=(\d+)", row["constants"])
     if specialised and asked and row["warps"] <= int(asked[1]):
         wrong.append("warp specialisation was asked for and ignored")
@@ -103,8 +113,9 @@ def problems(row: dict[str, Any], small: bool, specialised: bool) -> list[str]:
 _ALL = (ops, attention, heads)
 FULL = [("bf16", n, _ALL) for n in SIZES]
 FULL += [(mode, SIZES[0], _ALL) for mode in ("bf16 autocast", "fp16", "fp32")]
+FULL += [("bf16 autocast", n, (contraction,)) for n in SIZES]
 # What Boltz runs: pair tensors in float32 under autocast, attention in bf16 (pair) and float32.
-QUICK = [("bf16 autocast", SIZES[0], _ALL), ("bf16", SIZES[0], (attention,))]
+QUICK = [("bf16 autocast", SIZES[0], (*_ALL, contraction)), ("bf16", SIZES[0], (attention,))]
 
 
 # kernel -> who launches it: what its other candidates (configs.TABLE) are compiled for.
@@ -118,14 +129,16 @@ LAUNCHED_BY: dict[str, tuple[Any, tuple[str, ...]]] = {
 QUICK_CANDIDATES = 90
 
 
-def measure(chip: int, quick: bool = False) -> list[dict[str, Any]]:
-    """Compile and inspect everything, or what Boltz runs, for one chip."""
+def measure(chip: int, quick: bool = False, only: str = "") -> list[dict[str, Any]]:
+    """Compile and inspect everything, or what Boltz runs, or one group of cases, for one chip."""
     rows: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for mode, n, groups in QUICK if quick else FULL:
+    for mode, n, listed in QUICK if quick else FULL:
+        groups = [g for g in listed if g is not contraction or chip in FP8_TENSOR_CORE]
+        groups = [g for g in groups if only in ("", g.__name__)]
         with _drawing(mode) as draw:
             for name, call in (case for group in groups for case in group(draw, n)):
                 _compile(rows, call, chip, mode, n, name)
-    if not quick or chip == QUICK_CANDIDATES:
+    if not only and (not quick or chip == QUICK_CANDIDATES):
         for mode, n, groups in QUICK if quick else (*FULL[: len(SIZES)], *QUICK[:1]):
             with _drawing(mode) as draw:
                 _compile_candidates(rows, draw, chip, mode, n, groups)
@@ -196,6 +209,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     groups: dict[tuple[str, str], dict[str, list[dict[str, Any]]]] = {}
     for row in (r for r in rows if not r["candidate"]):
         kind = "16 bit" if row["operands"] in _SIXTEEN else "float32"
+        kind = "FP8" if row["operands"] == FP8 else kind
         name = row["kernel"].removesuffix("_kernel")
         group = groups.setdefault((name, "" if row["operands"] == "none" else kind), {})
         group.setdefault(row["chip"], []).append(row)
@@ -209,6 +223,14 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def _others(path: Path, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of a table of before, without those that new ones replace."""
+    names = ("mode", "n", "kernel", "operands", "chip", "constants", "registers", "shared_kib")
+    new = {tuple(str(row[x]) for x in names) for row in rows}
+    with path.open() as file:
+        return [row for row in csv.DictReader(file) if tuple(row[x] for x in names) not in new]
+
+
 _SHOWN = ("registers", "shared_kib", "stages")
 
 
@@ -217,6 +239,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--chips", default=",".join(map(str, CHIPS)))
     parser.add_argument("--quick", action="store_true", help="only what Boltz runs")
+    parser.add_argument(
+        "--only",
+        default="",
+        choices=[group.__name__ for group in (*_ALL, contraction)],
+        help="this group of cases; kernels of the table that it does not launch are kept",
+    )
     parser.add_argument("--out", type=Path, default=RESULT)
     parser.add_argument("--table", action="store_true", help="print the table of a CSV")
     options = parser.parse_args(arguments)
@@ -229,10 +257,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chips = [int(c) for c in options.chips.split(",")]
     # Each chip in a process of its own; the slowest to compile first.
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
-        work = [pool.submit(measure, c, options.quick) for c in sorted(chips, reverse=True)]
+        each = (options.quick, options.only)
+        work = [pool.submit(measure, c, *each) for c in sorted(chips, reverse=True)]
         rows = [row for part in work for row in part.result()]
     rows.sort(key=lambda r: (r["kernel"], r["chip"], r["mode"], r["n"], r["constants"]))
-    write_csv(options.out, rows)
+    write_csv(options.out, rows, _others(options.out, rows) if options.only else ())
     bad = [r for r in rows if r["problems"]]
     for r in bad:
         print(f"{r['kernel']} {r['chip']} {r['mode']} ({r['constants']}): {r['problems']}")

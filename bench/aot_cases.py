@@ -88,6 +88,38 @@ def attention(draw: Meta, n: int) -> Iterator[tuple[str, Callable[[], Any]]]:
             yield "gradients", lambda s=shape, k=kept: gradients(s, k)
 
 
+def contraction(draw: Meta, n: int) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """FP8 planes, and their contraction by one rank, over panels and with k first in memory."""
+    from bench.eager import multiplication_weights
+    from foldcp_kernels.core.dispatch import compute_dtype
+    from foldcp_kernels.triangle_multiplication import triangle_multiplication
+    from foldcp_kernels.triangle_multiplication.fused import fp8_contraction
+
+    t = shapes.OPS["triangle_multiplication"].make(draw, n)
+    w = multiplication_weights(t)
+    for mask in (None, t["mask"]):
+        yield (
+            f"FP8 contraction {mask is not None}",
+            lambda m=mask: triangle_multiplication(t["z"], m, w, True, "triton", "fp8"),
+        )
+
+    def planes(row: int, k_first: bool) -> tuple[Tensor, Tensor]:
+        x = torch.empty((1, 128, n, row), dtype=torch.float8_e4m3fn, device="meta")[..., :n]
+        return (x.transpose(2, 3), x) if k_first else (x, x.transpose(2, 3))
+
+    def product(row: int, k_first: bool, carry: bool) -> None:
+        dtype = torch.float32 if carry else compute_dtype(t["z"])
+        to = torch.empty((1, 128, n, -(-n // 16) * 16), dtype=dtype, device="meta")[..., :n]
+        scale = torch.empty(128, device="meta")
+        fp8_contraction(to, *planes(row, k_first), scale, carry)
+
+    for row in dict.fromkeys((-(-n // 16) * 16, n)):
+        for k_first in (False, True):
+            for carry in (False, True):
+                name = f"FP8 product of rows of {row}, k first {k_first}, carry {carry}"
+                yield name, lambda r=row, k=k_first, c=carry: product(r, k, c)
+
+
 def heads(draw: Meta, n: int) -> Iterator[tuple[str, Callable[[], Any]]]:
     """Relative positions, symmetric and separate heads, conditioned layers of tokens and atoms."""
     from foldcp_kernels.adaptive_norm.fused import adaptive_norm_fwd, gated_residual_fwd

@@ -6,6 +6,7 @@ import csv
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -86,12 +87,13 @@ def differing() -> list[str]:
     return [line[3:] for line in _git("status", "--porcelain", "--", *SOURCES).splitlines()]
 
 
-def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
+def write_csv(path: Path, rows: list[dict[str, Any]], kept: Sequence[dict[str, Any]] = ()) -> None:
     """Write a table, its own columns first, then those of `describe`.
 
     Args:
         path: of the table. Those below `bench/results` are evidence of a commit.
         rows: one dictionary a row, with the same keys in each.
+        kept: rows of before, written as they are after the others.
 
     Raises:
         SystemExit: the table belongs below `bench/results`, and files differ from the commit. It
@@ -99,17 +101,17 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
     """
     tracked, files = (ROOT / "bench" / "results").resolve(), differing()
     if not files or tracked not in path.resolve().parents:
-        return _write(path, rows)
-    kept = own_folder() / path.resolve().relative_to(tracked)
-    _write(kept, rows)
+        return _write(path, rows, kept)
+    marked = own_folder() / path.resolve().relative_to(tracked)
+    _write(marked, rows, kept)
     raise SystemExit(
         f"{path} is not written: {', '.join(files[:5])}{' and more' if len(files) > 5 else ''} "
         f"differ from the commit that the table would name. Commit first, or pass another --out. "
-        f'This table is in {kept}, marked "+".'
+        f'This table is in {marked}, marked "+".'
     )
 
 
-def _write(path: Path, rows: list[dict[str, Any]]) -> None:
+def _write(path: Path, rows: list[dict[str, Any]], kept: Sequence[dict[str, Any]] = ()) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     meta = describe()
     own = [name for name in rows[0] if name not in meta]
@@ -117,6 +119,7 @@ def _write(path: Path, rows: list[dict[str, Any]]) -> None:
         table = csv.DictWriter(file, [*own, *meta])
         table.writeheader()
         table.writerows(row | meta for row in rows)
+        table.writerows(kept)
 
 
 def own_folder() -> Path:

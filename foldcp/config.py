@@ -16,6 +16,7 @@ ATTENTION = ("auto", "panel-direct", "panel-ring", "rows")
 KERNELS = ("auto", "torch", "triton", "cuequivariance")
 GRAPHS = ("auto", "0", "1")
 MEMORY = ("auto", "fast", "lean")
+CONTRACTIONS = ("same", "fp8")
 _NAMES = (
     "NPROC", "MESH", "TRANSPORT", "MULTIPLICATION", "ATTENTION", "ROUTE", "WIRE", "NCCL_LIB",
     "NCCL_CTAS", "PRECISION", "KERNELS", "GRAPHS", "MEMORY", "CHUNK_MB", "TIMEOUT", "DP", "SECRET",

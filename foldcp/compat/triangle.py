@@ -212,7 +212,7 @@ def _update(
     mesh.fits("triangle_multiplication tile", z, mask, *vars(w).values())
     if not z.numel():
         return nothing(z, *vars(w).values())
-    parts = chosen(z, w)
+    parts = chosen(z, w, mesh.policy.contraction)
     update = contraction(z, mask, w, outgoing, layout, mesh, parts)
     return gated_update(z, update, w, parts, residual=False)
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from foldcp.config import ATTENTION, GRAPHS, MEMORY, MULTIPLICATION, ROUTES, WIRES
+from foldcp.config import ATTENTION, CONTRACTIONS, GRAPHS, MEMORY, MULTIPLICATION, ROUTES, WIRES
 
 # Of each triangle op, "auto" first.
 STRATEGIES = {"triangle_multiplication": MULTIPLICATION, "triangle_attention": ATTENTION}
 _NAMES = {"route": ROUTES, "wire": WIRES, "multiplication": MULTIPLICATION, "attention": ATTENTION}
-_NAMES |= {"graphs": GRAPHS, "memory": MEMORY}
+_NAMES |= {"graphs": GRAPHS, "memory": MEMORY, "contraction": CONTRACTIONS}
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,8 @@ class Policy:
         graphs: whether blocks and steps are recorded as CUDA graphs: "auto" where it is possible
             and pays, "0" never, "1" always, or else an error (FOLDCP_GRAPHS).
         memory: "fast", "lean", or "auto": lean where fast would not fit (FOLDCP_MEMORY).
+        contraction: planes of triangle multiplication, which travel and are contracted: in what
+            the projections are computed in ("same") or as FP8 ("fp8", without gradients).
 
     Raises:
         ValueError: an unknown name.
@@ -35,6 +37,7 @@ class Policy:
     attention: str = "auto"
     graphs: str = "auto"
     memory: str = "auto"
+    contraction: str = "same"
 
     def __post_init__(self) -> None:
         for name in (field.name for field in fields(self)):

@@ -44,6 +44,7 @@ class Sizes:
         heads: H.
         wire: format of panels, "raw" or "fp8".
         lean: cut for lean memory, see `foldcp.layout.cuts`.
+        contraction: of triangle multiplication, "same" or "fp8".
     """
 
     z_itemsize: int = 4
@@ -52,6 +53,17 @@ class Sizes:
     heads: int = 4
     wire: str = "raw"
     lean: bool = False
+    contraction: str = "same"
+
+    @property
+    def plane_itemsize(self) -> int:
+        """Return the bytes of an element of a plane of triangle multiplication."""
+        return 1 if self.contraction == "fp8" else self.itemsize
+
+    @property
+    def plane_travels(self) -> float:
+        """Return the bytes of an element of a plane on the wire; FP8 planes travel as they are."""
+        return 1 if self.contraction == "fp8" else self.travels(self.itemsize)
 
     def travels(self, itemsize: int) -> float:
         """Return the bytes of an element on the wire; FP8 has a float32 scale per 128 elements."""
@@ -87,7 +99,7 @@ def panel_multiplication(
         route: "direct" or "ring".
         chunk_bytes: largest temporary of a chunk.
     """
-    e = sizes.itemsize
+    e = sizes.plane_itemsize
     for lo, hi in channel_groups(layout, sizes.channels, e, chunk_bytes, sizes.lean):
         pieces = channel_pieces(layout, hi - lo, e, chunk_bytes)
         yield (lo, hi), triangle_multiplication_plan(layout, hi - lo, outgoing, pieces, route)
@@ -206,16 +218,17 @@ def exchanges(
     """
     route, e = name.removeprefix("panel-"), sizes.itemsize
     wire, bias = sizes.travels(e), sizes.heads * e
+    planes = (sizes.plane_travels,), (sizes.plane_itemsize,)
     if name == "channel":
         for group in channel_multiplication(layout, sizes.channels, count, sizes.lean):
             for span in group:
                 ways = channel_plans(layout, span, first)
-                yield Transfer(ways.there, (0, 0), (wire,), (e,))
+                yield Transfer(ways.there, (0, 0), *planes)
                 yield Transfer(ways.back, (0,) * layout.size, (wire,), (e,))
     elif op == MULTIPLICATION:
         found = panel_multiplication(layout, sizes, first, route, chunk_bytes)
         for _, plan in found:
-            yield Transfer(plan, (0,) * len(plan.owned), (wire,), (e,))
+            yield Transfer(plan, (0,) * len(plan.owned), *planes)
     elif name == "rows":
         line = (sizes.channels * wire,), (sizes.channels * e,)
         panels, chunks_of_lines = row_attention(layout, first, count)

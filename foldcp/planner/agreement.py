@@ -64,7 +64,7 @@ def planned(layout: PairLayout, atoms: AtomLayout, mesh: Mesh, itemsize: int) ->
         "memory": "lean" if lean(layout, mesh) else "fast",
         "largest chunk": f"{chunk_bytes(mesh.device)} bytes",
         "kernels": described(mesh.device),
-        "precision": f"{itemsize} bytes",
+        "precision": f"{itemsize} bytes, contraction {mesh.policy.contraction}",
         "plan": hashlib.sha256(steps.encode()).hexdigest()[:16],
     }
 

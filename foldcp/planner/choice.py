@@ -231,7 +231,7 @@ def sizes_on(
     channels: int = 128,
     heads: int = 4,
 ) -> Sizes:
-    """Return the sizes of an op on a mesh, with the mesh's wire and memory.
+    """Return the sizes of an op on a mesh, with the mesh's wire, memory and contraction.
 
     Args:
         layout: the tiling.
@@ -241,7 +241,9 @@ def sizes_on(
         channels: of the op.
         heads: of the op.
     """
-    return Sizes(z_itemsize, itemsize, channels, heads, mesh.policy.wire, lean(layout, mesh))
+    policy = mesh.policy
+    held = lean(layout, mesh)
+    return Sizes(z_itemsize, itemsize, channels, heads, policy.wire, held, policy.contraction)
 
 
 def lean(layout: PairLayout, mesh: Mesh) -> bool:

@@ -44,16 +44,16 @@ def _streamed(math: float, transfers: Sequence[float]) -> float:
 
 def _panel_multiplication(job: Job, name: str) -> list[Estimate]:
     lay, s, c = job.layout, job.sizes, job.sizes.channels
-    spans = channel_groups(lay, c, s.itemsize, job.chunk_bytes, s.lean)
+    spans = channel_groups(lay, c, s.plane_itemsize, job.chunk_bytes, s.lean)
     groups = len(spans)
-    pieces = channel_pieces(lay, spans[0][1] - spans[0][0], s.itemsize, job.chunk_bytes)
+    pieces = channel_pieces(lay, spans[0][1] - spans[0][0], s.plane_itemsize, job.chunk_bytes)
     parts = groups * pieces
     project, output = job.multiplication(groups)
-    moved = c * s.itemsize * (lay.tile_rows + lay.tile_cols) * lay.padded
+    moved = c * s.plane_itemsize * (lay.tile_rows + lay.tile_cols) * lay.padded
     accumulated = 8 * c * job.tile * lay.panels
-    core = job.math(2 * job.tile * lay.padded * c, moved + accumulated)
+    core = job.contraction(2 * job.tile * lay.padded * c, moved + accumulated)
     (loads,) = job.loads(MULTIPLICATION, name)
-    wire, raw = ([c * lay.shard**2 * w] for w in (s.travels(s.itemsize), s.itemsize))
+    wire, raw = ([c * lay.shard**2 * w] for w in (s.plane_travels, s.plane_itemsize))
     steps = [job.transfers(x, wire, raw, parts) for x in loads]
     out = []
     for rank, mine in enumerate(zip(*steps, strict=True)):
@@ -118,26 +118,28 @@ def _channel(job: Job) -> list[Estimate]:
     widths = [hi - lo for group in grouped for lo, hi in group]
     last = len(widths) - 1
     project, output = job.multiplication(len(grouped))
-    wire, raw = [lay.shard**2 * s.travels(s.itemsize)], [lay.shard**2 * s.itemsize]
+    # Planes go there, products come back.
+    wire = [[lay.shard**2 * w] for w in (s.plane_travels, s.travels(s.itemsize))]
+    raw = [[lay.shard**2 * e] for e in (s.plane_itemsize, s.itemsize)]
     moves = [load for (load,) in job.loads(MULTIPLICATION, "channel")]
     loads = list(zip(moves[::2], moves[1::2], strict=True))
-    there, back = ([job.transfers(x[i], wire, raw) for x in loads] for i in (0, 1))
+    there, back = ([job.transfers(x[i], wire[i], raw[i]) for x in loads] for i in (0, 1))
     plane = lay.padded**2
     # A tile is as many blocks as its sides overlap with rows (columns) of tiles.
     rows, cols = lay.mesh_rows, lay.mesh_cols
     products = (rows if job.first else cols) * (rows + cols - gcd(rows, cols))
-    out = []
+    out, moved = [], 2 * s.plane_itemsize + s.itemsize
     for rank in range(size):
         shares = [share_of_channels(d, size, rank) for d in widths]
         own = [hi - lo for lo, hi in shares]
-        maths = [job.math(2 * plane * lay.padded * d, 3 * plane * s.itemsize * d) for d in own]
+        maths = [job.contraction(2 * plane * lay.padded * d, plane * moved * d) for d in own]
         core, ends = sum(maths), project + output
         total = ends + there[0][rank] + back[last][rank]
         for i in range(len(widths)):
             beside = (there[i + 1][rank] if i < last else 0) + (back[i - 1][rank] if i else 0)
             total += max(maths[i], beside)
         moving = sum(x[rank] for x in (*there, *back))
-        got = sum(load[rank].received(wire) for both in loads for load in both)
+        got = sum(both[i][rank].received(wire[i]) for both in loads for i in (0, 1))
         found = Estimate(ends + core, core, moving, total, got)
         steps = [step for both in loads for step in both]
         launches = len(grouped) + len(widths) + 1

@@ -111,6 +111,15 @@ class Job:
         """
         return self.chip.seconds(self.sizes.itemsize, flops, moved, exps)
 
+    def contraction(self, flops: float, moved: float) -> float:
+        """Return the seconds of products of planes, see `math`.
+
+        Args:
+            flops: of products.
+            moved: bytes.
+        """
+        return self.chip.seconds(self.sizes.plane_itemsize, flops, moved)
+
     def transfers(
         self, loads: Loads, wire: Sequence[float], raw: Sequence[float], parts: int = 1
     ) -> list[float]:
@@ -144,7 +153,7 @@ class Job:
     def multiplication(self, groups: int) -> tuple[float, float]:
         """Return the seconds of projecting a and b, in groups of channels, and of the output."""
         s, c = self.sizes, self.sizes.channels
-        project = self.tile * c * (groups * s.z_itemsize + 2 * s.itemsize)
+        project = self.tile * c * (groups * s.z_itemsize + 2 * s.plane_itemsize)
         output = self.tile * c * (2 * s.z_itemsize + s.itemsize)
         flops = 4 * self.tile * c * c
         return self.math(2 * flops, project), self.math(flops, output)

@@ -52,7 +52,8 @@ class Chip:
         """
         # float32 products are three TF32 passes where that is faster.
         wide = max(self.float32_tflops, self.tflops / 6)
-        tensor = flops / (TENSOR * 1e12 * (self.tflops if itemsize == 2 else wide))
+        rate = {1: 2 * self.tflops, 2: self.tflops}.get(itemsize, wide)  # FP8: by data sheets
+        tensor = flops / (TENSOR * 1e12 * rate)
         return max(tensor, moved / self.memory(), exps / (EXP * 1e9 * self.gexps))
 
     def host_seconds(

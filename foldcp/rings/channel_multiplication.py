@@ -25,6 +25,7 @@ from torch import Tensor
 from foldcp.fabric.exchange import timeline
 from foldcp.fabric.exchange.pipeline import Move, ahead, behind
 from foldcp.fabric.mesh import Mesh
+from foldcp.layout.cuts import share_of_channels
 from foldcp.layout.strategies import (
     MULTIPLICATION,
     channel_multiplication,
@@ -38,7 +39,8 @@ from foldcp_kernels.core.dispatch import compute_dtype
 from foldcp_kernels.triangle_attention.parts import swapped
 from foldcp_kernels.triangle_multiplication import TriangleMultiplicationWeights
 from foldcp_kernels.triangle_multiplication.contraction import contract
-from foldcp_kernels.triangle_multiplication.parts import Parts, project_planes
+from foldcp_kernels.triangle_multiplication.fp8 import Scaled
+from foldcp_kernels.triangle_multiplication.parts import Parts, project_planes, scaled_planes
 
 LABEL = "triangle_multiplication"
 
@@ -99,11 +101,14 @@ def channel_products(
             del ab
 
     def products() -> Iterator[Move]:
-        there = ahead(mesh, planes(), (dims, dims), LABEL, (mesh.policy.wire,) * 2)
+        wire = "raw" if parts.fp8 else mesh.policy.wire  # FP8 planes travel as they are
+        there = ahead(mesh, planes(), (dims, dims), LABEL, (wire,) * 2)
         for span in (span for group in groups for span in group):
             regions = next(there)
+            lo, hi = share_of_channels(span[1] - span[0], layout.size, layout.rank)
+            scaled = scaled_planes(z, w, parts, (span[0] + lo, span[0] + hi))
             with timeline.math(mesh, LABEL, 0):  # exchanges of one step each
-                tiles = _tiles(regions, outgoing, layout)
+                tiles = _tiles(regions, outgoing, layout, scaled)
             del regions
             yield channel_plans(layout, span, outgoing).back, tiles
             del tiles
@@ -113,18 +118,21 @@ def channel_products(
         yield out
 
 
-def _tiles(planes: tuple[Tensor, ...], outgoing: bool, layout: PairLayout) -> tuple[Tensor, ...]:
+def _tiles(
+    planes: tuple[Tensor, ...], outgoing: bool, layout: PairLayout, scaled: Scaled | None
+) -> tuple[Tensor, ...]:
     """The products for the tiles of all ranks, [B, d, T_r, T_c] each, of regions with k first."""
     half, out = len(planes) // 2, []
+    dtype = planes[0].dtype if scaled is None else scaled.dtype
     for rank in range(layout.size):
         shape = (*planes[0].shape[:2], layout.tile_rows, layout.tile_cols)
-        tile = None if torch.is_grad_enabled() else planes[0].new_empty(shape)
+        tile = None if torch.is_grad_enabled() else planes[0].new_empty(shape, dtype=dtype)
         rows: list[list[Tensor]] = []
         for (i, rows_of_a, at), (j, cols_of_b, to) in tile_blocks(layout, rank, outgoing):
             a = _cut(planes[i], 3, rows_of_a)
             b = _cut(planes[half + j], 3, cols_of_b)
             part = None if tile is None else _cut(_cut(tile, 2, at), 3, to)
-            product = contract(None, a, b, False, out=part)
+            product = contract(None, a, b, False, out=part, scaled=scaled)
             if to[0] == 0:
                 rows.append([])
             rows[-1].append(product)

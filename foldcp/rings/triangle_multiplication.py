@@ -32,12 +32,14 @@ from foldcp_kernels.core.dispatch import compute_dtype
 from foldcp_kernels.core.recompute import nothing
 from foldcp_kernels.triangle_multiplication import TriangleMultiplicationWeights
 from foldcp_kernels.triangle_multiplication.contraction import accumulated, contract
+from foldcp_kernels.triangle_multiplication.fp8 import Scaled
 from foldcp_kernels.triangle_multiplication.parts import (
     Parts,
     chosen,
     gated_update,
     plane_panels,
     run_cuequivariance,
+    scaled_planes,
 )
 
 
@@ -71,7 +73,7 @@ def triangle_multiplication(
     mesh.fits("triangle_multiplication tile", z, mask, *vars(w).values())
     if not z.numel():
         return nothing(z, *vars(w).values())
-    parts = chosen(z, w)
+    parts = chosen(z, w, mesh.policy.contraction)
     if layout.size == 1 and parts.cuequivariance:
         return run_cuequivariance(z, mask, w, outgoing)
     return gated_update(z, contraction(z, mask, w, outgoing, layout, mesh, parts), w, parts)
@@ -160,25 +162,30 @@ def _panel_products(
             del planes
 
     sources = 2 * blocks * own_panels
-    panels = chained(mesh, moves(), (dims,) * sources, LABEL, (mesh.policy.wire,) * sources)
+    wire = "raw" if parts.fp8 else mesh.policy.wire  # FP8 planes travel as they are
+    panels = chained(mesh, moves(), (dims,) * sources, LABEL, (wire,) * sources)
     acc: Tensor | None = None
+    at = 0
     for _, step, regions in panels:
-        acc = _added(acc, regions, layout)
+        to = at + regions[0].shape[1]
+        acc = _added(acc, regions, layout, scaled_planes(z, w, parts, (at, to)))
         if (step + 1) % layout.panels == 0:
-            out, acc = acc.to(regions[0].dtype), None
+            out, acc, at = acc.to(compute_dtype(z)), None, to
             del regions  # the next planes do without these
             yield out
             del out
 
 
-def _added(acc: Tensor | None, regions: Regions, layout: PairLayout) -> Tensor:
+def _added(
+    acc: Tensor | None, regions: Regions, layout: PairLayout, scaled: Scaled | None
+) -> Tensor:
     """Add one panel's contribution [B, d, T_r, T_c], by blocks of rows (a) and columns (b)."""
     height, at = 0, 0
     while height < layout.tile_rows:
         height, at = height + regions[at].shape[2], at + 1
     a, b = regions[:at], regions[at:]
     if len(a) == len(b) == 1:
-        return contract(acc, a[0], b[0], True, layout.panels)
+        return contract(acc, a[0], b[0], True, layout.panels, scaled=scaled)
     if torch.is_grad_enabled():
         rows = [torch.cat([contract(None, x, y, True, layout.panels) for y in b], 3) for x in a]
         new = torch.cat(rows, 2)
@@ -186,9 +193,10 @@ def _added(acc: Tensor | None, regions: Regions, layout: PairLayout) -> Tensor:
     first = acc is None
     if acc is None:
         shape = (*a[0].shape[:2], layout.tile_rows, layout.tile_cols)
-        acc = a[0].new_empty(shape, dtype=accumulated(a[0].dtype, layout.panels))
+        dtype = a[0].dtype if scaled is None else scaled.dtype
+        acc = a[0].new_empty(shape, dtype=accumulated(dtype, layout.panels))
     heights, widths = [x.shape[2] for x in a], [y.shape[2] for y in b]
     for x, part in zip(a, acc.split_with_sizes(heights, 2), strict=True):
         for y, to in zip(b, part.split_with_sizes(widths, 3), strict=True):
-            contract(None if first else to, x, y, True, layout.panels, to)
+            contract(None if first else to, x, y, True, layout.panels, to, scaled)
     return acc

@@ -165,6 +165,13 @@ TABLE: dict[tuple[str, int], dict[str, Config | tuple[Config, ...]]] = {
         "sm_120": _c(4, 2, BP=64, BH=32),  # BH=64 spills
     },
     ("transition", 4): {"any": _c(4, 1, BP=16, BH=32)},
+    # "bytes": rows of the planes do not begin at multiples of 16 bytes.
+    ("fp8_contraction", 1): {
+        "any": _c(8, 3, BM=128, BN=128, BK=128, TAIL=32),
+        "sm_90": _c(8, 4, BM=128, BN=128, BK=128, TAIL=32),
+        "sm_100": _c(8, 4, BM=128, BN=128, BK=128, TAIL=32),
+    },
+    ("fp8_contraction_bytes", 1): {"any": _c(4, 2, BM=64, BN=64, BK=32, TAIL=32)},
     # BM, BN, BK: sizes of the outer product's dots.
     ("outer_product_mean", 2): {"any": _c(8, 2, BM=64, BN=128, BK=128, BS=32)},
     ("outer_product_mean", 4): {"any": _c(8, 1, BM=32, BN=64, BK=64, BS=32)},
@@ -195,7 +202,7 @@ def candidates(kernel: str, operand_bytes: int, chip: str) -> tuple[Config, ...]
 
     Args:
         kernel: its name in `TABLE`.
-        operand_bytes: 2 for bf16 and fp16, 4 for float32.
+        operand_bytes: 1 for FP8, 2 for bf16 and fp16, 4 for float32.
         chip: of `family`.
     """
     chips = TABLE[kernel, operand_bytes]
@@ -234,12 +241,12 @@ def pick(kernel: str, operand_bytes: int, capability: int) -> Config:
 
     Args:
         kernel: its name in `TABLE`.
-        operand_bytes: 2 for bf16 and fp16, 4 for float32.
+        operand_bytes: 1 for FP8, 2 for bf16 and fp16, 4 for float32.
         capability: compute capability as a number; 0 for the interpreter.
     """
     chip = family(capability)
     # The interpreter has no registers to spare: the larger blocks are the faster ones.
-    shipped = candidates(kernel, operand_bytes if capability else 2, chip)[0]
+    shipped = candidates(kernel, operand_bytes if capability else min(2, operand_bytes), chip)[0]
     tuned = TUNED.found.get(f"{kernel}/{operand_bytes}/{chip}")
     if tuned is None:
         return shipped
@@ -252,7 +259,7 @@ def override(kernel: str, operand_bytes: int, capability: int, config: Config | 
 
     Args:
         kernel: its name in `TABLE`.
-        operand_bytes: 2 for bf16 and fp16, 4 for float32.
+        operand_bytes: 1 for FP8, 2 for bf16 and fp16, 4 for float32.
         capability: 90 for sm_90.
         config: the configuration, None for the table's.
     """

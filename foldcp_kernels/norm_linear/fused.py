@@ -20,7 +20,14 @@ from torch import Tensor
 
 from foldcp_kernels.core.dispatch import compute_dtype
 from foldcp_kernels.core.triton_configs import pick
-from foldcp_kernels.core.triton_launch import capability, cdiv, launch, next_power_of_2, packed
+from foldcp_kernels.core.triton_launch import (
+    INTERPRETED,
+    capability,
+    cdiv,
+    launch,
+    next_power_of_2,
+    packed,
+)
 from foldcp_kernels.core.weight_cache import cast, derived
 from foldcp_kernels.norm_linear.planes import of_both_halves, padded_planes
 
@@ -116,6 +123,7 @@ def norm_linear_fwd(
     mask: Tensor | None = None,
     out: Tensor | None = None,
     rest: Tensor | None = None,
+    dtype: torch.dtype | None = None,
     eps: float = 1e-5,
 ) -> Tensor:
     """Normalise the channels and project them.
@@ -129,8 +137,9 @@ def norm_linear_fwd(
         planes: write [B, O, I, J] instead of [B, I, J, O].
         bias: [O].
         mask: [B, I, J], 1 = keep.
-        out: where to write, last stride 1; None for a new tensor in the dtype of `w`.
+        out: where to write, last stride 1; None for a new tensor.
         rest: where to write the outputs that `out` [B, I, J, o] has no place for, [B, I, J, O - o].
+        dtype: of new planes, None for that of `w`.
         eps: of the LayerNorm.
 
     Returns:
@@ -140,14 +149,11 @@ def norm_linear_fwd(
     """
     (b, i, j, c), outs = x.shape, w.shape[0]
     gain, shift, bias = packed(gain, shift, bias)
-    padded, cut, s_rest = -(-j // 16) * 16, outs, None
-    if planes:
-        # What lies behind the rows of a given `out` is not ours to write to.
-        out, padded = (padded_planes(x, outs, w.dtype), padded) if out is None else (out, j)
-        s_out = tuple(out.stride(d) for d in (0, 2, 1))
-    else:
-        out = x.new_empty((b, i, j, outs), dtype=w.dtype) if out is None else out
-        s_out = out.stride()[:3]
+    # What lies behind the rows of given planes is not ours to write to.
+    padded = j if planes and out is not None else -(-j // 16) * 16
+    out = _room(x, outs, planes, dtype or w.dtype) if out is None else out
+    cut, s_rest = outs, None
+    s_out = tuple(out.stride(d) for d in ((0, 2, 1) if planes else (0, 1, 2)))
     name = "norm_linear" if gate is None else "norm_linear_gated"
     config = pick(name, w.element_size(), capability(x.device))
     if rest is not None:
@@ -164,6 +170,12 @@ def norm_linear_fwd(
         BC=max(16, next_power_of_2(c)), PLANES=planes, EXACT=exactness(w.dtype), **config.options(),
     )  # fmt: skip
     return out
+
+
+def _room(x: Tensor, outs: int, planes: bool, dtype: torch.dtype) -> Tensor:
+    if planes:
+        return padded_planes(x, outs, dtype)
+    return x.new_empty((*x.shape[:3], outs), dtype=dtype)
 
 
 def rows(x: Tensor, gain: Tensor | None, shift: Tensor | None, weight: Tensor) -> Tensor:
@@ -194,6 +206,7 @@ def gated_planes(
     g_in: Tensor,
     out: Tensor | None,
     channels: tuple[int, int] | None,
+    dtype: torch.dtype | None,
 ) -> Tensor:
     """Project to the planes a and b of a triangle multiplication.
 
@@ -206,14 +219,18 @@ def gated_planes(
         g_in: [2D, C], in any dtype.
         out: [B, 2d, I, J] or None.
         channels: which of D (start, stop), None for all.
+        dtype: of the planes, None for what is computed in.
     """
-    dtype = compute_dtype(z)
+    computed = compute_dtype(z)
 
     def part(m: Tensor) -> Tensor:
-        return of_both_halves(m, channels).to(dtype).contiguous()
+        return of_both_halves(m, channels).to(computed).contiguous()
 
-    p, g = (derived("planes", (m,), part, dtype, channels) for m in (p_in, g_in))
-    return norm_linear_fwd(z, gain, shift, p, planes=True, gate=g, mask=mask, out=out)
+    p, g = (derived("planes", (m,), part, computed, channels) for m in (p_in, g_in))
+    if INTERPRETED and (dtype or p.dtype).itemsize == 1:  # the interpreter's casts to FP8 truncate
+        planes = norm_linear_fwd(z, gain, shift, p, planes=True, gate=g, mask=mask)
+        return (_room(z, len(p), True, dtype or p.dtype) if out is None else out).copy_(planes)
+    return norm_linear_fwd(z, gain, shift, p, planes=True, gate=g, mask=mask, out=out, dtype=dtype)
 
 
 def flops(b: int, i: int, j: int, c: int, outs: int) -> int:

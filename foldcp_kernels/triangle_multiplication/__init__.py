@@ -24,6 +24,7 @@ from foldcp_kernels.triangle_multiplication.parts import (
     gated_update,
     project_planes,
     run_cuequivariance,
+    scaled_planes,
 )
 
 
@@ -33,6 +34,7 @@ def triangle_multiplication(
     w: TriangleMultiplicationWeights,
     outgoing: bool,
     impl: str | None = None,
+    contraction: str = "same",
 ) -> Tensor:
     """Compute z + triangle multiplication of a whole pair tensor; in place without gradients.
 
@@ -42,6 +44,8 @@ def triangle_multiplication(
         w: weights.
         outgoing: Algorithm 12 (True) or 13 (False).
         impl: see `dispatch`.
+        contraction: "same": in what the projections are computed in; "fp8": of e4m3 planes, added
+            up in float32, without gradients. The reference is exact either way.
 
     Returns:
         [B, N, N, C], `z` itself when gradients are off.
@@ -57,11 +61,13 @@ def triangle_multiplication(
     if impl == "reference":
         full = z.new_ones(z.shape[:3]) if mask is None else mask
         return definition.triangle_multiplication(z, full, w, outgoing)
-    parts = choose_parts(z, w, impl)
+    parts = choose_parts(z, w, impl, contraction)
     if parts.cuequivariance:
         return run_cuequivariance(z, mask, w, outgoing)
     # Incoming contracts over rows: with transposed planes it is the same product.
-    x, keep = (z, mask) if outgoing else (z.transpose(1, 2), swapped(mask))
-    planes = project_planes(x, keep, w, parts)
+    across, keep = (z, mask) if outgoing else (z.transpose(1, 2), swapped(mask))
+    planes = project_planes(across, keep, w, parts)
     d = planes.shape[1] // 2
-    return gated_update(z, contract(None, planes[:, :d], planes[:, d:], True), w, parts)
+    scaled = scaled_planes(z, w, parts, (0, d))
+    x = contract(None, planes[:, :d], planes[:, d:], True, scaled=scaled)
+    return gated_update(z, x, w, parts)

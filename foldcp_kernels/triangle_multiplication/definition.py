@@ -46,9 +46,29 @@ def triangle_multiplication(
 
     Source: AlphaFold 3, Algorithms 12 and 13.
     """
+    o = contraction(z, mask, w, outgoing)
+    o = F.layer_norm(o, o.shape[-1:], w.norm_out_weight, w.norm_out_bias, 1e-5)
+    return z + F.linear(o, w.p_out) * F.linear(w.norm_in(z), w.g_out).sigmoid()
+
+
+def contraction(
+    z: Tensor, mask: Tensor, w: TriangleMultiplicationWeights, outgoing: bool, fp8: bool = False
+) -> Tensor:
+    """Compute sum_k a_ik b_jk (outgoing) or sum_k a_ki b_kj (incoming): [B, N, N, D].
+
+    Args:
+        z: [B, N, N, C].
+        mask: [B, N, N], 1 = keep.
+        w: weights.
+        outgoing: Algorithm 12 (True) or 13 (False).
+        fp8: round a and b to e4m3, with a power of two per channel that follows from the weights.
+    """
     x = w.norm_in(z)
     p = F.linear(x, w.p_in) * F.linear(x, w.g_in).sigmoid() * mask[..., None].to(z.dtype)
+    if fp8:
+        length = (w.p_in * w.norm_in_weight).square().sum(1).sqrt()
+        most = z.shape[-1] ** 0.5 * length + (w.p_in @ w.norm_in_bias).abs()
+        scale = 2 ** (most / 448).log2().ceil()
+        p = (p / scale).to(torch.float8_e4m3fn).to(p.dtype) * scale
     a, b = p.chunk(2, -1)
-    o = torch.einsum("bikd,bjkd->bijd" if outgoing else "bkid,bkjd->bijd", a, b)
-    o = F.layer_norm(o, o.shape[-1:], w.norm_out_weight, w.norm_out_bias, 1e-5)
-    return z + F.linear(o, w.p_out) * F.linear(x, w.g_out).sigmoid()
+    return torch.einsum("bikd,bjkd->bijd" if outgoing else "bkid,bkjd->bijd", a, b)

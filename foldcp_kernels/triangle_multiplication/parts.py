@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,9 @@ from foldcp_kernels.core.chunking import add_chunks, by_panel, chunk_length, spa
 from foldcp_kernels.core.dispatch import compute_dtype, named
 from foldcp_kernels.core.op import Op
 from foldcp_kernels.norm_linear import EPS, refusal, slower
-from foldcp_kernels.norm_linear.planes import of_both_halves
+from foldcp_kernels.norm_linear.planes import of_both_halves, padded_planes
+from foldcp_kernels.triangle_multiplication import fp8
+from foldcp_kernels.triangle_multiplication.contraction import FP8_PRODUCTS
 from foldcp_kernels.triangle_multiplication.definition import TriangleMultiplicationWeights
 
 
@@ -25,39 +27,89 @@ class Parts:
         planes: what runs the projection to planes.
         output: what runs the output.
         cuequivariance: cuEquivariance runs all of it where one rank has the whole pair tensor.
+        fp8: what contracts planes in FP8; "" where planes are in what is computed in.
     """
 
     planes: str
     output: str
     cuequivariance: bool = False
+    fp8: str = ""
+
+    def dtype(self, z: Tensor) -> torch.dtype:
+        """Return the dtype of the planes of a tile."""
+        return fp8.DTYPE if self.fp8 else compute_dtype(z)
 
 
-def chosen(z: Tensor, w: TriangleMultiplicationWeights) -> Parts:
+def chosen(z: Tensor, w: TriangleMultiplicationWeights, contraction: str = "same") -> Parts:
     """Choose what runs each part, by the default implementation.
 
     Args:
         z: pair tile [B, T_r, T_c, C].
         w: weights.
+        contraction: "same" or "fp8", see `triangle_multiplication`.
+
+    Raises:
+        ValueError: `contraction` is unknown, or cannot run.
     """
-    return choose_parts(z, w, None)
+    return choose_parts(z, w, None, contraction)
 
 
-def choose_parts(z: Tensor, w: TriangleMultiplicationWeights, impl: str | None) -> Parts:
+def choose_parts(
+    z: Tensor, w: TriangleMultiplicationWeights, impl: str | None, contraction: str = "same"
+) -> Parts:
     """Choose what runs each part of an op that was called with `impl`.
 
     Args:
         z: pair tile [B, T_r, T_c, C].
         w: weights.
         impl: what the caller names.
+        contraction: "same" or "fp8", see `triangle_multiplication`.
 
     Raises:
-        ValueError: a named implementation cannot run one of them.
+        ValueError: a named implementation cannot run one of them, or `contraction` is unknown.
     """
+    if contraction not in fp8.FORMATS:
+        allowed = ", ".join(fp8.FORMATS)
+        raise ValueError(f"`contraction` must be one of {allowed}, got {contraction!r}")
+    in_fp8 = contraction == "fp8"
+    if in_fp8:
+        _refuse_fp8(named(impl))
     if impl == "cuequivariance":
         return Parts("torch", "torch", True)
-    planes = _PLANES.choose(z, impl=impl)
+    fp8_by = FP8_PRODUCTS.choose(z, impl=impl) if in_fp8 else ""
+    planes = (_FP8_PLANES if in_fp8 else _PLANES).choose(z, impl=impl)
     output = _OUTPUT.choose(z, *(None,) * 6, w.p_out, impl=impl)
-    return Parts(planes, output, named(impl) == "cuequivariance")
+    return Parts(planes, output, named(impl) == "cuequivariance", fp8_by)
+
+
+def _refuse_fp8(name: str) -> None:
+    """Refuse what an FP8 contraction cannot run with."""
+    if torch.is_grad_enabled():
+        raise ValueError(
+            "the FP8 contraction has no gradients: call it under torch.no_grad(), or use "
+            "contraction='same'"
+        )
+    if name == "cuequivariance":
+        raise ValueError(
+            "cuequivariance has no FP8 contraction: use contraction='same', or impl='auto'"
+        )
+
+
+def scaled_planes(
+    z: Tensor, w: TriangleMultiplicationWeights, parts: Parts, channels: tuple[int, int]
+) -> fp8.Scaled | None:
+    """Say what the FP8 planes of some channels stand for; None where planes are not in FP8.
+
+    Args:
+        z: the tile that they are made of.
+        w: weights.
+        parts: from `chosen`.
+        channels: which of the D hidden channels (start, stop).
+    """
+    if not parts.fp8:
+        return None
+    scales = fp8.product_scales(w.p_in, w.norm_in_weight, w.norm_in_bias)
+    return fp8.Scaled(parts.fp8, scales[slice(*channels)], compute_dtype(z))
 
 
 def run_cuequivariance(
@@ -99,10 +151,13 @@ def project_planes(
 
     Returns:
         [B, 2d, T_r, T_c]: a in the first d channels, b in the last; rows may be padded in memory.
+        In FP8 they are divided by their scales, see `scaled_planes`.
     """
     norm = w.norm_in_weight, w.norm_in_bias
-    given = z, mask, *norm, w.p_in, w.g_in, out
-    return _PLANES.run(parts.planes, *given, channels=channels)
+    p_in = fp8.scaled_weight(w.p_in, *norm) if parts.fp8 else w.p_in
+    given = z, mask, *norm, p_in, w.g_in, out
+    dtype = parts.dtype(z) if parts.fp8 else None
+    return _PLANES.run(parts.planes, *given, channels=channels, dtype=dtype)
 
 
 def plane_panels(
@@ -129,7 +184,7 @@ def plane_panels(
         return project_planes(z, mask, w, parts, channels).chunk(panels, 3)
     b, i, j, _ = z.shape
     shape = (b, panels, 2 * (channels[1] - channels[0]), i, j // panels)
-    out = z.new_empty(shape, dtype=compute_dtype(z))
+    out = z.new_empty(shape, dtype=parts.dtype(z))
     for n, part in enumerate(out):
         keep = None if mask is None else by_panel(mask[n], panels)
         project_planes(by_panel(z[n], panels), keep, w, parts, channels, part)
@@ -145,6 +200,7 @@ def _planes(
     g_in: Tensor,
     planes: Tensor | None,
     channels: tuple[int, int] | None,
+    dtype: torch.dtype | None,
 ) -> Tensor:
     b, rows, cols, c = z.shape
     p_in, g_in = (of_both_halves(m, channels) for m in (p_in, g_in))
@@ -159,6 +215,8 @@ def _planes(
         if torch.is_grad_enabled():
             parts.append(p)
             continue
+        if planes is None and dtype is not None:
+            planes = padded_planes(z, width, dtype)
         planes = p.new_empty((b, width, rows, cols)) if planes is None else planes
         planes[:, :, lo:hi] = p
     return torch.cat(parts, 2) if parts else planes
@@ -225,6 +283,7 @@ _PLANES = Op(
     covers=lambda z, *_: refusal(z, "z", (z.shape[-1],)),
     prefers=lambda z, *_: slower(z),
 )
+_FP8_PLANES = replace(_PLANES, covers=lambda z, *_: fp8.fault(z) or _PLANES.covers(z))
 _OUTPUT = Op(
     "triangle_multiplication output",
     eager=_output,

@@ -119,6 +119,25 @@ def test_fp8_moves_a_byte_per_element_and_its_scales(op: str, name: str) -> None
     assert fp8 == raw * (33 / 32) / 2
 
 
+@pytest.mark.parametrize("name", STRATEGIES[MULTIPLICATION][1:])
+@pytest.mark.parametrize("wire", ["raw", "fp8"])
+def test_fp8_planes_move_a_byte_per_element(name: str, wire: str) -> None:
+    """Whatever the wire is; the products that go back from channels travel by it."""
+    layout = PairLayout(480, 2, 3, 0)
+    low = Sizes(wire=wire, contraction="fp8")
+    plain = received(MULTIPLICATION, name, layout, Sizes(), count=4)
+    back = low.travels(low.itemsize) / 2 if name == "channel" else 0
+    part = (2 * 0.5 + back) / 3 if name == "channel" else 0.5
+    found = received(MULTIPLICATION, name, layout, low, count=4)
+    for mine, theirs in zip(found, plain, strict=True):
+        assert mine == pytest.approx(part * theirs, rel=0.03)
+    fast, slow = (
+        estimate(MULTIPLICATION, name, layout, x, count=4)
+        for x in (replace(low, wire="raw"), Sizes())
+    )
+    assert fast.core_s < slow.core_s and fast.transfer_s < slow.transfer_s
+
+
 def test_every_rank_chooses_the_same() -> None:
     for (rows, cols), op in product([(2, 2), (2, 3), (1, 4), (4, 4)], STRATEGIES):
         for n in (96, 3000):
