@@ -94,30 +94,30 @@ def share_of_channels(channels: int, size: int, rank: int) -> Span:
     return channels * rank // size, channels * (rank + 1) // size
 
 
-def blocks_of_lines(layout: PairLayout, outgoing: bool) -> int:
-    """Return the number of blocks of lines in which triangle multiplication's planes are written.
+def strips_of_lines(layout: PairLayout, outgoing: bool) -> int:
+    """Return the number of strips of lines in which triangle multiplication's planes are written.
 
-    As many as other ranks want them in, so that what travels of a block is one run of memory; 1
-    where wants are not by blocks, see `products_of_panel`.
+    As many as other ranks want them in, so that what travels of a strip is one run of memory; 1
+    where wants are not by strips, see `products_of_panel`.
 
     Args:
         layout: the tiling.
         outgoing: which of the two updates.
     """
-    return layout.panels_of(not outgoing) if by_blocks(layout) else 1
+    return layout.panels_of(not outgoing) if by_strips(layout) else 1
 
 
 def products_of_panel(layout: PairLayout) -> int:
-    """Count the products of one panel of triangle multiplication, by blocks of rows and columns.
+    """Count the products of one panel of triangle multiplication, by strips of rows and columns.
 
     One where neither side of the mesh divides the other, so that a want is a part of several
-    blocks, or one side is so much longer that products would be small and many.
+    strips, or one side is so much longer that products would be small and many.
     """
-    return layout.panels**2 // layout.size if by_blocks(layout) else 1
+    return layout.panels**2 // layout.size if by_strips(layout) else 1
 
 
-def by_blocks(layout: PairLayout) -> bool:
-    """Return True where panels of triangle multiplication are wanted by blocks."""
+def by_strips(layout: PairLayout) -> bool:
+    """Return True where panels of triangle multiplication are wanted by strips."""
     divides = layout.panels == max(layout.mesh_rows, layout.mesh_cols)
     return divides and layout.panels**2 // layout.size <= _MOST_PRODUCTS
 

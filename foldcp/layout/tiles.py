@@ -162,7 +162,7 @@ class PairLayout:
 
 @dataclass(frozen=True)
 class AtomLayout:
-    """Contiguous blocks of 32-atom windows, one block per rank.
+    """Contiguous shards of 32-atom windows, one per rank.
 
     Args:
         windows: number of windows of the sample (atoms / 32).
@@ -180,12 +180,12 @@ class AtomLayout:
         return self.windows * WINDOW
 
     @property
-    def block(self) -> int:
-        """Windows of one rank's block (the last ranks may hold fewer real ones)."""
+    def shard(self) -> int:
+        """Windows of one rank's shard (the last ranks may hold fewer real ones)."""
         return -(-self.windows // self.size)
 
     def own_span(self, rank: int | None = None) -> Span:
-        """Return the atoms of a rank's block."""
+        """Return the atoms of a rank's shard."""
         i = self.rank if rank is None else rank
-        lo = min(i * self.block, self.windows)
-        return lo * WINDOW, min(lo + self.block, self.windows) * WINDOW
+        lo = min(i * self.shard, self.windows)
+        return lo * WINDOW, min(lo + self.shard, self.windows) * WINDOW

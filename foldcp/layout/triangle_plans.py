@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from foldcp.layout.cuts import blocks_of_lines, by_blocks, chunks, share_of_channels
+from foldcp.layout.cuts import by_strips, chunks, share_of_channels, strips_of_lines
 from foldcp.layout.schedule import Plan, Schedule, Want, in_parts, plan
 from foldcp.layout.tiles import Box, PairLayout, Span
 
-# A region, a span of it, and a span of the tile.
-Block = tuple[int, Span, Span]
+# One side of a patch: a region, a span of it, and a span of the tile.
+Side = tuple[int, Span, Span]
 
 
 def _own_panel(layout: PairLayout, rank: int, panel: int, in_cols: bool) -> Box:
@@ -33,8 +33,8 @@ def triangle_multiplication_plan(
 
     At step (chunk, t) rank (r, c) wants a over (rows_r, panel) and b over (cols_c, panel) for the
     outgoing update, and the transposed regions for the incoming one. Each panel of k of each of the
-    `blocks_of_lines` of a tile is a source of its own, first those of a, then those of b; wants are
-    by blocks too.
+    `strips_of_lines` of a tile is a source of its own, first those of a, then those of b; wants are
+    by strips too.
 
     Args:
         layout: the tiling.
@@ -43,13 +43,13 @@ def triangle_multiplication_plan(
         pieces: chunks of channels.
         route: "direct" or "ring".
     """
-    own_panels, blocks = layout.panels_of(outgoing), blocks_of_lines(layout, outgoing)
-    lines = (layout.tile_rows if outgoing else layout.tile_cols) // blocks
+    own_panels, strips = layout.panels_of(outgoing), strips_of_lines(layout, outgoing)
+    lines = (layout.tile_rows if outgoing else layout.tile_cols) // strips
 
     def own(rank: int, source: int) -> Box:
-        block, panel = divmod(source % (blocks * own_panels), own_panels)
+        strip, panel = divmod(source % (strips * own_panels), own_panels)
         rows, cols = _own_panel(layout, rank, panel, outgoing)
-        lo = (rows if outgoing else cols)[0] + block * lines
+        lo = (rows if outgoing else cols)[0] + strip * lines
         span = lo, lo + lines
         return ((0, channels), *((span, cols) if outgoing else (rows, span)))
 
@@ -57,16 +57,16 @@ def triangle_multiplication_plan(
         panel = layout.panel_at(rank, step)
         k, out = layout.panel_span(panel), []
         for operand, (lo, hi) in enumerate((layout.row_span(rank), layout.col_span(rank))):
-            each = lines if by_blocks(layout) else hi - lo
+            each = lines if by_strips(layout) else hi - lo
             for at in range(lo, hi, each):
-                source = (operand * blocks + at // lines % blocks) * own_panels
+                source = (operand * strips + at // lines % strips) * own_panels
                 span = at, at + each
                 box = ((0, channels), *((span, k) if outgoing else (k, span)))
                 out.append(Want(source + panel % own_panels, box))
         return tuple(out)
 
     schedule = Schedule(layout.size, layout.panels, own, want, route)
-    return in_parts(plan(schedule, layout.rank, 2 * blocks * own_panels), chunks(channels, pieces))
+    return in_parts(plan(schedule, layout.rank, 2 * strips * own_panels), chunks(channels, pieces))
 
 
 @lru_cache(maxsize=512)
@@ -119,8 +119,8 @@ def channel_back_plan(layout: PairLayout, channels: int) -> Plan:
 
 
 @lru_cache(maxsize=4096)
-def tile_blocks(layout: PairLayout, rank: int, outgoing: bool) -> tuple[tuple[Block, Block], ...]:
-    """Return the blocks of a rank's tile by the regions of `channel_plan` that make them up.
+def tile_patches(layout: PairLayout, rank: int, outgoing: bool) -> tuple[tuple[Side, Side], ...]:
+    """Return the patches of a rank's tile by the regions of `channel_plan` that make them up.
 
     Args:
         layout: the tiling.
@@ -128,12 +128,12 @@ def tile_blocks(layout: PairLayout, rank: int, outgoing: bool) -> tuple[tuple[Bl
         outgoing: which of the two updates.
 
     Returns:
-        For each block ((region of a, its tokens, the rows), (region of b, its tokens, the
+        For each patch ((region of a, its tokens, the rows), (region of b, its tokens, the
         columns)); tokens are counted from the start of the region, rows and columns from that of
         the tile.
     """
     spans = _tile_spans(layout, outgoing)
-    sides: list[list[Block]] = []
+    sides: list[list[Side]] = []
     for lo, hi in layout.tile_box(rank):
         parts = [(i, a, max(a, lo), min(b, hi)) for i, (a, b) in enumerate(spans)]
         sides.append([(i, (x - a, y - a), (x - lo, y - lo)) for i, a, x, y in parts if x < y])

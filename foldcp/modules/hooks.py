@@ -16,16 +16,16 @@ Sizes = dict[tuple[str, int], int]  # numbers in each matrix, by its name and sa
 
 
 class MatrixSink(Protocol):
-    """Takes matrices of one prediction in row blocks, on the root rank."""
+    """Takes matrices of one prediction some rows at a time, on the root rank."""
 
-    def rows(self, name: str, sample: int, lo: int, block: Tensor) -> None:
+    def rows(self, name: str, sample: int, lo: int, values: Tensor) -> None:
         """Take rows lo, lo + 1, ... of one matrix.
 
         Args:
             name: "pae" or "pde" (angstrom), or "z" (the pair representation, sample 0).
             sample: number of the sample, in the order of sampling.
-            lo: the first row; blocks of one matrix come in increasing order without gaps.
-            block: [rows, N], or [rows, N, C] for "z", on any device; valid until this returns.
+            lo: the first row; those of one matrix come in increasing order without gaps.
+            values: [rows, N], or [rows, N, C] for "z", on any device; valid until this returns.
         """
 
 
@@ -126,7 +126,7 @@ class Wanted:
     def __init__(self, sink: MatrixSink, sizes: Sizes) -> None:
         self._sink, self._sizes = sink, sizes
 
-    def rows(self, name: str, sample: int, lo: int, block: Tensor) -> None:
+    def rows(self, name: str, sample: int, lo: int, values: Tensor) -> None:
         """See `MatrixSink`."""
         if (name, sample) in self._sizes:
-            self._sink.rows(name, sample, lo, block)
+            self._sink.rows(name, sample, lo, values)

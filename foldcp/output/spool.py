@@ -1,4 +1,4 @@
-"""Row blocks of matrices on their way to disk: no N x N matrix is ever whole in memory.
+"""Rows of matrices on their way to disk: no N x N matrix is ever whole in memory.
 
 Rows are appended to one raw file per matrix as they arrive. A matrix that is complete is packed in
 the background as the `.npz` file that numpy.savez_compressed would have written, chunk by chunk.
@@ -109,14 +109,14 @@ class Spool:
         self._error: OSError | None = None
         self._stop = threading.Event()
 
-    def rows(self, name: str, sample: int, lo: int, block: Tensor) -> None:
+    def rows(self, name: str, sample: int, lo: int, values: Tensor) -> None:
         """Append rows to a matrix. See `MatrixSink`.
 
         Args:
             name: of the matrix.
             sample: index of the sample.
             lo: first row.
-            block: the rows [rows, N], or [rows, N, C].
+            values: the rows [rows, N], or [rows, N, C].
 
         Raises:
             ValueError: rows are missing or come twice.
@@ -124,25 +124,25 @@ class Spool:
         if self._error is not None:
             return
         try:
-            self._append((name, sample), lo, block)
+            self._append((name, sample), lo, values)
         except OSError as error:
             self._error = error
             self._close_files()
 
-    def _append(self, key: Key, lo: int, block: Tensor) -> None:
-        block = block.detach() if block.dtype in _DTYPES else block.detach().float()
+    def _append(self, key: Key, lo: int, values: Tensor) -> None:
+        values = values.detach() if values.dtype in _DTYPES else values.detach().float()
         if key not in self._growing and key not in self._packed:
             file = self._raw(key).open("wb")
-            shape = (block.shape[1], *block.shape[1:])
-            self._growing[key] = _Growing(file, 0, _DTYPES[block.dtype], shape)
+            shape = (values.shape[1], *values.shape[1:])
+            self._growing[key] = _Growing(file, 0, _DTYPES[values.dtype], shape)
         growing = self._growing.get(key)
         if growing is None or lo != growing.row:
             expected = "no more" if growing is None else growing.row
             raise ValueError(f"row {lo} of {key[0]} of sample {key[1]}; expected {expected}")
-        step = max(1, _CHUNK // (block[0].numel() * block.element_size()))
-        for part in block.split(step):
+        step = max(1, _CHUNK // (values[0].numel() * values.element_size()))
+        for part in values.split(step):
             growing.file.write(memoryview(part.cpu().contiguous().numpy()).cast("B"))
-        growing.row += block.shape[0]
+        growing.row += values.shape[0]
         if growing.row == growing.shape[0]:
             growing.file.close()
             del self._growing[key]

@@ -21,13 +21,13 @@ from collections.abc import Sequence
 from math import gcd
 
 from foldcp.layout.cuts import (
-    blocks_of_lines,
     channel_groups,
     channel_pieces,
     chunks,
     line_chunks,
     products_of_panel,
     share_of_channels,
+    strips_of_lines,
 )
 from foldcp.layout.strategies import (
     ATTENTION,
@@ -61,7 +61,7 @@ def _panel_multiplication(job: Job, name: str) -> list[Estimate]:
         got = sum(step[rank].received(wire) for step in loads)
         ends = project + output
         found = Estimate(ends + core, core, parts * sum(mine), ends + stream, got)
-        launches = groups * blocks_of_lines(lay, job.first) + parts * lay.panels + 1
+        launches = groups * strips_of_lines(lay, job.first) + parts * lay.panels + 1
         products = parts * lay.panels * (products_of_panel(lay) - 1)
         out.append(job.done(rank, loads, parts, groups, launches, found, 0, products))
     return out
@@ -125,7 +125,7 @@ def _channel(job: Job) -> list[Estimate]:
     loads = list(zip(moves[::2], moves[1::2], strict=True))
     there, back = ([job.transfers(x[i], wire[i], raw[i]) for x in loads] for i in (0, 1))
     plane = lay.padded**2
-    # A tile is as many blocks as its sides overlap with rows (columns) of tiles.
+    # A tile is as many patches as its sides overlap with rows (columns) of tiles.
     rows, cols = lay.mesh_rows, lay.mesh_cols
     products = (rows if job.first else cols) * (rows + cols - gcd(rows, cols))
     out, moved = [], 2 * s.plane_itemsize + s.itemsize

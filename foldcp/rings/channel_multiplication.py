@@ -32,7 +32,7 @@ from foldcp.layout.strategies import (
     channel_plans,
 )
 from foldcp.layout.tiles import PairLayout, Span
-from foldcp.layout.triangle_plans import tile_blocks
+from foldcp.layout.triangle_plans import tile_patches
 from foldcp.planner.choice import chunks_taken, sizes_on
 from foldcp_kernels.core.chunking import chunk_bytes
 from foldcp_kernels.core.dispatch import compute_dtype
@@ -128,7 +128,7 @@ def _tiles(
         shape = (*planes[0].shape[:2], layout.tile_rows, layout.tile_cols)
         tile = None if torch.is_grad_enabled() else planes[0].new_empty(shape, dtype=dtype)
         rows: list[list[Tensor]] = []
-        for (i, rows_of_a, at), (j, cols_of_b, to) in tile_blocks(layout, rank, outgoing):
+        for (i, rows_of_a, at), (j, cols_of_b, to) in tile_patches(layout, rank, outgoing):
             a = _cut(planes[i], 3, rows_of_a)
             b = _cut(planes[half + j], 3, cols_of_b)
             part = None if tile is None else _cut(_cut(tile, 2, at), 3, to)

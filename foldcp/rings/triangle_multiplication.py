@@ -21,7 +21,7 @@ from torch import Tensor
 
 from foldcp.fabric.exchange.pipeline import Regions, chained
 from foldcp.fabric.mesh import Mesh
-from foldcp.layout.cuts import blocks_of_lines
+from foldcp.layout.cuts import strips_of_lines
 from foldcp.layout.schedule import Plan
 from foldcp.layout.strategies import panel_multiplication
 from foldcp.layout.tiles import PairLayout
@@ -145,23 +145,23 @@ def _panel_products(
     # With transposed planes the incoming update is the same product as the outgoing one: k is last
     # in memory, and each of its panels is contiguous.
     dims, own_panels = (1, 2, 3) if outgoing else (1, 3, 2), layout.panels_of(outgoing)
-    blocks = blocks_of_lines(layout, outgoing)
+    strips = strips_of_lines(layout, outgoing)
     if not outgoing:
         z, mask = z.transpose(1, 2), None if mask is None else mask.transpose(1, 2)
-    masks = (None,) * blocks if mask is None else mask.chunk(blocks, 1)
+    masks = (None,) * strips if mask is None else mask.chunk(strips, 1)
     largest = chunk_bytes(z.device)
 
     def moves() -> Iterator[tuple[None, Plan, tuple[Tensor, ...]]]:
         groups = panel_multiplication(layout, sizes, outgoing, route, largest)
         for group, plan in groups:
             planes: list[Tensor] = []
-            for x, keep in zip(z.chunk(blocks, 1), masks, strict=True):
+            for x, keep in zip(z.chunk(strips, 1), masks, strict=True):
                 planes += plane_panels(x, keep, w, parts, group, own_panels)
             d = group[1] - group[0]
             yield None, plan, (*(p[:, :d] for p in planes), *(p[:, d:] for p in planes))
             del planes
 
-    sources = 2 * blocks * own_panels
+    sources = 2 * strips * own_panels
     wire = "raw" if parts.fp8 else mesh.policy.wire  # FP8 planes travel as they are
     panels = chained(mesh, moves(), (dims,) * sources, LABEL, (wire,) * sources)
     acc: Tensor | None = None
@@ -179,7 +179,7 @@ def _panel_products(
 def _added(
     acc: Tensor | None, regions: Regions, layout: PairLayout, scaled: Scaled | None
 ) -> Tensor:
-    """Add one panel's contribution [B, d, T_r, T_c], by blocks of rows (a) and columns (b)."""
+    """Add one panel's contribution [B, d, T_r, T_c], by strips of rows (a) and columns (b)."""
     height, at = 0, 0
     while height < layout.tile_rows:
         height, at = height + regions[at].shape[2], at + 1

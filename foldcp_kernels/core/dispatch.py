@@ -50,7 +50,7 @@ def set_impl(name: str) -> None:
 def using(name: str) -> Iterator[None]:
     """Inside, run an implementation where a call names none; see `set_impl`, also for `Raises`.
 
-    The default is one for all threads: a block in one thread applies to the others, too.
+    The default is one for all threads: `with` in one thread applies to the others, too.
     """
     before = SETTINGS.impl
     set_impl(name)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from foldcp.boltz.families import boltz2_options
 from foldcp.fabric.mesh import Mesh
 from foldcp.layout.tiles import WINDOW, AtomLayout, PairLayout
-from foldcp.modules.atoms.windows import atom_block, key_windows
+from foldcp.modules.atoms.windows import atom_shard, key_windows
 from foldcp.modules.trunk.input_embedder import InputEmbedder
 
 MESHES = [(1, 1), (2, 2)]  # test_diffusion.py runs the same parts on more meshes
@@ -111,7 +111,7 @@ def check_moves(mesh: Mesh, n: int) -> None:
     """atom -> token mean, token -> atom, halo and gather against their dense definitions."""
     feats = random_sample(n, seed=n)
     layout, atom_layout = layouts(feats, mesh)
-    block = atom_block(feats, layout, atom_layout, mesh, DEPTH)
+    block = atom_shard(feats, layout, atom_layout, mesh, DEPTH)
     one_hot = dense(feats)["atom_to_token"][0]
     g = torch.Generator().manual_seed(1)
     atoms = torch.randn(2, atom_layout.atoms, 5, generator=g).double()
@@ -192,7 +192,7 @@ def test_layout_for_other_atoms_is_refused() -> None:
     mesh = Mesh.create(1, 1)
     layout, _ = layouts(feats, mesh)
     with pytest.raises(ValueError, match=r"atom_layout.*lays out 320 atoms.*build AtomLayout"):
-        atom_block(feats, layout, AtomLayout(10, 1, 0), mesh, DEPTH)
+        atom_shard(feats, layout, AtomLayout(10, 1, 0), mesh, DEPTH)
     with pytest.raises(ValueError, match="mesh expects rank 0 of 1"):
         windows = feats["atom_pad_mask"].shape[1] // WINDOW
-        atom_block(feats, layout, AtomLayout(windows, 2, 1), mesh, DEPTH)
+        atom_shard(feats, layout, AtomLayout(windows, 2, 1), mesh, DEPTH)

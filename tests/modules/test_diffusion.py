@@ -30,7 +30,7 @@ from foldcp.boltz.families import boltz2_options
 from foldcp.fabric.mesh import Mesh
 from foldcp.layout.tiles import AtomLayout, PairLayout
 from foldcp.modules.atoms.encoder import MASKED
-from foldcp.modules.atoms.windows import atom_block
+from foldcp.modules.atoms.windows import atom_shard
 from foldcp.modules.diffusion.conditioning import Conditioning, DiffusionConditioning
 from foldcp.modules.diffusion.noise import noise_schedule
 from foldcp.modules.diffusion.sampler import AtomDiffusion
@@ -172,7 +172,7 @@ def sample_both(
 
 
 def check_conditioning(mesh: Mesh, case: Case) -> None:
-    block = atom_block(case.feats, case.layout, case.atom_layout, mesh, DEPTH)
+    block = atom_shard(case.feats, case.layout, case.atom_layout, mesh, DEPTH)
     own = slice(*block.own)
     for name in ("q", "c"):
         assert_close(getattr(case.ours, name), block.cut(case.theirs[name]), name)

@@ -31,7 +31,7 @@ def skip(key: Words, position: int, count: int) -> tuple[Words, int]:
 
     Args:
         key: its state, [624].
-        position: of the next word in it, 0 to 624; at 624 the next block is made first.
+        position: of the next word in it, 0 to 624; at 624 the next state is made first.
         count: words of 32 bits to skip, at least 0.
 
     Returns:
@@ -42,8 +42,8 @@ def skip(key: Words, position: int, count: int) -> tuple[Words, int]:
         return key.copy(), position
     # Words of a state stand at steps 0 to 623; the last word drawn is at step `last`.
     last = position + count - 1
-    block, at = divmod(last, N)
-    return _jumped(key, block * N), at + 1
+    passed, at = divmod(last, N)
+    return _jumped(key, passed * N), at + 1
 
 
 def _jumped(key: Words, steps: int) -> Words:
@@ -64,12 +64,12 @@ def _jumped(key: Words, steps: int) -> Words:
 
 def _sequence(key: Words, count: int) -> Words:
     """The first `count` words from a state on, untempered."""
-    blocks = -(-count // N)
-    words = np.empty((blocks + 1) * N, np.uint32)
+    states = -(-count // N)
+    words = np.empty((states + 1) * N, np.uint32)
     words[:N] = key
     # x[k+397] of a word is known for 227 words at a time.
-    for k in range(0, blocks * N, N - M):
-        end = min(k + N - M, blocks * N)
+    for k in range(0, states * N, N - M):
+        end = min(k + N - M, states * N)
         mixed = (words[k:end] & 0x80000000) | (words[k + 1 : end + 1] & 0x7FFFFFFF)
         twisted = (mixed >> 1) ^ np.where(mixed & 1, np.uint32(_A), np.uint32(0))
         words[k + N : end + N] = words[k + M : end + M] ^ twisted

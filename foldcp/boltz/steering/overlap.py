@@ -127,10 +127,10 @@ def near_pairs(
     Args:
         x: points [M, n, 3] of M samples. Points that are not finite may be in any pairs.
         reach: the distance.
-        at_once: pairs per block.
+        at_once: pairs of one result.
 
     Returns:
-        Blocks (first, second): indices into the points [M n], long [at_once].
+        Pairs (first, second): indices into the points [M n], long [at_once].
     """
     samples, n, _ = x.shape
     bits = (62 - samples.bit_length()) // 3

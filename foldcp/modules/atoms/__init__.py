@@ -1,1 +1,1 @@
-"""Run atom attention on windows of atoms, one block of windows per rank."""
+"""Run atom attention on windows of atoms, one shard of windows per rank."""

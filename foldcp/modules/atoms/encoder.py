@@ -17,7 +17,7 @@ from foldcp.fabric.exchange.autograd import fetch
 from foldcp.fabric.mesh import Mesh
 from foldcp.layout.schedule import boxes_plan
 from foldcp.layout.tiles import KEYS, WINDOW, Span
-from foldcp.modules.atoms.windows import SIDE, AtomBlock, Feats, key_windows, query_windows
+from foldcp.modules.atoms.windows import SIDE, AtomShard, Feats, key_windows, query_windows
 from foldcp.modules.base import TiledModule, wide
 from foldcp_kernels.core.chunking import chunk_length, spans
 
@@ -85,20 +85,20 @@ class AtomEncoder(TiledModule):
                 "Boltz checkpoint with these"
             )
 
-    def embed(self, feats: Feats, block: AtomBlock) -> Tensor:
+    def embed(self, feats: Feats, shard: AtomShard) -> Tensor:
         """Apply the Linear of the atom features by table look-up.
 
         Args:
             feats: collated compact features.
-            block: this rank's windows.
+            shard: this rank's windows.
 
         Returns:
             [1, a, atom_s] in the dtype of the weights; a padding atom has no class at all.
         """
         linear, options = self.embed_atom_features, self.options
         w = linear.weight
-        pos, charge = (block.cut(feats[k]).to(w.dtype) for k in ("ref_pos", "ref_charge"))
-        known = torch.zeros(1, *block.mask.shape, w.shape[0], dtype=w.dtype, device=w.device)
+        pos, charge = (shard.cut(feats[k]).to(w.dtype) for k in ("ref_pos", "ref_charge"))
+        known = torch.zeros(1, *shard.mask.shape, w.shape[0], dtype=w.dtype, device=w.device)
         at = 5 if options.mask else 4
 
         def look_up(index: Tensor, classes: int) -> None:
@@ -106,15 +106,15 @@ class AtomEncoder(TiledModule):
             known.add_(F.embedding(index, w[:, at : at + classes].T))
             at += classes
 
-        look_up(block.cut(feats["ref_element"]), _ELEMENTS)
+        look_up(shard.cut(feats["ref_element"]), _ELEMENTS)
         if options.names:
-            for chars in block.cut(feats["ref_atom_name_chars"]).unbind(-1):
+            for chars in shard.cut(feats["ref_atom_name_chars"]).unbind(-1):
                 look_up(chars, _CHARS)
         residue = (_RES_TYPES + 1 + _MOL_TYPES) if options.residues else 0
         if options.backbone:
-            look_up(block.cut(feats["atom_backbone_feat"]), w.shape[1] - at - residue)
+            look_up(shard.cut(feats["atom_backbone_feat"]), w.shape[1] - at - residue)
         if residue:
-            token = block.token + block.tokens[0]
+            token = shard.token + shard.tokens[0]
             look_up(feats["res_type"][:, token], _RES_TYPES)
             known.add_(feats["modified"][:, token, None].to(w.dtype) * w[:, at])
             at += 1
@@ -122,23 +122,23 @@ class AtomEncoder(TiledModule):
         assert at == w.shape[1], "columns of embed_atom_features left over"
         if options.mask:
             known.add_(w[:, 4])
-        known.mul_(block.mask[:, None])
+        known.mul_(shard.mask[:, None])
         return known.add_(F.linear(pos, w[:, :3], linear.bias)).add_(charge[..., None] * w[:, 3])
 
-    def add_single(self, c: Tensor, s_trunk: Tensor, block: AtomBlock) -> Tensor:
+    def add_single(self, c: Tensor, s_trunk: Tensor, shard: AtomShard) -> Tensor:
         """Add the projected single of each atom's token [1, n, token_s] to c [1, a, atom_s].
 
         Args:
             c: atom activations of the buffer [1, a, atom_s].
             s_trunk: single shard [1, n, token_s].
-            block: this rank's atoms.
+            shard: this rank's atoms.
         """
-        return c + block.from_tokens(self.s_to_c_trans(wide(s_trunk)))
+        return c + shard.from_tokens(self.s_to_c_trans(wide(s_trunk)))
 
     def biases(
         self,
         feats: Feats,
-        block: AtomBlock,
+        shard: AtomShard,
         c: Tensor,
         projections: Sequence[nn.Sequential],
         z_to_p: Tensor | None = None,
@@ -147,7 +147,7 @@ class AtomEncoder(TiledModule):
 
         Args:
             feats: collated compact features.
-            block: this rank's windows.
+            shard: this rank's windows.
             c: atom conditioning [1, a, atom_s].
             projections: (LayerNorm, Linear) from atom_z to heads, one per output.
             z_to_p: this rank's tile of the projected pair [T_r, T_c, atom_z], None without one.
@@ -161,40 +161,40 @@ class AtomEncoder(TiledModule):
             of_query, of_key = self.c_to_p_trans_q(c), self.c_to_p_trans_k(c)
         weight, bias = folded(projections)
         atom_z = weight.shape[1]
-        longest = max(hi - lo for lo, hi in block.buffers) // WINDOW
+        longest = max(hi - lo for lo, hi in shard.buffers) // WINDOW
         each = 6 * WINDOW * KEYS * atom_z * c.element_size()
         step = min(chunk_length(longest, each, c.device), _MAX_WINDOWS)
         layers = len(projections)
         heads = weight.shape[0] // layers
         out: Tensor | None = None
         for chunk in spans(longest, step):
-            band = None if z_to_p is None else self._band(z_to_p, block, chunk)
-            lo, hi = (min(w, block.windows) for w in chunk)
+            band = None if z_to_p is None else self._band(z_to_p, shard, chunk)
+            lo, hi = (min(w, shard.windows) for w in chunk)
             with torch.autocast(c.device.type, enabled=False):
-                p = self._pairs(feats, block, (lo, hi), of_query, of_key, band)
+                p = self._pairs(feats, shard, (lo, hi), of_query, of_key, band)
                 p = F.layer_norm(p, (atom_z,)).view(-1, atom_z)
             part = torch.addmm(bias[:, None], weight, p.T)  # [L * H, w * 32 * 128]
             if out is None:
-                out = part.new_empty(layers, block.windows, heads, WINDOW, KEYS)
+                out = part.new_empty(layers, shard.windows, heads, WINDOW, KEYS)
             out[:, lo:hi] = part.view(layers, heads, hi - lo, WINDOW, KEYS).transpose(1, 2)
         assert out is not None
-        return out.masked_fill_(~block.key_mask[:, None, None], MASKED)
+        return out.masked_fill_(~shard.key_mask[:, None, None], MASKED)
 
-    def _atoms(self, block: AtomBlock, rank: int, chunk: Span) -> tuple[Span, Span]:
+    def _atoms(self, shard: AtomShard, rank: int, chunk: Span) -> tuple[Span, Span]:
         """Atoms of the queries and of the keys of some windows, inside a rank's buffer."""
-        start, stop = block.buffers[rank]
+        start, stop = shard.buffers[rank]
         lo, hi = (min(start + w * WINDOW, stop) for w in chunk)
         if lo == hi:
             return (lo, lo), (lo, lo)
         return (lo, hi), (max(lo - SIDE, start), min(hi + SIDE, stop))
 
-    def _band(self, z_to_p: Tensor, block: AtomBlock, chunk: Span) -> tuple[Tensor, Span, Span]:
+    def _band(self, z_to_p: Tensor, shard: AtomShard, chunk: Span) -> tuple[Tensor, Span, Span]:
         """The box of the pair that the windows touch, with its (row, column) spans."""
         wants = []
         for rank in range(self.mesh.size):
-            queries, keys = self._atoms(block, rank, chunk)
-            wants.append((block.ranges.span(queries), block.ranges.span(keys)))
-        owns = tuple(block.layout.tile_box(r) for r in range(self.mesh.size))
+            queries, keys = self._atoms(shard, rank, chunk)
+            wants.append((shard.ranges.span(queries), shard.ranges.span(keys)))
+        owns = tuple(shard.layout.tile_box(r) for r in range(self.mesh.size))
         plan = boxes_plan(self.mesh.size, self.mesh.rank, owns, tuple(wants))
         (box,) = fetch(self.mesh, plan, (z_to_p,), ((0, 1),), "atom_pair_band")
         return box, *wants[self.mesh.rank]
@@ -202,7 +202,7 @@ class AtomEncoder(TiledModule):
     def _pairs(
         self,
         feats: Feats,
-        block: AtomBlock,
+        shard: AtomShard,
         chunk: Span,
         of_query: Tensor,
         of_key: Tensor,
@@ -219,9 +219,9 @@ class AtomEncoder(TiledModule):
 
         linears = (self.embed_atompair_ref_pos, self.embed_atompair_ref_dist)
         weight = torch.cat([*(x.weight for x in linears), self.embed_atompair_mask.weight], 1)
-        pos = block.cut(feats["ref_pos"]).to(weight.dtype)
-        uid = block.cut(feats["ref_space_uid"])[..., None]
-        mask = block.mask[None, :, None]
+        pos = shard.cut(feats["ref_pos"]).to(weight.dtype)
+        uid = shard.cut(feats["ref_space_uid"])[..., None]
+        mask = shard.mask[None, :, None]
         real = queries(mask) & keys(mask)
         d = keys(pos) - queries(pos)
         near = 1 / (1 + (d * d).sum(-1, keepdim=True))
@@ -229,7 +229,7 @@ class AtomEncoder(TiledModule):
         p = F.linear(torch.cat([d, near, torch.ones_like(near)], -1).mul_(v), weight)
         if band is not None and band[0].numel():
             box, rows, cols = band
-            token = (block.token + block.tokens[0])[None, :, None]
+            token = (shard.token + shard.tokens[0])[None, :, None]
             i = (queries(token) - rows[0]).clamp_(0, box.shape[0] - 1)
             j = (keys(token) - cols[0]).clamp_(0, box.shape[1] - 1)
             index = (i * box.shape[1] + j).flatten()

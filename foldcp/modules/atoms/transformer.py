@@ -48,7 +48,7 @@ def atom_transformer(stack: AtomStack, q: Tensor) -> Tensor:
         q: activations [M, a, atom_s], a = 32 W.
 
     Returns:
-        [M, a, atom_s]; right for the own block when the halo has 2 windows per layer.
+        [M, a, atom_s]; right for the own shard when the halo has 2 windows per layer.
 
     Source: AlphaFold 3 supplement, Algorithm 7.
     """

@@ -1,11 +1,11 @@
 """This rank's windows of atoms, and the moves between atoms, tokens and ranks.
 
-A rank keeps its own block of windows and a halo around it, so that a stack of window layers runs
+A rank keeps its own shard of windows and a halo around it, so that a stack of window layers runs
 without communication. Window k (32 queries) attends to the 128 atoms from 48 before its first
 query to 48 after its last, so what a layer gets wrong at the buffer's ends moves inwards by whole
 windows: 1.5, then 3.5, then 5.5 windows after three layers.
 
-Buffers of 8 windows on 4 ranks for one layer (own block in brackets, clipped to the sample):
+Buffers of 8 windows on 4 ranks for one layer (own shard in brackets, clipped to the sample):
 
     rank 0   [0 1] 2 3                  rank 2   2 3 [4 5] 6 7
     rank 1   0 1 [2 3] 4 5              rank 3   4 5 [6 7]
@@ -54,22 +54,22 @@ class TokenRanges:
 
 
 @dataclass(frozen=True)
-class AtomBlock:
+class AtomShard:
     """One rank's buffer of windows.
 
     Args:
         mesh: the mesh.
         layout: the tiling of tokens.
         buffers: for every rank, the atoms of its buffer; empty where it owns no window.
-        own: atoms of this rank's block, counted from the start of its buffer.
+        own: atoms of this rank's shard, counted from the start of its buffer.
         mask: bool [a], True for real atoms.
         token: long [a], the atom's token counted from `tokens[0]`; 0 for padding atoms.
         tokens: tokens that the buffer touches.
-        own_tokens: tokens that the own block touches.
+        own_tokens: tokens that the own shard touches.
         key_mask: bool [W, 128], True for keys that are real atoms of the buffer.
-        own_index: long [own], the token of the own block's atoms counted from `own_tokens[0]`;
+        own_index: long [own], the token of the own shard's atoms counted from `own_tokens[0]`;
             padding atoms have a row of their own after the last one.
-        own_counts: long [w], atoms of the own block per token of `own_tokens`; None where atoms are
+        own_counts: long [w], atoms of the own shard per token of `own_tokens`; None where atoms are
             not sorted by token.
         divisor: atoms of each token of this rank's shard, + 1e-6 as in Boltz [n, 1].
         ranges: which tokens any run of atoms touches.
@@ -119,7 +119,7 @@ class AtomBlock:
         return box.index_select(1, self.token) * self.mask[:, None]
 
     def to_tokens(self, x: Tensor) -> Tensor:
-        """Average over the atoms of each token: own block [M, own, C] -> shard [M, n, C].
+        """Average over the atoms of each token: own shard [M, own, C] -> shard [M, n, C].
 
         As in Boltz the divisor is the atom count + 1e-6, so that tokens without atoms get 0.
         """
@@ -128,7 +128,7 @@ class AtomBlock:
         return total / self.divisor.to(total.dtype)
 
     def _sums(self, x: Tensor) -> Tensor:
-        """Sums over the atoms of each token: own block [M, own, C] -> [M, w, C]."""
+        """Sums over the atoms of each token: own shard [M, own, C] -> [M, w, C]."""
         samples, width = x.shape[0], self.own_tokens[1] - self.own_tokens[0]
         if x.is_cuda and self.own_counts is not None:
             # Additions by index are atomic there: two runs would add in another order.
@@ -144,24 +144,24 @@ class AtomBlock:
         return fetch(self.mesh, self.halo, (own,), ((1,),), "atom_halo")[0]
 
     def gather_atoms(self, x: Tensor) -> Tensor:
-        """Gather all atoms on every rank: own block [M, own, C] -> [M, A, C]."""
+        """Gather all atoms on every rank: own shard [M, own, C] -> [M, A, C]."""
         return fetch(self.mesh, self.everyone, (x,), ((1,),), "atom_gather")[0]
 
 
-def atom_block(
+def atom_shard(
     feats: Feats, layout: PairLayout, atom_layout: AtomLayout, mesh: Mesh, depth: int
-) -> AtomBlock:
+) -> AtomShard:
     """Prepare a rank's buffer of windows for a stack of window layers.
 
     Args:
         feats: collated compact features (`atom_to_token`, `atom_pad_mask`), the same on all ranks.
         layout: the tiling of tokens.
-        atom_layout: the blocks of windows.
+        atom_layout: the shards of windows.
         mesh: the mesh.
         depth: layers that run between two refills of the halo.
 
     Returns:
-        The block; building it reads `atom_to_token` on the host once.
+        The shard; building it reads `atom_to_token` on the host once.
 
     Raises:
         ValueError: the layout has other atoms than the features, or is for another rank.
@@ -189,7 +189,7 @@ def atom_block(
     def between(own: tuple[Span, ...], want: tuple[Span, ...]) -> Plan:
         return boxes_plan(mesh.size, me, tuple((o,) for o in own), tuple((w,) for w in want))
 
-    return AtomBlock(
+    return AtomShard(
         mesh=mesh,
         layout=layout,
         buffers=buffers,
@@ -211,7 +211,7 @@ def atom_block(
 
 
 def _segments(token: Tensor, mask: Tensor, own: Span, tokens: Span) -> tuple[Tensor, Tensor | None]:
-    """(own_index, own_counts) of an AtomBlock."""
+    """(own_index, own_counts) of an AtomShard."""
     width = tokens[1] - tokens[0]
     index = (token[slice(*own)] - tokens[0]).masked_fill(~mask[slice(*own)], width)
     if bool((index.diff() < 0).any()):

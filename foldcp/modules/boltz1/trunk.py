@@ -53,7 +53,7 @@ class InputEmbedder(TiledModule):
         Args:
             feats: collated compact features, the same on every rank.
             layout: the tiling of tokens.
-            atom_layout: the blocks of atom windows.
+            atom_layout: the shards of atom windows.
 
         Returns:
             This rank's shard [1, n, token_s + 71]: what the atoms give, residue type, profile,

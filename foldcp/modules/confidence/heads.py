@@ -189,7 +189,7 @@ def gather_errors(errors: Tensor, write: WriteRows | None, layout: PairLayout, m
 
     Args:
         errors: this rank's tile [K, T_r, T_c].
-        write: called on the root as `write(lo, block)`, with rows lo, lo + 1, ... [K, rows, N] in
+        write: called on the root as `write(lo, values)`, with rows lo, lo + 1, ... [K, rows, N] in
             increasing order, on the mesh's device and valid until it returns; None elsewhere.
         layout: the tiling.
         mesh: the mesh.
@@ -202,8 +202,8 @@ def gather_errors(errors: Tensor, write: WriteRows | None, layout: PairLayout, m
 def to_memory(out: Tensor) -> WriteRows:
     """Return a function that writes rows of PAE and PDE to `out` [2, N, N]."""
 
-    def write(lo: int, block: Tensor) -> None:
-        out[:, lo : lo + block.shape[1]].copy_(block)
+    def write(lo: int, values: Tensor) -> None:
+        out[:, lo : lo + values.shape[1]].copy_(values)
 
     return write
 
@@ -216,8 +216,8 @@ def to_sink(sink: MatrixSink, sample: int) -> WriteRows:
         sample: index of the sample.
     """
 
-    def write(lo: int, block: Tensor) -> None:
-        sink.rows("pae", sample, lo, block[0])
-        sink.rows("pde", sample, lo, block[1])
+    def write(lo: int, values: Tensor) -> None:
+        sink.rows("pae", sample, lo, values[0])
+        sink.rows("pde", sample, lo, values[1])
 
     return write

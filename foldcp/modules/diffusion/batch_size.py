@@ -40,10 +40,10 @@ def sample_bytes(prepared: Prepared, atoms: int) -> int:
         prepared: what the steps share.
         atoms: A, of the whole input.
     """
-    layout, block = prepared.layout, prepared.block
+    layout, shard = prepared.layout, prepared.shard
     token, atom = prepared.single.shape[-1], prepared.q.shape[-1]
     lo, hi = layout.shard_span()
-    buffer, own = block.span[1] - block.span[0], block.own[1] - block.own[0]
+    buffer, own = shard.span[1] - shard.span[0], shard.own[1] - shard.own[0]
     fetched = layout.tile_rows + 2 * layout.tile_cols
     # Tensors alive at once, rounded up (tests/modules/test_sampler.py measures what a step takes).
     window_layer = 18 * buffer * atom

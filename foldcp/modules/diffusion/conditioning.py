@@ -17,7 +17,7 @@ from foldcp.fabric.memory import rows_on
 from foldcp.fabric.mesh import Mesh
 from foldcp.layout.tiles import AtomLayout, PairLayout
 from foldcp.modules.atoms.encoder import AtomEncoder, AtomEncoderOptions, folded
-from foldcp.modules.atoms.windows import Feats, atom_block
+from foldcp.modules.atoms.windows import Feats, atom_shard
 from foldcp.modules.base import TiledModule, wide
 from foldcp.modules.trunk.transition import transition_weights
 from foldcp_kernels.core.chunking import chunk_length, spans
@@ -81,7 +81,7 @@ class DiffusionConditioning(TiledModule):
                 tile rows lo:hi.
             feats: collated compact features.
             layout: the tiling.
-            atom_layout: the blocks of windows.
+            atom_layout: the shards of windows.
 
         Returns:
             The conditioning of this rank's atoms and tile.
@@ -93,13 +93,13 @@ class DiffusionConditioning(TiledModule):
         """
         self.mesh.check(z_trunk, layout, "z_trunk", parked=True)
         depth = max(len(self.atom_enc_proj_z), len(self.atom_dec_proj_z))
-        block = atom_block(feats, layout, atom_layout, self.mesh, depth)
+        shard = atom_shard(feats, layout, atom_layout, self.mesh, depth)
         token_bias, z_to_p = self._pair(z_trunk, relpos_rows, feats, layout)
         with torch.autocast(self.mesh.device.type, enabled=False):
-            q = self.atom_encoder.embed(feats, block)
-            c = self.atom_encoder.add_single(q, s_trunk, block)
+            q = self.atom_encoder.embed(feats, shard)
+            c = self.atom_encoder.add_single(q, s_trunk, shard)
         projections = [*self.atom_enc_proj_z, *self.atom_dec_proj_z]
-        bias = self.atom_encoder.biases(feats, block, c, projections, z_to_p)
+        bias = self.atom_encoder.biases(feats, shard, c, projections, z_to_p)
         encoder, decoder = bias.split([len(self.atom_enc_proj_z), len(self.atom_dec_proj_z)])
         return Conditioning(q, c, encoder, decoder, token_bias)
 

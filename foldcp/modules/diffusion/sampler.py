@@ -78,7 +78,7 @@ class AtomDiffusion(TiledModule):
             s_trunk: [1, n, token_s].
             feats: collated compact features.
             layout: the tiling.
-            atom_layout: the blocks of windows.
+            atom_layout: the shards of windows.
             num_sampling_steps: None for the model's own number.
             multiplicity: samples to return.
             max_parallel_samples: samples that the score model takes at once, None for all; fewer

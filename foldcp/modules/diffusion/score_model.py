@@ -10,7 +10,7 @@ from torch import Tensor
 
 from foldcp.layout.tiles import AtomLayout, PairLayout
 from foldcp.modules.atoms.transformer import AtomStack, atom_stack, atom_transformer
-from foldcp.modules.atoms.windows import AtomBlock, Feats, atom_block
+from foldcp.modules.atoms.windows import AtomShard, Feats, atom_shard
 from foldcp.modules.base import TiledModule, wide
 from foldcp.modules.diffusion.conditioning import Conditioning
 from foldcp.modules.diffusion.token_transformer import token_transformer
@@ -24,7 +24,7 @@ class Prepared:
 
     Args:
         layout: the tiling.
-        block: this rank's atoms.
+        shard: this rank's atoms.
         q: atom activations before the coordinates are added [1, a, atom_s].
         encoder: atom stack of the encoder with its biases and gates.
         decoder: atom stack of the decoder with its biases and gates.
@@ -33,7 +33,7 @@ class Prepared:
     """
 
     layout: PairLayout
-    block: AtomBlock
+    shard: AtomShard
     q: Tensor
     encoder: AtomStack
     decoder: AtomStack
@@ -61,7 +61,7 @@ class DiffusionModule(TiledModule):
             s_trunk: [1, n, token_s].
             feats: collated compact features.
             layout: the tiling.
-            atom_layout: the blocks of windows.
+            atom_layout: the shards of windows.
 
         Returns:
             What `condition` and `forward` take.
@@ -76,7 +76,7 @@ class DiffusionModule(TiledModule):
         s = torch.cat([wide(s_trunk), wide(s_inputs)], -1)
         return Prepared(
             layout=layout,
-            block=atom_block(feats, layout, atom_layout, self.mesh, depth),
+            shard=atom_shard(feats, layout, atom_layout, self.mesh, depth),
             q=wide(conditioning.q),
             encoder=atom_stack(encoder.atom_encoder, c, conditioning.atom_enc_bias),
             decoder=atom_stack(decoder.atom_decoder, c, conditioning.atom_dec_bias),
@@ -130,12 +130,12 @@ class DiffusionModule(TiledModule):
             r_noisy: scaled noisy coordinates [M, A, 3].
             s: conditioning of the step.
         """
-        block, encoder = prepared.block, self.atom_attention_encoder
-        q = prepared.q + encoder.r_to_q_trans(block.cut(r_noisy))
+        shard, encoder = prepared.shard, self.atom_attention_encoder
+        q = prepared.q + encoder.r_to_q_trans(shard.cut(r_noisy))
         q = atom_transformer(prepared.encoder, q)
-        lo, hi = block.own
+        lo, hi = shard.own
         linear, _ = encoder.atom_to_token_trans  # and a ReLU, in place here: it is the peak
-        a = block.to_tokens(linear(q[:, lo:hi]).relu_())
+        a = shard.to_tokens(linear(q[:, lo:hi]).relu_())
         a = a + self.s_to_a_linear(s)
         a = token_transformer(
             self.token_transformer.layers, a, s, prepared.token_bias, prepared.layout, self.mesh
@@ -143,6 +143,6 @@ class DiffusionModule(TiledModule):
         decoder = self.atom_attention_decoder
         # Projected before it travels: atom_s channels instead of 2 token_s.
         a = self.a_norm(a)
-        to_atoms = block.from_tokens(decoder.a_to_q_trans(a))
-        q = atom_transformer(prepared.decoder, block.with_halo(q) + to_atoms)
-        return block.gather_atoms(decoder.atom_feat_to_atom_pos_update(q[:, lo:hi])), a
+        to_atoms = shard.from_tokens(decoder.a_to_q_trans(a))
+        q = atom_transformer(prepared.decoder, shard.with_halo(q) + to_atoms)
+        return shard.gather_atoms(decoder.atom_feat_to_atom_pos_update(q[:, lo:hi])), a

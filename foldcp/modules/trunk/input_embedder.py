@@ -13,7 +13,7 @@ from foldcp.fabric.mesh import Mesh
 from foldcp.layout.tiles import AtomLayout, PairLayout
 from foldcp.modules.atoms.encoder import AtomEncoder, AtomEncoderOptions
 from foldcp.modules.atoms.transformer import atom_stack, atom_transformer
-from foldcp.modules.atoms.windows import Feats, atom_block
+from foldcp.modules.atoms.windows import Feats, atom_shard
 from foldcp.modules.base import TiledModule
 
 
@@ -59,7 +59,7 @@ class InputEmbedder(TiledModule):
         Args:
             feats: collated compact features, the same on every rank.
             layout: the tiling of tokens.
-            atom_layout: the blocks of atom windows.
+            atom_layout: the shards of atom windows.
             affinity: take the affinity MSA's profile (`profile_affinity`).
 
         Returns:
@@ -113,7 +113,7 @@ def atom_part(
         projections: (LayerNorm, Linear) from atom pairs to heads: one per layer, or one for all.
         feats: collated compact features.
         layout: the tiling of tokens.
-        atom_layout: the blocks of atom windows.
+        atom_layout: the shards of atom windows.
 
     Returns:
         This rank's shard [1, n, token_s].
@@ -125,14 +125,14 @@ def atom_part(
     """
     mesh, transformer = embedding.mesh, encoder.atom_encoder
     depth = len(transformer.diffusion_transformer.layers)
-    block = atom_block(feats, layout, atom_layout, mesh, depth)
+    shard = atom_shard(feats, layout, atom_layout, mesh, depth)
     with torch.autocast(mesh.device.type, enabled=False):
-        c = embedding.embed(feats, block)
-    bias = embedding.biases(feats, block, c, projections)
+        c = embedding.embed(feats, shard)
+    bias = embedding.biases(feats, shard, c, projections)
     # A Linear that serves all layers has the heads of layer 0 first, then those of layer 1, ...
     shared = depth // len(projections)
     layers = [x.contiguous() for of_one in bias for x in of_one.chunk(shared, 1)]
     q = atom_transformer(atom_stack(transformer, c, layers), c)
     with torch.autocast(mesh.device.type, enabled=False):
-        own = q[:, block.own[0] : block.own[1]]
-        return block.to_tokens(encoder.atom_to_token_trans(own)).to(q.dtype)
+        own = q[:, shard.own[0] : shard.own[1]]
+        return shard.to_tokens(encoder.atom_to_token_trans(own)).to(q.dtype)

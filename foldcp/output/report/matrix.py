@@ -16,7 +16,7 @@ _LARGEST = 1 << 20  # tokens
 
 
 def reduced(path: Path, key: str, most: int) -> tuple[NDArray[Any], int]:
-    """Read a square matrix, with blocks of its elements averaged so that it is small.
+    """Read a square matrix, with squares of its elements averaged so that it is small.
 
     Args:
         path: of an .npz file.
@@ -24,7 +24,7 @@ def reduced(path: Path, key: str, most: int) -> tuple[NDArray[Any], int]:
         most: rows and columns of what is returned, at most.
 
     Returns:
-        [n, n] float32, NaN where a block holds a number that is not finite, and the number of rows
+        [n, n] float32, NaN where a square holds a number that is not finite, and the number of rows
         of the matrix in the file.
 
     Raises:
@@ -56,19 +56,19 @@ def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
 
 
 def _averaged(stream: IO[bytes], n: int, dtype: np.dtype[Any], most: int) -> NDArray[Any]:
-    """Read the rows and average blocks of them; the last block may be smaller."""
-    side = -(-n // most)  # of a block
+    """Read the rows and average squares of them; the last may be smaller."""
+    side = -(-n // most)  # of a square
     starts = np.arange(0, n, side)
     widths = np.diff(np.append(starts, n))
     out = np.zeros((len(starts), len(starts)), np.float32)
-    blocks = max(1, _AT_ONCE // (side * n * dtype.itemsize))  # read at once
-    for at in range(0, len(starts), blocks):
-        count = int(widths[at : at + blocks].sum())
+    squares = max(1, _AT_ONCE // (side * n * dtype.itemsize))  # read at once
+    for at in range(0, len(starts), squares):
+        count = int(widths[at : at + squares].sum())
         data = stream.read(count * n * dtype.itemsize)
         if len(data) != count * n * dtype.itemsize:
             raise ValueError(f"the file ends before row {starts[at] + count} of {n}")
         rows = np.frombuffer(data, dtype).reshape(count, n).astype(np.float64)
         sums = np.add.reduceat(rows, starts, axis=1)
-        sums = np.add.reduceat(sums, starts[at : at + blocks] - starts[at], axis=0)
-        out[at : at + blocks] = sums / np.outer(widths[at : at + blocks], widths)
+        sums = np.add.reduceat(sums, starts[at : at + squares] - starts[at], axis=0)
+        out[at : at + squares] = sums / np.outer(widths[at : at + squares], widths)
     return np.where(np.isfinite(out), out, np.float32(np.nan))
