@@ -113,7 +113,8 @@ class Stack:
         s, z = (torch.randn(x, generator=draw) for x in ((1, n, SINGLE), (1, n, n, PAIR)))
         if part == "msa":
             stock = Msa(64, PAIR, SINGLE, self.blocks, 0.15, 0.25)
-            self.stack = MSAModule(randomised(stock).to(device), self.mesh)
+            stock = randomised(stock).to(device)
+            self.stack = MSAModule(stock, self.mesh, boltz2_options.msa(stock))
             m = torch.randn((1, SEQUENCES, n, 64), generator=draw)
             tensors, ones = (z, m), torch.ones((1, SEQUENCES, n), device=device)
             self.fixed: Fixed = (*stack_masks(self.layout, self.mesh)[:2], ones)

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from foldcp.modules.confidence.ratings import Ratings
 from foldcp.modules.settings import Features, Settings
 
 Like = dict[str, tuple[tuple[int, ...], tuple[torch.dtype, ...]]]  # shape, dtypes that may be
@@ -48,18 +49,38 @@ class KeptTrunk(Protocol):
 
 
 @dataclass(frozen=True)
+class Outputs:
+    """Prediction of one input.
+
+    Args:
+        coords: of the samples [M, A, 3], angstrom.
+        s: single representation [1, N, C_s].
+        bfactor: logits of B-factors [1, N, bins]; None of a model without them.
+        z: pair representation [1, N, N, C] on the root rank; None elsewhere, where nobody wants it,
+            and where a sink took it.
+        ratings: confidence in the samples; None of a model without it.
+    """
+
+    coords: Tensor
+    s: Tensor
+    bfactor: Tensor | None = None
+    z: Tensor | None = None
+    ratings: Ratings | None = None
+
+
+@dataclass(frozen=True)
 class Folded:
     """The result of one input, on one rank.
 
     Args:
         feats: compact features.
-        out: stock's outputs by name; pae, pde and z only on the root rank, and without `sink`.
-        sink: took the matrices on the root rank; None: they are in `out`.
+        outputs: what was predicted.
+        sink: took the matrices on the root rank; None: they are in `outputs`.
         kept: keeps the trunk; None: nobody does.
     """
 
     feats: Features
-    out: dict[str, Any]
+    outputs: Outputs
     sink: MatrixSink | None = None
     kept: KeptTrunk | None = None
 
@@ -112,7 +133,7 @@ class Hooks:
 
     def hand_over(self, folded: Folded) -> Any:
         """Take the result; returns what the caller of the prediction gets."""
-        return folded.out
+        return folded.outputs
 
 
 class Wanted:

@@ -18,8 +18,9 @@ from foldcp.fabric.memory import on_host
 from foldcp.fabric.mesh import Mesh
 from foldcp.layout.plans import token_plan
 from foldcp.layout.tiles import WINDOW, AtomLayout, PairLayout
+from foldcp.modules.confidence.ratings import Ratings
 from foldcp.modules.graphs.block_graph import recorded
-from foldcp.modules.hooks import Folded, Hooks, Like, MatrixSink, Sizes, Wanted
+from foldcp.modules.hooks import Folded, Hooks, Like, MatrixSink, Outputs, Sizes, Wanted
 from foldcp.modules.settings import Features, Parts, Settings
 from foldcp.modules.trunk.pair_embedding import PairEmbedding
 from foldcp.modules.trunk.whole import gather_pairs, gather_tokens, rows_at_root
@@ -27,7 +28,6 @@ from foldcp.planner.agreement import agree
 from foldcp.planner.choice import lean
 from foldcp_kernels.core.chunking import chunk_length, spans
 
-Outputs = dict[str, Any]
 StageProgress = Callable[[str, int, int], None]
 _NONE = Hooks()
 
@@ -59,7 +59,8 @@ class FoldOnMesh:
             self.model.rel_pos,
             self.model.token_bonds,
             self.model.token_bonds_type if parts.bond_types else None,
-            self.model.contact_conditioning if parts.contacts else None,
+            None if parts.contacts is None else self.model.contact_conditioning,
+            parts.contacts,
         )
 
     @property
@@ -67,14 +68,15 @@ class FoldOnMesh:
         """Conditions the sampler on the trunk."""
         return self.model.diffusion_conditioning
 
-    def rate(self, *trunk: Any, **options: Any) -> Outputs:
+    def rate(self, *trunk: Any, **options: Any) -> Ratings:
         """Rate the samples, see `ConfidenceModule.forward`.
 
         Args:
             trunk: the positional arguments of `ConfidenceModule.forward`.
             options: its other arguments.
         """
-        return self.model.confidence_module(*trunk, **options)
+        rated: Ratings = self.model.confidence_module(*trunk, **options)
+        return rated
 
     def layouts(self, feats: Features) -> tuple[PairLayout, AtomLayout]:
         """Return the tilings of one sample."""
@@ -93,8 +95,7 @@ class FoldOnMesh:
             hooks: where features come from and results go.
 
         Returns:
-            What `hooks.hand_over` returns; without hooks, stock's outputs, of which pae, pde (and
-            z, when kept) are on the root rank only.
+            What `hooks.hand_over` returns; without hooks, the outputs.
 
         Raises:
             InputLost: the input cannot be folded, for a reason that all ranks have.
@@ -119,25 +120,24 @@ class FoldOnMesh:
 
         hooks.at("distogram", 0, 1)
         contact = model.distogram_module.contact_probability(z, layout)
-        out: Outputs = {"s": gather_tokens(s, layout, self.mesh)}
-        if parts.bfactor:
-            out["pbfactor"] = model.bfactor_module(out["s"])
-        if settings.keep_z:
-            self._to_root(z, layout, out, sink)
+        singles = gather_tokens(s, layout, self.mesh)
+        bfactor = model.bfactor_module(singles) if parts.bfactor else None
+        pairs = self._to_root(z, layout, sink) if settings.keep_z else None
         if lean(layout, self.mesh):
             z, found = on_host(z), None  # what follows reads it by rows
 
         coords = self._sample(feats, s, s_inputs, z, layout, atoms, settings, hooks.at)
-        out["sample_atom_coords"] = coords
         self.mesh.pool.clear()
 
+        ratings = None
         if parts.confidence:
             hooks.at("confidence", 0, 1)
             rated = (s_inputs, s, z, coords, feats, contact, layout)
             with recorded(self.mesh):
-                out |= self.rate(*rated, reuse_z=True, sink=sink)
+                ratings = self.rate(*rated, reuse_z=True, sink=sink)
             hooks.at("confidence", 1, 1)
-        return hooks.hand_over(Folded(feats, out, opened, kept))
+        outputs = Outputs(coords, singles, bfactor, pairs, ratings)
+        return hooks.hand_over(Folded(feats, outputs, opened, kept))
 
     def _sizes(self, n: int, settings: Settings) -> Sizes:
         """Numbers in each matrix that is handed out, of N tokens."""
@@ -260,12 +260,10 @@ class FoldOnMesh:
             )
         return coords
 
-    def _to_root(
-        self, z: Tensor, layout: PairLayout, out: Outputs, sink: MatrixSink | None
-    ) -> None:
-        """Bring the whole pair tensor to `sink`, or to out["z"] in host memory, on the root."""
+    def _to_root(self, z: Tensor, layout: PairLayout, sink: MatrixSink | None) -> Tensor | None:
+        """Bring the whole pair tensor to `sink`, or return it in host memory, on the root."""
         if sink is None:
-            out["z"] = gather_pairs(z, layout, self.mesh)
-            return
+            return gather_pairs(z, layout, self.mesh)
         for lo, rows in rows_at_root(z, layout, self.mesh):
             sink.rows("z", 0, lo, rows[0])
+        return None

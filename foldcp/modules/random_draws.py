@@ -96,8 +96,8 @@ def draw_msa(module: Any, feats: Features, n: int, device: torch.device) -> None
         device: of the generator.
     """
     rows = feats["msa"].shape[1]
-    if module.subsample_msa:
-        rows = len(torch.randperm(rows)[: module.num_subsampled_msa])
+    if module.options.most_rows is not None:
+        rows = len(torch.randperm(rows)[: module.options.most_rows])
     for _ in module.layers:
         draw_dropout((1, rows, 1, 1), device)
         draw_pair_dropout(1, n, device)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from foldcp.modules.trunk.pair_embedding import ContactOptions
+
 Features = dict[str, Any]
 
 
@@ -38,7 +40,7 @@ class Parts:
         templates: its trunk reads templates.
         bfactor: it predicts B-factors.
         bond_types: its pair input knows the types of bonds.
-        contacts: its pair input knows contact constraints.
+        contacts: its pair input knows contact constraints, with these distances; None: it does not.
         rating_trunk: its confidence module has an MSA module and a trunk of its own.
     """
 
@@ -46,5 +48,5 @@ class Parts:
     templates: bool = False
     bfactor: bool = False
     bond_types: bool = False
-    contacts: bool = False
+    contacts: ContactOptions | None = None
     rating_trunk: bool = False

@@ -6,6 +6,7 @@ import logging
 import re
 from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import is_dataclass
 from typing import Any
 from unittest import mock
 
@@ -99,6 +100,8 @@ def assert_equal(a: Any, b: Any) -> None:
             assert_equal(a[key], b[key])
     elif isinstance(a, Tensor):
         assert torch.equal(a, b)
+    elif is_dataclass(a):
+        assert_equal(vars(a), vars(b))
 
 
 # Both stages have blocks of a kind that is new to them, and the second input another number of

@@ -226,7 +226,7 @@ def test_steps_never_wait_and_can_be_recorded(folder: str) -> None:
         seed_everything(3, verbose=False)
         with mock.patch("foldcp.modules.diffusion.sampler.recorder", lambda *_, r=recorder: r):
             out = model.predict_step.fold(feats, Settings(0, 8, 2, max_parallel_samples=1), hooks)
-        found.append((out["sample_atom_coords"], out["plddt"]))
+        found.append((out.coords, out.ratings.plddt))
     assert watch.syncs.operators > 1000 and watch.syncs.found == []
     # pLDDT follows from the tokens of every step, which a replay must renew.
     assert tape.replayed > 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -220,7 +221,7 @@ def _run_confidence(
             before = z.clone()
             torch.manual_seed(11)
             sink = _Sink() if reuse and mesh.is_root else None
-            out = ours(
+            rated = ours(
                 shard(inputs["s_inputs"], layout),
                 shard(inputs["s"], layout),
                 z,
@@ -232,8 +233,10 @@ def _run_confidence(
                 sink=sink,
             )
             if sink is not None:
-                assert not {"pae", "pde"} & out.keys(), "matrices are in memory and in the sink"
-                out |= {name: sink.whole(name, samples) for name in ("pae", "pde")}
+                assert rated.pae is rated.pde is None, "matrices are in memory and in the sink"
+                rated = replace(rated, **{x: sink.whole(x, samples) for x in ("pae", "pde")})
+            out = {**vars(rated), **vars(rated.tm)}
+            del out["tm"]
             prefix = f"{name}, reuse={reuse}"
             errors[f"{prefix}: rng"] = error(torch.rand(3), after)
             assert reuse or torch.equal(z, before), "z was changed"
@@ -249,7 +252,9 @@ def _run_templates(
     mesh: Mesh, layout: PairLayout, cases: dict[str, Any], errors: dict[str, float]
 ) -> None:
     for name, (twin, v2, extra, want, after, some) in cases["templates"].items():
-        ours = (TemplateV2Module if v2 else TemplateModule)(twin, mesh)
+        ours = (TemplateV2Module if v2 else TemplateModule)(
+            twin, mesh, boltz2_options.template(twin)
+        )
         assert ours.state_dict().keys() == twin.state_dict().keys()
         z = tile(cases["inputs"]["z"], layout)
         before = z.clone()

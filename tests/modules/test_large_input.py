@@ -22,7 +22,12 @@ from foldcp.boltz.features import boltz2 as features
 from foldcp.fabric.mesh import Mesh
 from foldcp.fabric.ranks import Ranks
 from foldcp.layout.tiles import WINDOW, AtomLayout, PairLayout
-from foldcp.modules.trunk.pair_embedding import PairEmbedding, RelativePositionEncoder
+from foldcp.modules.trunk.pair_embedding import (
+    ContactOptions,
+    PairEmbedding,
+    RelativePositionEncoder,
+)
+from foldcp.runtime.screen.stages import peak_host_bytes
 
 TOKENS, ROWS, COLS, C = 10_000, 4, 4, 6
 LIGAND_ATOMS = 15
@@ -32,6 +37,7 @@ CHAINS = (
 )  # fmt: skip
 CONTACT = (("A", 5), ("C", 2400), 7.25)
 R_MAX, S_MAX = 32, 2
+CUTOFFS = ContactOptions(4.0, 20.0)
 
 
 @dataclass(frozen=True)
@@ -65,6 +71,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Large:
     ]
     path = folder / "large.yaml"
     path.write_text("\n".join(["version: 1", "sequences:", *lines]))
+    held = peak_host_bytes()
     process_inputs(
         data=[path], out_dir=folder, ccd_path=folder / "ccd.pkl", mol_dir=folder / "mols",
         msa_server_url="", msa_pairing_strategy="greedy", boltz2=True,
@@ -79,6 +86,8 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Large:
         tokens += [(chain, entities.index(kind), copy, place) for place in places]
     structure = StructureV2.load(folder / "processed" / "structures" / "large.npz")
     feats = collate([source[0]])
+    # Each of stock's pair features would take 8 bytes of a pair or more.
+    assert peak_host_bytes() - held < 5 * TOKENS**2
     feats["contact_threshold_value"] = feats["contact_threshold_value"].double()
     return Large(feats, structure, tokens)
 
@@ -149,7 +158,10 @@ def test_pairs_of_a_tile(large: Large, rank: int) -> None:
     layout, mesh = PairLayout(TOKENS, ROWS, COLS, rank), Mesh(ROWS, COLS, Ranks(rank, ROWS * COLS))
     options = boltz2_options.relative_position(stock["rel_pos"])
     tiled = {**stock, "rel_pos": RelativePositionEncoder(stock["rel_pos"], mesh, options)}
-    embedding, weight = PairEmbedding(**tiled), stock["rel_pos"].linear_layer.weight
+    embedding, weight = (
+        PairEmbedding(**tiled, contacts=CUTOFFS),
+        stock["rel_pos"].linear_layer.weight,
+    )
     (r0, _), (c0, _) = layout.tile_box()
     rows, cols = _samples(layout)
     special = 0

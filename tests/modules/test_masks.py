@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from compact import bare, error, randomise, shard, stock_in_double, tile
@@ -11,7 +14,12 @@ from torch import Tensor, nn
 from foldcp.fabric.mesh import Mesh
 from foldcp.layout.tiles import PairLayout
 from foldcp.modules.boltz1 import trunk
-from foldcp.modules.trunk.msa import MSAModule, OuterProductMean, PairWeightedAveraging
+from foldcp.modules.trunk.msa import (
+    MSAModule,
+    MSAOptions,
+    OuterProductMean,
+    PairWeightedAveraging,
+)
 from foldcp.modules.trunk.pairformer import PairformerModule
 from foldcp.modules.trunk.stack import TiledPairformer
 from foldcp.rings.attention_pair_bias import attention_pair_bias
@@ -113,11 +121,23 @@ def _ours(
     return [*out, *grads, *again]
 
 
+def _reads(twin: Any) -> MSAOptions:
+    return MSAOptions(
+        twin.use_paired_feature, twin.num_subsampled_msa if twin.subsample_msa else None
+    )
+
+
 def _stacks_agree(
     mesh: Mesh, twins: dict[str, nn.Module], wanted: dict[str, list[Tensor]], x: dict[str, Tensor]
 ) -> None:
     layout = PairLayout(N, mesh.rows, mesh.cols, mesh.rank)
-    kinds = (PairformerModule, trunk.PairformerModule, MSAModule, trunk.MSAModule)
+    blocks = trunk.PairformerOptions((True,))
+    kinds: tuple[Callable[[Any, Mesh], nn.Module], ...] = (
+        PairformerModule,
+        lambda x, mesh: trunk.PairformerModule(x, mesh, blocks),
+        lambda x, mesh: MSAModule(x, mesh, _reads(x)),
+        lambda x, mesh: trunk.MSAModule(x, mesh, _reads(x)),
+    )
     lo, hi = layout.shard_span()
     token = slice(lo, lo + layout.valid((lo, hi)))
     (r0, r1), (c0, c1) = layout.tile_box()

@@ -14,7 +14,11 @@ from foldcp.boltz.features.dense import dense_view
 from foldcp.fabric.mesh import Mesh
 from foldcp.fabric.ranks import Ranks
 from foldcp.layout.tiles import PairLayout
-from foldcp.modules.trunk.pair_embedding import PairEmbedding, RelativePositionEncoder
+from foldcp.modules.trunk.pair_embedding import (
+    ContactOptions,
+    PairEmbedding,
+    RelativePositionEncoder,
+)
 from foldcp_kernels.core import chunking
 
 C = 12
@@ -45,7 +49,8 @@ def _dense(stock: dict[str, nn.Module | None], feats: dict[str, Tensor]) -> tupl
 def _tiled(stock: dict[str, nn.Module | None], mesh: Mesh) -> PairEmbedding:
     options = boltz2_options.relative_position(stock["rel_pos"])
     return PairEmbedding(
-        **{**stock, "rel_pos": RelativePositionEncoder(stock["rel_pos"], mesh, options)}
+        contacts=ContactOptions(4.0, 20.0),
+        **{**stock, "rel_pos": RelativePositionEncoder(stock["rel_pos"], mesh, options)},
     )
 
 

@@ -68,7 +68,9 @@ class Told(Hooks):
 
     def hand_over(self, folded: Folded) -> Any:
         self.order.append("hand over")
-        return {name: x.shape for name, x in folded.out.items() if isinstance(x, torch.Tensor)}
+        out = folded.outputs
+        assert out.ratings is not None and out.ratings.pae is not None
+        return {"pae": out.ratings.pae.shape, "coords": out.coords.shape}
 
 
 def test_the_road_of_one_input() -> None:
@@ -80,7 +82,7 @@ def test_the_road_of_one_input() -> None:
         "conditioning", "diffusion", "confidence", "hand over", "end",
     ]  # fmt: skip
     assert told.sizes == {(name, m): N * N for name in ("pae", "pde") for m in range(2)}
-    assert found["pae"] == (2, N, N) and found["sample_atom_coords"][0] == 2
+    assert found["pae"] == (2, N, N) and found["coords"][0] == 2
     step.write_embeddings = True
     step(N)
     assert told.sizes["z", 0] == N * N * step.fold.model.z_norm.weight.shape[0]

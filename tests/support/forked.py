@@ -203,7 +203,7 @@ def _rig(what: str) -> None:
 
     def apply(model: Any, mesh: Any, precision: str) -> SimpleNamespace:
         step = PredictStep(swap.family_of(model), Stock(model, mesh))
-        step.prediction = lambda folded: folded.out  # stock's own
+        step.prediction = lambda folded: folded.outputs  # stock's own
         model.predict_step = step
         return SimpleNamespace(summary=lambda: "swapped nothing")
 

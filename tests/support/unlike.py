@@ -12,6 +12,7 @@ from bench.live_memory import features
 from foldcp.boltz.families.swap import apply
 from foldcp.fabric.mesh import Mesh
 from foldcp.modules.settings import Settings
+from foldcp.modules.trunk.msa import MSAOptions
 from foldcp.planner import agreement
 
 TOKENS = 12
@@ -31,14 +32,14 @@ def predicted(mesh: Mesh) -> tuple[list[tuple[Tensor, Tensor]], list[str]]:
     for kind, seed in (("GPU", 7), *((f"GPU {mesh.rank}", 7 + mesh.rank),) * 2):
         model = parity.build_model(steering={"contact_guidance_update": False})
         apply(model, mesh)
-        model.msa_module.num_subsampled_msa = 3
+        model.msa_module.options = MSAOptions(paired=True, most_rows=3)
         torch.manual_seed(seed)
         with (
             mock.patch.object(agreement, "kind", lambda _, kind=kind: kind),
             mock.patch.object(agreement.LOG, "warning", warning),
         ):
             out = model.predict_step.fold(dict(feats), Settings(1, 3, 2))
-        found.append((out["sample_atom_coords"], out["plddt"]))
+        found.append((out.coords, out.ratings.plddt))
     return found, said
 
 

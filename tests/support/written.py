@@ -12,7 +12,7 @@ import torch
 from foldcp.boltz.lightning.writers import RootWriter
 from foldcp.boltz.run import current
 from foldcp.errors import InputLost
-from foldcp.modules.hooks import Folded
+from foldcp.modules.hooks import Folded, Outputs
 
 if TYPE_CHECKING:
     from parity import Prepared
@@ -93,7 +93,7 @@ def writer_of(inputs: SimpleNamespace, folder: Path, **options: Any) -> RootWrit
 def write(writer: Any, prediction: dict[str, Any], batch: dict[str, Any]) -> None:
     """Hand a prediction over, and what `send` left in it; to a writer of stock's as stock does."""
     if isinstance(writer, RootWriter) and not prediction["exception"]:
-        folded = Folded(batch, {}, prediction.pop("sink", None))
+        folded = Folded(batch, Outputs(*[torch.zeros(0)] * 2), prediction.pop("sink", None))
         writer.hand_over(batch["record"][0].id, folded, prediction)
     else:
         writer.write_on_batch_end(None, None, prediction, [0], batch, 0, 0)

@@ -8,7 +8,8 @@ from typing import Any
 from boltz.model.models.boltz1 import Boltz1
 
 from foldcp.boltz.families import boltz1_options as options
-from foldcp.boltz.families.family import ModelFamily, Tiled, confidence_score, uncompiled
+from foldcp.boltz.families.family import ModelFamily, Tiled, uncompiled
+from foldcp.boltz.families.outputs import stock_names
 from foldcp.boltz.lightning.boltz1_data import RootBoltz1DataModule
 from foldcp.boltz.steering.factory import steering_factory
 from foldcp.fabric.mesh import Mesh
@@ -30,8 +31,8 @@ def _sampler(twin: Any, mesh: Mesh) -> AtomDiffusion:
 _SWAPS: dict[str, Tiled] = {
     "rel_pos": lambda x, mesh: RelativePositionEncoder(x, mesh, options.relative_position(x)),
     "input_embedder": lambda x, mesh: InputEmbedder(x, mesh, options.input_embedder(x)),
-    "msa_module": MSAModule,
-    "pairformer_module": PairformerModule,
+    "msa_module": lambda x, mesh: MSAModule(x, mesh, options.msa(x)),
+    "pairformer_module": lambda x, mesh: PairformerModule(x, mesh, options.pairformer(x)),
     "distogram_module": lambda x, mesh: DistogramModule(x, mesh, options.distogram(x)),
     "structure_module": _sampler,
     "confidence_module": lambda x, mesh: ConfidenceModule(x, mesh, options.confidence(x)),
@@ -72,13 +73,13 @@ def _errors(args: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _prediction(model: Any, folded: Folded) -> dict[str, Any]:
     args: Mapping[str, Any] = model.predict_args
-    out = folded.out
+    out = stock_names(folded.outputs)
     pred: dict[str, Any] = {"exception": False, "masks": folded.feats["atom_pad_mask"]}
     pred["coords"], pred["s"] = out["sample_atom_coords"], out["s"]
     if "z" in out:
         pred["z"] = out["z"]
     if args.get("write_confidence_summary", True):
-        pred["confidence_score"] = confidence_score(out)
+        pred["confidence_score"] = out["confidence_score"]
         pred |= {key: out[key] for key in _SCORES}
     return pred | {key: out[key] for key in _errors(args) if key in out}
 

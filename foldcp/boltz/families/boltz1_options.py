@@ -6,14 +6,14 @@ from typing import Any
 
 from foldcp.boltz.families import boltz2_options
 from foldcp.modules.atoms.encoder import AtomEncoderOptions
-from foldcp.modules.boltz1.confidence import ConfidenceOptions
+from foldcp.modules.boltz1.confidence import ConfidenceOptions, TrunkOptions
 from foldcp.modules.boltz1.diffusion import SamplerOptions
+from foldcp.modules.boltz1.trunk import PairformerOptions
 from foldcp.modules.confidence.distogram import DistogramOptions
 from foldcp.modules.confidence.heads import ConfidenceHeadsOptions
 from foldcp.modules.confidence.scores import InterfaceWeights
+from foldcp.modules.trunk.msa import MSAOptions
 from foldcp.modules.trunk.pair_embedding import RelativePositionOptions
-
-_ATOMS = AtomEncoderOptions(mask=True, names=True, backbone=False, residues=False)
 
 
 def relative_position(twin: Any) -> RelativePositionOptions:
@@ -21,9 +21,25 @@ def relative_position(twin: Any) -> RelativePositionOptions:
     return RelativePositionOptions(twin.r_max, twin.s_max, entities_only=False, cyclic=True)
 
 
+def atom_encoder(twin: Any) -> AtomEncoderOptions:
+    """Return the options of an AtomAttentionEncoder, which are alike for all."""
+    boltz2_options.check_windows(twin)
+    return AtomEncoderOptions(mask=True, names=True, backbone=False, residues=False)
+
+
 def input_embedder(twin: Any) -> AtomEncoderOptions:
-    """Return the options of an InputEmbedder, which are alike for all."""
-    return _ATOMS
+    """Return the options of an InputEmbedder."""
+    return atom_encoder(twin.atom_attention_encoder)
+
+
+def msa(twin: Any) -> MSAOptions:
+    """Return the options of an MSAModule."""
+    return boltz2_options.msa(twin)
+
+
+def pairformer(twin: Any) -> PairformerOptions:
+    """Return the options of a PairformerModule."""
+    return PairformerOptions(tuple(not block.no_update_s for block in twin.layers))
 
 
 def distogram(twin: Any) -> DistogramOptions:
@@ -35,7 +51,7 @@ def sampler(twin: Any) -> SamplerOptions:
     """Return the options of an AtomDiffusion."""
     return SamplerOptions(
         **vars(boltz2_options.sampler(twin)),
-        atoms=_ATOMS,
+        atoms=atom_encoder(twin.score_model.atom_attention_encoder),
         gathers_tokens=twin.accumulate_token_repr,
     )
 
@@ -51,6 +67,11 @@ def confidence(twin: Any) -> ConfidenceOptions:
         adds_inputs=not own_trunk and twin.add_s_input_to_s,
         adds_product=twin.add_s_to_z_prod,
         relative_position=relative_position(twin.rel_pos) if pairs else None,
-        trunk=_ATOMS if own_trunk else None,
+        pairformer=pairformer(twin.pairformer_module if own_trunk else twin.pairformer_stack),
+        trunk=_trunk(twin) if own_trunk else None,
         reads_diffusion=twin.use_s_diffusion,
     )
+
+
+def _trunk(twin: Any) -> TrunkOptions:
+    return TrunkOptions(atoms=input_embedder(twin.input_embedder), msa=msa(twin.msa_module))

@@ -10,7 +10,8 @@ from boltz.model.modules import trunkv2 as stock
 from torch import nn
 
 from foldcp.boltz.families import boltz2_options as options
-from foldcp.boltz.families.family import ModelFamily, Tiled, confidence_score, uncompiled
+from foldcp.boltz.families.family import ModelFamily, Tiled, uncompiled
+from foldcp.boltz.families.outputs import stock_names
 from foldcp.boltz.lightning.data import RootDataModule
 from foldcp.boltz.steering.factory import steering_factory
 from foldcp.fabric.mesh import Mesh
@@ -40,7 +41,7 @@ def _confidence(twin: Any, mesh: Mesh) -> ConfidenceModule:
 _ALWAYS: dict[str, Tiled] = {
     "rel_pos": lambda x, mesh: RelativePositionEncoder(x, mesh, options.relative_position(x)),
     "input_embedder": lambda x, mesh: InputEmbedder(x, mesh, options.input_embedder(x)),
-    "msa_module": MSAModule,
+    "msa_module": lambda x, mesh: MSAModule(x, mesh, options.msa(x)),
     "pairformer_module": PairformerModule,
     "distogram_module": lambda x, mesh: DistogramModule(x, mesh, options.distogram(x)),
     "diffusion_conditioning": lambda x, mesh: DiffusionConditioning(
@@ -48,7 +49,7 @@ _ALWAYS: dict[str, Tiled] = {
     ),
     "structure_module": _sampler,
 }
-_TEMPLATES: dict[type[nn.Module], Tiled] = {
+_TEMPLATES: dict[type[nn.Module], type[TemplateV2Module]] = {
     stock.TemplateModule: TemplateModule,
     stock.TemplateV2Module: TemplateV2Module,
 }
@@ -62,7 +63,7 @@ def _parts(model: Any) -> Parts:
         templates=model.use_templates,
         bfactor=model.predict_bfactor,
         bond_types=model.bond_type_feature,
-        contacts=True,
+        contacts=options.contacts(model.contact_conditioning),
     )
 
 
@@ -81,12 +82,12 @@ def _swaps(parts: Parts) -> dict[str, Tiled]:
 
 
 def _template_module(twin: nn.Module, mesh: Mesh) -> nn.Module:
-    return _TEMPLATES[type(twin)](twin, mesh)
+    return _TEMPLATES[type(twin)](twin, mesh, options.template(twin))
 
 
 def _prediction(model: Any, folded: Folded) -> dict[str, Any]:
     args: Mapping[str, Any] = model.predict_args
-    feats, out = folded.feats, folded.out
+    feats, out = folded.feats, stock_names(folded.outputs)
     pred: dict[str, Any] = {"exception": False}
     pred |= {key: feats[key] for key in args.get("keys_dict_batch", ())}
     pred["masks"], pred["token_masks"] = feats["atom_pad_mask"], feats["token_pad_mask"]
@@ -97,7 +98,7 @@ def _prediction(model: Any, folded: Folded) -> dict[str, Any]:
     pred["coords"] = out["sample_atom_coords"]
     if not model.confidence_prediction:
         return pred
-    pred["confidence_score"] = confidence_score(out)
+    pred["confidence_score"] = out["confidence_score"]
     with_pae = model.alpha_pae > 0
     pred |= {key: out[key] for key in (_SCORES + _WITH_PAE if with_pae else _SCORES)}
     matrices = ("pde", "pae") if with_pae else ("pde",)

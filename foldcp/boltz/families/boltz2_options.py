@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from foldcp.layout.tiles import KEYS, WINDOW
 from foldcp.modules.atoms.encoder import AtomEncoderOptions
 from foldcp.modules.confidence.distogram import DistogramOptions
 from foldcp.modules.confidence.heads import ConfidenceHeadsOptions
@@ -11,7 +12,9 @@ from foldcp.modules.confidence.options import ConfidenceOptions
 from foldcp.modules.confidence.scores import InterfaceWeights
 from foldcp.modules.diffusion.noise import SamplerOptions
 from foldcp.modules.trunk.input_embedder import InputEmbedderOptions
-from foldcp.modules.trunk.pair_embedding import RelativePositionOptions
+from foldcp.modules.trunk.msa import MSAOptions
+from foldcp.modules.trunk.pair_embedding import ContactOptions, RelativePositionOptions
+from foldcp.modules.trunk.templates import TemplateOptions
 
 
 def relative_position(twin: Any) -> RelativePositionOptions:
@@ -24,8 +27,26 @@ def relative_position(twin: Any) -> RelativePositionOptions:
     )
 
 
+def check_windows(twin: Any) -> None:
+    """Refuse an atom encoder whose windows have other sizes than published models have.
+
+    Args:
+        twin: Boltz's AtomEncoder, or Boltz-1's AtomAttentionEncoder.
+
+    Raises:
+        ValueError: they have.
+    """
+    queries, keys = twin.atoms_per_window_queries, twin.atoms_per_window_keys
+    if (queries, keys) != (WINDOW, KEYS):
+        raise ValueError(
+            f"`model` has windows of {queries} queries and {keys} keys; foldcp expects {WINDOW} "
+            f"and {KEYS}: use a Boltz checkpoint with these"
+        )
+
+
 def atom_encoder(twin: Any) -> AtomEncoderOptions:
     """Return the options of an AtomEncoder."""
+    check_windows(twin)
     return AtomEncoderOptions(
         mask=False,
         names=not twin.use_no_atom_char,
@@ -43,6 +64,24 @@ def input_embedder(twin: Any) -> InputEmbedderOptions:
         cyclic=twin.add_cyclic_flag,
         molecule=twin.add_mol_type_feat,
     )
+
+
+def msa(twin: Any) -> MSAOptions:
+    """Return the options of an MSAModule."""
+    return MSAOptions(
+        paired=twin.use_paired_feature,
+        most_rows=twin.num_subsampled_msa if twin.subsample_msa else None,
+    )
+
+
+def template(twin: Any) -> TemplateOptions:
+    """Return the options of a TemplateModule or TemplateV2Module."""
+    return TemplateOptions(shortest=twin.min_dist, longest=twin.max_dist, bins=twin.num_bins)
+
+
+def contacts(twin: Any) -> ContactOptions:
+    """Return the options of a ContactConditioning."""
+    return ContactOptions(shortest=twin.cutoff_min, longest=twin.cutoff_max)
 
 
 def distogram(twin: Any) -> DistogramOptions:
@@ -85,5 +124,5 @@ def confidence(twin: Any) -> ConfidenceOptions:
         adds_product=twin.add_s_to_z_prod,
         relative_position=relative_position(twin.rel_pos) if pairs else None,
         bond_types=pairs and twin.bond_type_feature,
-        contacts=pairs,
+        contacts=contacts(twin.contact_conditioning) if pairs else None,
     )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from foldcp.boltz.lightning.data import RootData
 from foldcp.fabric.mesh import Mesh
@@ -64,10 +64,3 @@ class ModelFamily:
 def uncompiled(module: nn.Module) -> Any:
     """Return the module that torch.compile made another one from, or the module itself."""
     return dict(module.named_children()).get("_orig_mod", module)
-
-
-def confidence_score(out: Mapping[str, Any]) -> Tensor:
-    """Score each sample [M] as stock does, of pLDDT and ipTM (pTM for a single chain)."""
-    iptm: Tensor = out["iptm"]
-    fit = out["ptm"] if torch.allclose(iptm, torch.zeros_like(iptm)) else iptm
-    return (4 * out["complex_plddt"] + fit) / 5

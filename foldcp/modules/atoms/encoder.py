@@ -69,21 +69,12 @@ class AtomEncoder(TiledModule):
         mesh: the mesh.
         options: what the atom features are.
 
-    Raises:
-        ValueError: the twin's windows have other sizes.
-
     Source: AlphaFold 3 supplement, Algorithm 5.
     """
 
     def __init__(self, twin: nn.Module, mesh: Mesh, options: AtomEncoderOptions) -> None:
         super().__init__(twin, mesh)
         self.options = options
-        if (twin.atoms_per_window_queries, twin.atoms_per_window_keys) != (WINDOW, KEYS):
-            raise ValueError(
-                f"`twin` has windows of {twin.atoms_per_window_queries} queries and "
-                f"{twin.atoms_per_window_keys} keys; foldcp expects {WINDOW} and {KEYS}: use a "
-                "Boltz checkpoint with these"
-            )
 
     def embed(self, feats: Feats, shard: AtomShard) -> Tensor:
         """Apply the Linear of the atom features by table look-up.

@@ -74,7 +74,7 @@ def window_attention(att: nn.Module, b: Tensor, bias: Tensor) -> Tensor:
     Returns:
         [M, a, C].
     """
-    heads = (att.num_heads, att.head_dim)
+    heads = (bias.shape[1], -1)
     # Keys are projected once per atom and read through overlapping windows.
     projected = att.proj_v(b)
     q = query_windows(wide(att.proj_q(b))).unflatten(-1, heads).transpose(2, 3)
@@ -84,6 +84,6 @@ def window_attention(att: nn.Module, b: Tensor, bias: Tensor) -> Tensor:
     )  # [M, W, H, 128, D]
     # All samples share a window's bias.
     q, k, v = (x.transpose(0, 1) for x in (q, k, v))  # [W, M, H, 32 or 128, D]
-    o, _ = attend(q, k, v, bias[:, None], att.head_dim**-0.5)
+    o, _ = attend(q, k, v, bias[:, None], q.shape[-1] ** -0.5)
     o = o.permute(1, 0, 3, 2, 4).reshape(b.shape).to(projected.dtype)
     return att.proj_o(att.proj_g(b).sigmoid_().mul_(o))

@@ -11,23 +11,45 @@ from torch import Tensor, nn
 from foldcp.layout.tiles import WINDOW, AtomLayout, PairLayout
 from foldcp.modules.atoms.encoder import AtomEncoderOptions
 from foldcp.modules.atoms.windows import Feats
-from foldcp.modules.boltz1.trunk import InputEmbedder, MSAModule, PairformerModule
+from foldcp.modules.boltz1.trunk import (
+    InputEmbedder,
+    MSAModule,
+    PairformerModule,
+    PairformerOptions,
+)
 from foldcp.modules.confidence.module import ConfidenceModule as SharedConfidenceModule
 from foldcp.modules.confidence.module import Tokens
 from foldcp.modules.confidence.options import ConfidenceOptions as SharedConfidenceOptions
+from foldcp.modules.confidence.ratings import Ratings
+from foldcp.modules.trunk.msa import MSAOptions
 from foldcp_kernels.core.chunking import chunk_length, spans
 
 
 @dataclass(frozen=True)
+class TrunkOptions:
+    """Say what the trunk of a confidence module reads.
+
+    Attributes:
+        atoms: what the atom features are.
+        msa: what is read of the alignment.
+    """
+
+    atoms: AtomEncoderOptions
+    msa: MSAOptions
+
+
+@dataclass(frozen=True, kw_only=True)
 class ConfidenceOptions(SharedConfidenceOptions):
     """Say more of Boltz-1's confidence module.
 
     Attributes:
-        trunk: what the atom features of its own trunk are; None has a pairformer stack alone.
+        pairformer: of its pairformer stack.
+        trunk: of its own trunk; None has a pairformer stack alone.
         reads_diffusion: it reads the token activations of the sampler.
     """
 
-    trunk: AtomEncoderOptions | None = None
+    pairformer: PairformerOptions
+    trunk: TrunkOptions | None = None
     reads_diffusion: bool = False
 
 
@@ -44,15 +66,15 @@ class ConfidenceModule(SharedConfidenceModule):
 
     def adopt(self, twin: nn.Module) -> None:
         """See `foldcp.modules.confidence.module.ConfidenceModule.adopt`."""
-        mesh, trunk = self.mesh, self.options.trunk
+        mesh, trunk, blocks = self.mesh, self.options.trunk, self.options.pairformer
         self.imitate_trunk = trunk is not None
         self._s_diffusion: Tensor | None = None
         if trunk is None:
-            self.pairformer_stack = PairformerModule(twin.pairformer_stack, mesh)
+            self.pairformer_stack = PairformerModule(twin.pairformer_stack, mesh, blocks)
         else:
-            self.input_embedder = InputEmbedder(twin.input_embedder, mesh, trunk)
-            self.msa_module = MSAModule(twin.msa_module, mesh)
-            self.pairformer_module = PairformerModule(twin.pairformer_module, mesh)
+            self.input_embedder = InputEmbedder(twin.input_embedder, mesh, trunk.atoms)
+            self.msa_module = MSAModule(twin.msa_module, mesh, trunk.msa)
+            self.pairformer_module = PairformerModule(twin.pairformer_module, mesh, blocks)
 
     @torch.no_grad()
     def forward(
@@ -66,7 +88,7 @@ class ConfidenceModule(SharedConfidenceModule):
         layout: PairLayout,
         s_diffusion: Tensor | None = None,
         **options: Any,
-    ) -> dict[str, Any]:
+    ) -> Ratings:
         """Rate M predicted structures, see `ConfidenceModule.forward` of Boltz-2.
 
         Args:

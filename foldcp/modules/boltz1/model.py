@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from foldcp.fabric.mesh import Mesh
-from foldcp.modules.model import FoldOnMesh, Outputs
+from foldcp.modules.confidence.ratings import Ratings
+from foldcp.modules.model import FoldOnMesh
 from foldcp.modules.settings import Features, Parts
 
 
@@ -38,7 +39,7 @@ class FoldBoltz1OnMesh(FoldOnMesh):
         """Conditions the sampler on the trunk."""
         return self._conditioner
 
-    def rate(self, *trunk: Any, **options: Any) -> Outputs:
+    def rate(self, *trunk: Any, **options: Any) -> Ratings:
         """Rate the samples, see `ConfidenceModule.forward`.
 
         Args:

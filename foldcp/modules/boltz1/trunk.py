@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -25,8 +27,7 @@ from foldcp.modules.trunk.msa import (
     msa_operations,
 )
 from foldcp.modules.trunk.pairformer import AttentionPairBias, PairModules
-from foldcp.modules.trunk.pairformer import PairformerModule as SharedPairformerModule
-from foldcp.modules.trunk.stack import PairformerBlock, pair_operations
+from foldcp.modules.trunk.stack import PairformerBlock, PairformerStack, pair_operations
 from foldcp.modules.trunk.transition import Transition
 
 RES_TYPES, POCKET_KINDS = 33, 4  # Boltz's numbers of residue types and of pocket classes
@@ -136,12 +137,18 @@ class MSAModule(SharedMSAModule):
 
 
 class PairformerLayer(PairModules, PairformerBlock):
-    """A pair block and, unless left out, the single track. AlphaFold 3, Algorithm 17."""
+    """A pair block and, unless left out, the single track. AlphaFold 3, Algorithm 17.
 
-    def __init__(self, twin: nn.Module, mesh: Mesh) -> None:
+    Args:
+        twin: the block of Boltz-1.
+        mesh: the mesh.
+        updates_single: the block has a single track.
+    """
+
+    def __init__(self, twin: nn.Module, mesh: Mesh, updates_single: bool) -> None:
         super().__init__(twin, mesh)
-        self.no_update_s = twin.no_update_s
-        if not self.no_update_s:
+        self.updates_single = updates_single
+        if updates_single:
             self.attention = AttentionPairBias(twin.attention, mesh)
             self.transition_s = Transition(twin.transition_s, mesh)
 
@@ -151,14 +158,34 @@ class PairformerLayer(PairModules, PairformerBlock):
 
     def weights(self) -> PairformerBlockWeights:
         """See `PairformerBlock`."""
-        if self.no_update_s:
+        if not self.updates_single:
             return PairformerBlockWeights(self.pair_weights())
         attention = self.attention.weights(self.attention.norm_s)
         single = SingleWeights(attention, self.transition_s.weights())
         return PairformerBlockWeights(self.pair_weights(), single)
 
 
-class PairformerModule(SharedPairformerModule):
-    """A stack of pairformer blocks."""
+@dataclass(frozen=True)
+class PairformerOptions:
+    """Say which blocks of a stack update the single.
 
-    layer = PairformerLayer
+    Attributes:
+        updates_single: one for each block.
+    """
+
+    updates_single: tuple[bool, ...]
+
+
+class PairformerModule(TiledModule, PairformerStack):
+    """A stack of pairformer blocks.
+
+    Args:
+        twin: Boltz-1's PairformerModule.
+        mesh: the mesh.
+        options: which blocks update the single.
+    """
+
+    def __init__(self, twin: nn.Module, mesh: Mesh, options: PairformerOptions) -> None:
+        super().__init__(twin, mesh)
+        blocks = zip(twin.layers, options.updates_single, strict=True)
+        self.layers = nn.ModuleList(PairformerLayer(x, mesh, single) for x, single in blocks)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +23,7 @@ from foldcp.modules.confidence.heads import (
     to_sink,
 )
 from foldcp.modules.confidence.options import ConfidenceOptions
+from foldcp.modules.confidence.ratings import Ratings, joined
 from foldcp.modules.confidence.scores import (
     CONTACT,
     EPS,
@@ -85,7 +85,8 @@ class ConfidenceModule(TiledModule):
                 RelativePositionEncoder(twin.rel_pos, mesh, options.relative_position),
                 twin.token_bonds,
                 twin.token_bonds_type if options.bond_types else None,
-                twin.contact_conditioning if options.contacts else None,
+                None if options.contacts is None else twin.contact_conditioning,
+                options.contacts,
             )
         self.adopt(twin)
 
@@ -105,7 +106,7 @@ class ConfidenceModule(TiledModule):
         layout: PairLayout,
         reuse_z: bool = False,
         sink: MatrixSink | None = None,
-    ) -> dict[str, Any]:
+    ) -> Ratings:
         """Rate M predicted structures, without gradient.
 
         Args:
@@ -120,11 +121,7 @@ class ConfidenceModule(TiledModule):
             sink: takes the rows of "pae" and "pde" on the root rank; None keeps the matrices.
 
         Returns:
-            `plddt` [M, N] ([M, A] with atom-level confidence), `complex_plddt`, `complex_iplddt`,
-            `complex_pde`, `complex_ipde`, `ptm`, `iptm`, `ligand_iptm`, `protein_iptm` [M] and
-            `pair_chains_iptm` ([M] by column chain, then row chain) on every rank; without `sink`
-            also `pae` and `pde` [M, N, N] in angstrom in CPU memory on the root rank, None on the
-            others.
+            The ratings on every rank, their matrices only on the root rank and without `sink`.
 
         Raises:
             ValueError: a tensor is not a tile of this layout.
@@ -150,10 +147,8 @@ class ConfidenceModule(TiledModule):
             gather_errors(errors, write, layout, self.mesh)
             totals = row_totals(torch.cat([sums, near[:, None].to(sums)], 1), layout, self.mesh)
             found.append(self._scores(s_m, x_pred[m], totals, feats, groups, chains, layout))
-        scores = _join(found)
-        if sink is None:
-            scores["pae"], scores["pde"] = (None, None) if matrices is None else matrices
-        return scores
+        pae, pde = (None, None) if matrices is None else matrices
+        return replace(joined(found), pae=pae, pde=pde)
 
     def _tile(
         self, z: Tensor, spare: Tensor | None, in_place: bool
@@ -251,7 +246,7 @@ class ConfidenceModule(TiledModule):
         groups: ColumnGroups,
         chains: list[Ligand],
         layout: PairLayout,
-    ) -> dict[str, Any]:
+    ) -> Ratings:
         """The O(N) results of one sample, [1, ...] each; `totals` [Q, N, G + PDE_SUMS + 1]."""
         sums = totals[..., :-1].sum(0)
         weighted, weight, between, between_weight = sums[:, -PDE_SUMS:].sum(0).unbind()
@@ -271,21 +266,11 @@ class ConfidenceModule(TiledModule):
             plddt[0], mask, ligand, interface, self.options.interface
         )
         frames = frame_mask(x, feats, chains).to(sums)
-        return {
-            "plddt": plddt,
-            "complex_plddt": complex_plddt,
-            "complex_iplddt": complex_iplddt,
-            "complex_pde": (weighted / weight)[None],
-            "complex_ipde": (between / (between_weight + EPS))[None],
-            **tm_scores(sums[:, :-PDE_SUMS], groups, frames),
-        }
-
-
-def _join(found: list[dict[Any, Any]]) -> dict[Any, Any]:
-    """Concatenate the results of the samples, nested dictionaries included."""
-    return {
-        key: _join([f[key] for f in found])
-        if isinstance(value, dict)
-        else torch.cat([f[key] for f in found])
-        for key, value in found[0].items()
-    }
+        return Ratings(
+            plddt=plddt,
+            complex_plddt=complex_plddt,
+            complex_iplddt=complex_iplddt,
+            complex_pde=(weighted / weight)[None],
+            complex_ipde=(between / (between_weight + EPS))[None],
+            tm=tm_scores(sums[:, :-PDE_SUMS], groups, frames),
+        )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from foldcp.modules.confidence.heads import ConfidenceHeadsOptions
 from foldcp.modules.confidence.scores import InterfaceWeights
-from foldcp.modules.trunk.pair_embedding import RelativePositionOptions
+from foldcp.modules.trunk.pair_embedding import ContactOptions, RelativePositionOptions
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class ConfidenceOptions:
         relative_position: how relative positions are counted, which are added to a pair with its
             bonds; None adds neither.
         bond_types: bonds have types.
-        contacts: contact constraints are added with them.
+        contacts: contact constraints with these distances are added, too; None: they are not.
     """
 
     heads: ConfidenceHeadsOptions
@@ -32,4 +32,4 @@ class ConfidenceOptions:
     adds_product: bool
     relative_position: RelativePositionOptions | None
     bond_types: bool = False
-    contacts: bool = False
+    contacts: ContactOptions | None = None

@@ -16,6 +16,7 @@ from foldcp.fabric.exchange.autograd import fetch
 from foldcp.fabric.mesh import Mesh
 from foldcp.layout.plans import slots_plan
 from foldcp.layout.tiles import PairLayout
+from foldcp.modules.confidence.ratings import TMScores
 from foldcp_kernels.core.chunking import chunk_length, spans
 
 Feats = Mapping[str, Tensor]
@@ -104,7 +105,7 @@ def row_totals(partial: Tensor, layout: PairLayout, mesh: Mesh) -> Tensor:
     return by_rank.flatten(1, 2)[:, : layout.n]
 
 
-def tm_scores(tm_sums: Tensor, groups: ColumnGroups, frames: Tensor) -> dict[str, object]:
+def tm_scores(tm_sums: Tensor, groups: ColumnGroups, frames: Tensor) -> TMScores:
     """Compute pTM, ipTM, their ligand and protein forms, and the score of every chain pair.
 
     Args:
@@ -113,8 +114,7 @@ def tm_scores(tm_sums: Tensor, groups: ColumnGroups, frames: Tensor) -> dict[str
         frames: 1 where the token's predicted frame is valid [N].
 
     Returns:
-        `ptm`, `iptm`, `ligand_iptm`, `protein_iptm` [1] and `pair_chains_iptm`, by the chain of
-        the columns, then by the chain of the rows, [1] each.
+        The scores of one sample.
 
     Source: AlphaFold 3 supplement, section 5.9.1.
     """
@@ -130,13 +130,13 @@ def tm_scores(tm_sums: Tensor, groups: ColumnGroups, frames: Tensor) -> dict[str
         mask = chosen * rows[:, None]
         return ((tm_sums * mask).sum(-1) / ((mask * counts).sum(-1) + EPS)).amax(0, keepdim=True)
 
-    return {
-        "ptm": best(torch.ones_like(other)),
-        "iptm": best(other),
-        "ligand_iptm": best(other & across),
-        "protein_iptm": best(other & (row_protein & protein)),
-        "pair_chains_iptm": _chain_pairs(tm_sums, groups, rows),
-    }
+    return TMScores(
+        ptm=best(torch.ones_like(other)),
+        iptm=best(other),
+        ligand_iptm=best(other & across),
+        protein_iptm=best(other & (row_protein & protein)),
+        pair_chains_iptm=_chain_pairs(tm_sums, groups, rows),
+    )
 
 
 def _chain_pairs(

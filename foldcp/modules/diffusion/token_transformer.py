@@ -127,9 +127,9 @@ def token_transformer(
     for layer, tile in zip(layers, bias, strict=True):
 
         def attention(att: nn.Module, b: Tensor, tile: Tensor = tile) -> Tensor:
-            heads = (att.num_heads, att.head_dim)
+            heads = (tile.shape[0], -1)
             q, k, v = (f(b).unflatten(-1, heads) for f in (att.proj_q, att.proj_k, att.proj_v))
-            o = attention_pair_bias(q, k, v, tile[None], att.head_dim**-0.5, layout, mesh)
+            o = attention_pair_bias(q, k, v, tile[None], q.shape[-1] ** -0.5, layout, mesh)
             return att.proj_o(att.proj_g(b).sigmoid_().mul_(o.flatten(2)))
 
         a = conditioned_layer(layer, a, gates_of(layer, s, logits=True), attention)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -30,10 +32,6 @@ Features = dict[str, Tensor]
 class PairWeightedAveraging(TiledModule):
     """AlphaFold 3, Algorithm 10, with the residual."""
 
-    def __init__(self, twin: nn.Module, mesh: Mesh) -> None:
-        super().__init__(twin, mesh)
-        self.num_heads, self.c_h = twin.num_heads, twin.c_h
-
     def weights(self) -> PairWeightedAveragingWeights:
         """Return the parameters in the order of the op."""
         return PairWeightedAveragingWeights(
@@ -45,7 +43,7 @@ class PairWeightedAveraging(TiledModule):
             self.proj_g.weight,
             self.proj_z.weight,
             self.proj_o.weight,
-            self.num_heads,
+            self.proj_z.weight.shape[0],
         )
 
     def forward(
@@ -75,7 +73,7 @@ class PairWeightedAveraging(TiledModule):
             return nothing(m, z, *w.tensors())
         parts = local.chosen(m, z, w)
         weights = column_weights(local.logits(z, w, parts), layout, self.mesh, mask)
-        width = self.num_heads * self.c_h
+        width = w.tensors()[4].shape[0]
         each = m.shape[0] * (2 * layout.tile_cols + 3 * layout.tile_rows) * width * 4
         # Every chunk costs two exchanges, so a mesh takes larger ones.
         step = chunk_length(m.shape[1], each, m.device, at_most=8 if layout.size > 1 else 0)
@@ -176,16 +174,33 @@ class MSALayer(TiledModule, Block):
         return *self.pairformer_layer.compute(z, mask, keys, layout), m
 
 
+@dataclass(frozen=True)
+class MSAOptions:
+    """Say what an MSA module reads of the alignment.
+
+    Attributes:
+        paired: it knows which rows are paired.
+        most_rows: so many rows are drawn at random; None takes all.
+    """
+
+    paired: bool
+    most_rows: int | None
+
+
 class MSAModule(TiledModule):
-    """The MSA module of blocks of class `layer`; `forward` returns stock's z + MSAModule(z)."""
+    """The MSA module of blocks of class `layer`; `forward` returns stock's z + MSAModule(z).
+
+    Args:
+        twin: Boltz's MSAModule.
+        mesh: the mesh.
+        options: what it reads.
+    """
 
     layer: type[Block] = MSALayer
 
-    def __init__(self, twin: nn.Module, mesh: Mesh) -> None:
+    def __init__(self, twin: nn.Module, mesh: Mesh, options: MSAOptions) -> None:
         super().__init__(twin, mesh)
-        self.use_paired_feature = twin.use_paired_feature
-        self.subsample_msa = twin.subsample_msa
-        self.num_subsampled_msa = twin.num_subsampled_msa
+        self.options = options
         self.layers = nn.ModuleList(self.layer(x, mesh) for x in twin.layers)
 
     def forward(
@@ -235,10 +250,10 @@ class MSAModule(TiledModule):
         real = layout.valid((lo, hi))
         keys = ("msa", "has_deletion", "deletion_value", "msa_paired", "msa_mask")
         msa, has, value, paired, mask = (feats[k] for k in keys)
-        if self.subsample_msa:
+        if self.options.most_rows is not None:
             order = torch.empty(msa.shape[1], dtype=torch.long, device=msa.device)
             order = drawn(self.mesh, lambda: torch.randperm(len(order)).to(order.device), order)
-            rows = order[: self.num_subsampled_msa]
+            rows = order[: self.options.most_rows]
             msa, has, value, paired, mask = (x[:, rows] for x in (msa, has, value, paired, mask))
         msa, has, value, paired, mask = (
             F.pad(x[:, :, lo : lo + real], (0, hi - lo - real))
@@ -246,7 +261,7 @@ class MSAModule(TiledModule):
         )
         # One-hot times weight is a look-up of the weight's columns.
         w = self.msa_proj.weight
-        extra = [has, value, *([paired] if self.use_paired_feature else [])]
+        extra = [has, value, *([paired] if self.options.paired else [])]
         tokens = w.shape[1] - len(extra)
         m = F.embedding(msa.long(), w[:, :tokens].t())
         for i, x in enumerate(extra):

@@ -163,6 +163,19 @@ def _listed(index: Tensor, layout: PairLayout) -> _Listed:
     return _Listed(places[:, 0].tolist(), places, picked)
 
 
+@dataclass(frozen=True)
+class ContactOptions:
+    """Say which distances a contact constraint may name, in angstrom.
+
+    Attributes:
+        shortest: the shortest.
+        longest: the longest.
+    """
+
+    shortest: float
+    longest: float
+
+
 class PairEmbedding:
     """Relative positions, bonds and contact constraints, added to rows of a pair tile.
 
@@ -173,6 +186,7 @@ class PairEmbedding:
         token_bonds: Linear(1, C) without bias.
         token_bonds_type: Embedding of bond types, or None.
         contact_conditioning: the Boltz module, or None.
+        contacts: its options, needed with it.
 
     Raises:
         ValueError: `token_bonds` reads more than the one bond feature that Boltz-2 computes.
@@ -184,6 +198,7 @@ class PairEmbedding:
         token_bonds: nn.Linear,
         token_bonds_type: nn.Embedding | None,
         contact_conditioning: nn.Module | None,
+        contacts: ContactOptions | None = None,
     ) -> None:
         if token_bonds.weight.shape[1] != 1:
             raise ValueError(
@@ -192,7 +207,7 @@ class PairEmbedding:
             )
         self.rel_pos = rel_pos
         self.token_bonds, self.token_bonds_type = token_bonds, token_bonds_type
-        self.contact_conditioning = contact_conditioning
+        self.contact_conditioning, self.contacts = contact_conditioning, contacts
         self._lists: tuple[tuple[Any, ...], _Listed, _Listed] | None = None
 
     def relpos_rows(self, feats: Feats, layout: PairLayout, lo: int, hi: int) -> Tensor:
@@ -263,9 +278,9 @@ class PairEmbedding:
 
     def _contacts(self, feats: Feats, picked: Tensor) -> Tensor:
         """Return what a constrained pair adds to an unconstrained one, [n, C]."""
-        c = self.contact_conditioning
+        c, options = self.contact_conditioning, self.contacts
         limit = feats["contact_threshold_value"][0, picked]
-        limit = (limit - c.cutoff_min) / (c.cutoff_max - c.cutoff_min)
+        limit = (limit - options.shortest) / (options.longest - options.shortest)
         waves = torch.cos(2 * pi * c.fourier_embedding.proj(limit[:, None]))
         kinds = c.encoder.in_features - 1 - waves.shape[1]
         kind = torch.eye(kinds, dtype=limit.dtype, device=limit.device)

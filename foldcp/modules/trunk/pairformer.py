@@ -73,10 +73,6 @@ class PairformerNoSeqLayer(PairModules, Block):
 class AttentionPairBias(TiledModule):
     """Attention of the single track with a bias from the pair tile. Algorithm 24."""
 
-    def __init__(self, twin: nn.Module, mesh: Mesh) -> None:
-        super().__init__(twin, mesh)
-        self.num_heads = twin.num_heads
-
     def weights(self, norm: nn.LayerNorm) -> AttentionPairBiasWeights:
         """Return the parameters in the order of the block.
 
@@ -95,7 +91,7 @@ class AttentionPairBias(TiledModule):
             self.proj_v.weight,
             self.proj_g.weight,
             self.proj_o.weight,
-            self.num_heads,
+            pair.weight.shape[0],
             q_bias=self.proj_q.bias,
         )
 

@@ -39,13 +39,33 @@ class _Side:
     kind: Tensor
 
 
-class TemplateV2Module(TiledModule):
-    """Structures of related chains as pair features. AlphaFold 3, Algorithm 16."""
+@dataclass(frozen=True)
+class TemplateOptions:
+    """Say which distances between C-beta atoms a template module tells apart.
 
-    def __init__(self, twin: nn.Module, mesh: Mesh) -> None:
+    Attributes:
+        shortest: upper end of the first bin, angstrom.
+        longest: lower end of the last bin, angstrom.
+        bins: number of bins.
+    """
+
+    shortest: float
+    longest: float
+    bins: int
+
+
+class TemplateV2Module(TiledModule):
+    """Structures of related chains as pair features. AlphaFold 3, Algorithm 16.
+
+    Args:
+        twin: Boltz's TemplateV2Module.
+        mesh: the mesh.
+        options: which distances count as different.
+    """
+
+    def __init__(self, twin: nn.Module, mesh: Mesh, options: TemplateOptions) -> None:
         super().__init__(twin, mesh)
-        self.min_dist, self.max_dist = twin.min_dist, twin.max_dist
-        self.num_bins = twin.num_bins
+        self.options = options
         self.pairformer = PairformerNoSeqModule(twin.pairformer, mesh)
 
     def groups(self, feats: Feats, template: int) -> Tensor:
@@ -121,9 +141,10 @@ class TemplateV2Module(TiledModule):
         """The stack's input for one template, row chunk by row chunk, [1, rows, T_c, D]."""
         _, rows_total, cols_total, channels = z.shape
         weight = self.a_proj.weight.T  # [features, D]
-        table = F.pad(weight[: self.num_bins], (0, 0, 0, 1))  # the last row: not visible
-        floats = weight[self.num_bins : self.num_bins + _FLOATS]
-        first, second = weight[self.num_bins + _FLOATS :].chunk(2)
+        table = F.pad(weight[: self.options.bins], (0, 0, 0, 1))  # the last row: not visible
+        bins = self.options.bins
+        floats = weight[bins : bins + _FLOATS]
+        first, second = weight[bins + _FLOATS :].chunk(2)
         row_term, col_term = first[sides[0].kind], second[sides[1].kind]  # [T_r, D], [T_c, D]
         each = cols_total * (2 * channels + 3 * weight.shape[1]) * weight.element_size()
         for lo, hi in spans(rows_total, chunk_length(rows_total, each, z.device)):
@@ -135,13 +156,14 @@ class TemplateV2Module(TiledModule):
             yield (lo, hi), a.add_(self.z_proj(self.z_norm(z[:, lo:hi]))[0])[None]
 
     def _geometry(self, sides: list[_Side], lo: int, hi: int, n: int) -> tuple[Tensor, Tensor]:
-        """Distance bins [rows, T_c] (`num_bins` if not visible) and the 5 floats of a pair."""
+        """Distance bins [rows, T_c] (`bins` where not visible) and the 5 floats of a pair."""
         rows, cols = sides
         visible = rows.group[lo:hi, None] == cols.group
         d = distances(rows.cb[lo:hi], cols.cb, n)
-        edges = torch.linspace(self.min_dist, self.max_dist, self.num_bins - 1, device=d.device)
+        o = self.options
+        edges = torch.linspace(o.shortest, o.longest, o.bins - 1, device=d.device)
         bins = torch.bucketize(d, edges.to(d.dtype), out_int32=True)
-        bins.masked_fill_(~visible, self.num_bins)
+        bins.masked_fill_(~visible, o.bins)
         # Each row's C-alpha in the frame of each column's token. Boltz's weights were trained with
         # every component divided by its own length, so only the signs count.
         away = rows.ca[lo:hi, None] - cols.origin

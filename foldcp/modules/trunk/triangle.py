@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from torch import nn
-
-from foldcp.fabric.mesh import Mesh
 from foldcp.modules.base import TiledModule
 from foldcp_kernels.triangle_attention import TriangleAttentionWeights
 from foldcp_kernels.triangle_multiplication import TriangleMultiplicationWeights
@@ -30,10 +27,6 @@ class TriangleMultiplication(TiledModule):
 class TriangleAttention(TiledModule):
     """Triangle attention, starting or ending node. AlphaFold 3, Algorithms 14 and 15."""
 
-    def __init__(self, twin: nn.Module, mesh: Mesh) -> None:
-        super().__init__(twin, mesh)
-        self.heads = twin.no_heads
-
     def weights(self) -> TriangleAttentionWeights:
         """Return the parameters in the order of the op."""
         return TriangleAttentionWeights(
@@ -45,5 +38,5 @@ class TriangleAttention(TiledModule):
             self.mha.linear_v.weight,
             self.mha.linear_g.weight,
             self.mha.linear_o.weight,
-            self.heads,
+            self.linear.weight.shape[0],
         )
