@@ -1,4 +1,4 @@
-"""Blocks generated from code: the variables of foldcp/config.py and the ladder of folders."""
+"""Blocks generated from code: the variables of foldcp/config and the ladder of folders."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 from bench.machine import ROOT
 from foldcp import config
 from foldcp.config import Config
+from foldcp.config.precision import PRESETS
 
 # The two variables that `Config` does not hold: a secret must not be printed with it, and setup.py
 # runs before foldcp is installed.
@@ -74,6 +75,9 @@ def _allowed(value: ast.expr) -> str:
             return "`auto` or a number" if "auto or " in ast.unparse(call) else "a number"
         if _name(call) == "switch_or_path":
             return "`0`, `1` or a path"
+        if _name(call) == "precision":
+            presets = ", ".join(f"`{name}`" for name in ("auto", *PRESETS))
+            return f"{presets}, and changes of groups"
         if _name(call) == "mesh":
             return "`auto` or `RxQ`"
     return "a path"

@@ -51,7 +51,8 @@ def _facts(run: Run, seconds: float) -> dict[str, Any]:
         "began": began.strftime("%Y-%m-%d %H:%M:%S UTC"),
         "groups": run.session.groups,
         "transport": run.mesh.transport if run.mesh.size > 1 else "",
-        "precision": run.precision,
+        "precision": run.precision.described() if run.precision else "",
+        "formats": run.precision.table() if run.precision else {},
         "kernels": described(run.mesh.device),
     }
 
@@ -67,7 +68,10 @@ def _inputs(run: Run, failed: Mapping[str, str], tokens: Mapping[str, int]) -> d
         if name in tokens:
             one["tokens"] = tokens[name]
         if name in tokens and run.mesh.size > 1 and run.precision:
-            layout, itemsize = run.mesh.layout(tokens[name]), 2 if run.precision == "bf16" else 4
+            layout, itemsize = (
+                run.mesh.layout(tokens[name]),
+                2 if run.precision.pair == "bf16" else 4,
+            )
             one["strategies"] = {
                 op: strategy(op, layout, run.mesh, 4, itemsize) for op in STRATEGIES
             }

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from foldcp.boltz.inputs.alignments import Alignments
 from foldcp.config import Config
+from foldcp.config.precision import Precision
 
 if TYPE_CHECKING:
     from foldcp.fabric.mesh import Mesh
@@ -42,7 +43,7 @@ class Run:
         seal: of the lock of the results folder; None where nothing locks it, as in tests of parts.
         watching: shows how far the run is; None in tests of parts.
         tokens: N of each input that this rank has begun to fold.
-        precision: of the structure model, "" before it is loaded.
+        precision: of the structure model, None before it is loaded.
         known: inputs that could be read.
         asked: inputs of `known` that are folded now.
         scored: inputs of `known` that get an affinity now, as the root rank knows.
@@ -66,7 +67,7 @@ class Run:
     seal: Seal | None = None
     watching: Watching | None = None
     tokens: dict[str, int] = field(default_factory=dict)
-    precision: str = ""
+    precision: Precision | None = None
     known: tuple[str, ...] = ()
     asked: tuple[str, ...] = ()
     scored: tuple[str, ...] = ()

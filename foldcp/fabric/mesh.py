@@ -114,8 +114,8 @@ class Mesh:
             route: "direct" or "ring", see `Policy`.
             transport: one of `foldcp.config.TRANSPORTS`; None leaves it to `connected`.
             options: of the transport.
-            policy: `wire`, `multiplication`, `attention`, `graphs`, `memory` and `contraction`,
-                see `Policy`.
+            policy: `wire`, `multiplication`, `attention`, `graphs`, `memory`, `contraction`,
+                `single`, `tokens` and `atoms`, see `Policy`.
 
         Raises:
             ValueError: rows * cols differs from the number of ranks, or an unknown name.

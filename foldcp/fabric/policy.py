@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 from foldcp.config import ATTENTION, CONTRACTIONS, GRAPHS, MEMORY, MULTIPLICATION, ROUTES, WIRES
+from foldcp.config.precision import FORMATS
 
 # Of each triangle op, "auto" first.
 STRATEGIES = {"triangle_multiplication": MULTIPLICATION, "triangle_attention": ATTENTION}
 _NAMES = {"route": ROUTES, "wire": WIRES, "multiplication": MULTIPLICATION, "attention": ATTENTION}
 _NAMES |= {"graphs": GRAPHS, "memory": MEMORY, "contraction": CONTRACTIONS}
+_NAMES |= {group: FORMATS[group] for group in ("single", "tokens", "atoms")}
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,10 @@ class Policy:
         contraction: planes of triangle multiplication, which travel and are contracted: in what
             the projections are computed in ("same") or as FP8 ("fp8", without gradients).
 
+        single: format of products of the single track, see `foldcp.config.precision`.
+        tokens: of the sampler's token transformer.
+        atoms: of the sampler's atom transformers.
+
     Raises:
         ValueError: an unknown name.
     """
@@ -38,6 +44,9 @@ class Policy:
     graphs: str = "auto"
     memory: str = "auto"
     contraction: str = "same"
+    single: str = "fp32"
+    tokens: str = "fp32"
+    atoms: str = "fp32"
 
     def __post_init__(self) -> None:
         for name in (field.name for field in fields(self)):

@@ -10,7 +10,7 @@ import torch
 
 from foldcp.errors import TransportError
 from foldcp.fabric.mesh import Mesh
-from foldcp.fabric.policy import STRATEGIES
+from foldcp.fabric.policy import STRATEGIES, Policy
 from foldcp.layout.plans import token_plan
 from foldcp.layout.tiles import AtomLayout, PairLayout
 from foldcp.layout.triangle_plans import triangle_attention_plan, triangle_multiplication_plan
@@ -64,9 +64,14 @@ def planned(layout: PairLayout, atoms: AtomLayout, mesh: Mesh, itemsize: int) ->
         "memory": "lean" if lean(layout, mesh) else "fast",
         "largest chunk": f"{chunk_bytes(mesh.device)} bytes",
         "kernels": described(mesh.device),
-        "precision": f"{itemsize} bytes, contraction {mesh.policy.contraction}",
+        "precision": f"{itemsize} bytes, {_formats(mesh.policy)}",
         "plan": hashlib.sha256(steps.encode()).hexdigest()[:16],
     }
+
+
+def _formats(policy: Policy) -> str:
+    groups = ("contraction", "single", "tokens", "atoms")
+    return ", ".join(f"{group} {getattr(policy, group)}" for group in groups)
 
 
 def agree(layout: PairLayout, atoms: AtomLayout, mesh: Mesh) -> None:

@@ -205,7 +205,7 @@ class Session(Watch):
         self.mesh = Mesh.create(
             rows, cols, device, config.route, config.transport, options, wire=config.wire,
             multiplication=config.multiplication, attention=config.attention,
-            graphs=config.graphs, memory=config.memory,
+            graphs=config.graphs, memory=config.memory, **_formats(config, device.type),
         )  # fmt: skip
         return self.mesh
 
@@ -251,3 +251,11 @@ class Session(Watch):
         if not self.is_root:
             time.sleep(_ROOT_FIRST)
         self._end(self.store, message, code)
+
+
+def _formats(config: Config, device_type: str) -> dict[str, str]:
+    """Return what a mesh's policy takes of the formats that the variables ask for."""
+    table = config.precision_on(device_type)
+    contraction = "fp8" if table.contraction == "fp8" else "same"
+    groups = {"single": table.single, "tokens": table.tokens, "atoms": table.atoms}
+    return groups | {"contraction": contraction}

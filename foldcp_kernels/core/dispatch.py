@@ -229,3 +229,24 @@ def autocasts(x: Tensor) -> bool:
 
 def _autocast_device(x: Tensor) -> str:
     return "cuda" if x.device.type == "meta" else x.device.type
+
+
+@contextmanager
+def products_in(form: str, device_type: str) -> Iterator[None]:
+    """Compute the products within in a format; what they add up stays float32.
+
+    Args:
+        form: "fp32", as the process computes float32 products; "tf32", on tensor cores of GPUs that
+            round operands to 10 bits; "bf16", by autocast.
+        device_type: "cuda" or "cpu".
+    """
+    matmul = torch.backends.cuda.matmul
+    before = matmul.allow_tf32
+    with torch.autocast(device_type, dtype=torch.bfloat16, enabled=form == "bf16"):
+        try:
+            if form == "tf32":
+                matmul.allow_tf32 = True
+            yield
+        finally:
+            if form == "tf32":
+                matmul.allow_tf32 = before

@@ -286,8 +286,9 @@ def test_config_reads_every_variable() -> None:
     carried = ("ring", "nccl", "fp8", "channel", "rows", "libnccl.so.2", 4)
     rest = ("0", "lean", 128, 60, 2, "kept", "costs.json")
     assert got == Config(True, 8, "2x4", *carried, "bf16", "torch", *rest)
-    assert Config().precision_on("cuda") == "bf16" and Config().precision_on("cpu") == "fp32"
-    assert Config(precision="fp32").precision_on("cuda") == "fp32"
+    assert Config().precision_on("cuda").pair == "bf16"
+    assert Config().precision_on("cpu").pair == "fp32"
+    assert Config(precision="fp32").precision_on("cuda").described() == "fp32"
 
 
 @pytest.mark.parametrize(
@@ -298,7 +299,7 @@ def test_config_reads_every_variable() -> None:
         ("FOLDCP_MESH", "2by4", "auto or ROWSxCOLUMNS"),
         ("FOLDCP_MESH", "0x4", "auto or ROWSxCOLUMNS"),
         ("FOLDCP_ROUTE", "best", "direct or ring"),
-        ("FOLDCP_PRECISION", "fp64", "auto or fp32 or bf16"),
+        ("FOLDCP_PRECISION", "fp64", "begin with fp32 or bf16 or tf32 or fp8, or auto"),
         ("FOLDCP_KERNELS", "cuda", "auto or torch or triton or cuequivariance"),
         ("FOLDCP_CHUNK_MB", "-1", "a whole number of at least 1"),
         ("FOLDCP_TIMEOUT", "1.5", "a whole number of at least 1"),

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from foldcp.boltz.command.formats import check_formats
 from foldcp.boltz.command.options import check_devices, check_numbers, results_folder
 from foldcp.config import Config
 from foldcp.errors import UserError, is_command, with_ranks
@@ -194,10 +195,7 @@ def check_together(options: dict[str, Any], config: Config, ranks: int) -> None:
             f"FOLDCP_GRAPHS=1 records sampling steps as a CUDA graph, but {why}: use "
             "FOLDCP_GRAPHS=auto"
         )
-    if config.precision == "bf16" and options.get("model") == "boltz1":
-        raise UserError(
-            "FOLDCP_PRECISION=bf16 is set, but Boltz-1 runs in float32 everywhere: use auto or fp32"
-        )
+    check_formats(options, config)
 
 
 def no_gpu(environ: Mapping[str, str]) -> bool:

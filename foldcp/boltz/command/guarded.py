@@ -90,7 +90,7 @@ def is_ours(error: BaseException) -> bool:
     last = frames[-1].filename.replace(os.sep, "/") if frames else ""
     ours = (
         "/boltz/main.py",
-        "/foldcp/config.py",
+        "/foldcp/config/",
         "/foldcp/fabric/mesh.py",
         "/foldcp/layout/mesh_shape.py",
     )

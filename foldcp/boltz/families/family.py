@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from foldcp.boltz.lightning.data import RootData
+from foldcp.config.precision import PRESETS, Precision
 from foldcp.fabric.mesh import Mesh
 from foldcp.modules.hooks import Folded
 from foldcp.modules.model import FoldOnMesh
@@ -56,9 +57,9 @@ class ModelFamily:
         """Return the class that computes compact features in place of stock's featuriser."""
         return self.data_module.featurizer
 
-    def precision(self, asked: str) -> str:
-        """Return the precision in which the family runs where this one is asked for."""
-        return asked if asked in self.precisions else self.precisions[0]
+    def precision(self, asked: Precision) -> Precision:
+        """Return the formats in which the family runs where these are asked for."""
+        return asked if asked.pair in self.precisions else PRESETS[self.precisions[0]]
 
 
 def uncompiled(module: nn.Module) -> Any:

@@ -16,6 +16,7 @@ from foldcp.boltz.lightning.data import RootData, random_state, set_random_state
 from foldcp.boltz.lightning.input_hooks import InputHooks
 from foldcp.boltz.lightning.writers import RootWriter
 from foldcp.boltz.run import Run, current
+from foldcp.config.precision import Precision
 from foldcp.errors import UserError
 from foldcp.output.trunk_keeper import TrunkKeeper
 from foldcp.planner.choice import lean
@@ -72,7 +73,7 @@ def _trainer(options: dict[str, Any], run: Run) -> dict[str, Any]:
     device = run.mesh.device
     precision = options["precision"]
     if precision == "bf16-mixed":  # Boltz-2; Boltz-1 is float32 everywhere
-        precision = _LIGHTNING_PRECISION[run.config.precision_on(device.type)]
+        precision = _LIGHTNING_PRECISION[run.config.precision_on(device.type).pair]
     return {
         "strategy": SingleDeviceStrategy(device=device),
         "devices": [device.index] if device.type == "cuda" else 1,
@@ -151,15 +152,15 @@ def _announce(run: Run, swapped: str) -> None:
         sizes = [tokens(run.structures / f"{name}.npz") for name in run.asked]
     launcher = run.session.place.launcher
     small = lean(run.mesh.layout(max(sizes, default=1)), run.mesh)
-    groups = run.session.groups
-    lines = [report.start_line(run.mesh, run.precision, launcher, groups, sizes, small)]
+    groups, precision = run.session.groups, run.precision.described() if run.precision else ""
+    lines = [report.start_line(run.mesh, precision, launcher, groups, sizes, small)]
     if run.config.verbose:
         lines.append(report.details(run.mesh, described(run.mesh.device), swapped))
     lines.append(report.hint(run.mesh, sizes))
     print("\n".join(line for line in lines if line), flush=True)
 
 
-def _precision(model: Any, run: Run) -> str:
+def _precision(model: Any, run: Run) -> Precision:
     return swap.family_of(model).precision(run.config.precision_on(run.mesh.device.type))
 
 
@@ -168,10 +169,11 @@ def _swap(model: Any, run: Run, fingerprint: str) -> str:
     model.eval()  # Boltz does so too, but after loading
     state = random_state()
     precision = _precision(model, run)
-    swapped = swap.apply(model, run.mesh, precision=precision)
+    swapped = swap.apply(model, run.mesh, precision=precision.pair)
     set_random_state(state)  # the draws that follow are those of stock
     if run.config.resume:
-        parts = {"seed": run.seed, "weights": fingerprint, "precision": precision, **versions()}
+        parts = {"seed": run.seed, "weights": fingerprint, "precision": precision.described()}
+        parts |= versions()
         run.keeper = TrunkKeeper(Path(run.config.resume).expanduser(), parts, run.mesh)
     affinity = "; the affinity pass runs stock on rank 0" if run.with_affinity else ""
     return swapped.summary() + affinity

@@ -15,6 +15,7 @@ from foldcp.modules.base import TiledModule, wide
 from foldcp.modules.diffusion.conditioning import Conditioning
 from foldcp.modules.diffusion.token_transformer import token_transformer
 from foldcp.modules.trunk.transition import transition_weights
+from foldcp_kernels.core.dispatch import products_in
 from foldcp_kernels.transition import swiglu
 
 
@@ -103,8 +104,9 @@ class DiffusionModule(TiledModule):
         Source: AlphaFold 3 supplement, Algorithm 21.
         """
         s = prepared.single + time
-        for transition in self.single_conditioner.transitions:
-            s = swiglu(s, transition_weights(transition)).add_(s)
+        with products_in(self.mesh.policy.tokens, s.device.type):
+            for transition in self.single_conditioner.transitions:
+                s = s + swiglu(s, transition_weights(transition))
         return s
 
     def forward(self, prepared: Prepared, r_noisy: Tensor, s: Tensor) -> Tensor:
@@ -130,19 +132,22 @@ class DiffusionModule(TiledModule):
             r_noisy: scaled noisy coordinates [M, A, 3].
             s: conditioning of the step.
         """
-        shard, encoder = prepared.shard, self.atom_attention_encoder
+        shard, encoder, policy = prepared.shard, self.atom_attention_encoder, self.mesh.policy
+        device, (lo, hi) = r_noisy.device.type, shard.own
         q = prepared.q + encoder.r_to_q_trans(shard.cut(r_noisy))
-        q = atom_transformer(prepared.encoder, q)
-        lo, hi = shard.own
-        linear, _ = encoder.atom_to_token_trans  # and a ReLU, in place here: it is the peak
-        a = shard.to_tokens(linear(q[:, lo:hi]).relu_())
-        a = a + self.s_to_a_linear(s)
-        a = token_transformer(
-            self.token_transformer.layers, a, s, prepared.token_bias, prepared.layout, self.mesh
-        )
+        with products_in(policy.atoms, device):
+            q = atom_transformer(prepared.encoder, q)
+            linear, _ = encoder.atom_to_token_trans  # and a ReLU, in place here: it is the peak
+            a = shard.to_tokens(wide(linear(q[:, lo:hi])).relu_())
+        with products_in(policy.tokens, device):
+            a = a + self.s_to_a_linear(s)
+            a = token_transformer(
+                self.token_transformer.layers, a, s, prepared.token_bias, prepared.layout, self.mesh
+            )
         decoder = self.atom_attention_decoder
-        # Projected before it travels: atom_s channels instead of 2 token_s.
         a = self.a_norm(a)
-        to_atoms = shard.from_tokens(decoder.a_to_q_trans(a))
-        q = atom_transformer(prepared.decoder, shard.with_halo(q) + to_atoms)
+        with products_in(policy.atoms, device):
+            # Projected before it travels: atom_s channels instead of 2 token_s.
+            to_atoms = shard.from_tokens(wide(decoder.a_to_q_trans(a)))
+            q = atom_transformer(prepared.decoder, shard.with_halo(q) + to_atoms)
         return shard.gather_atoms(decoder.atom_feat_to_atom_pos_update(q[:, lo:hi])), a

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -18,6 +17,7 @@ from foldcp.modules.base import wide
 from foldcp.rings.attention_pair_bias import attention_pair_bias
 from foldcp.rings.triangle_attention import triangle_attention
 from foldcp.rings.triangle_multiplication import triangle_multiplication
+from foldcp_kernels.core.dispatch import products_in
 from foldcp_kernels.norm_linear import norm_linear_planes
 from foldcp_kernels.transition import TransitionWeights, transition
 from foldcp_kernels.triangle_attention import TriangleAttentionWeights
@@ -164,7 +164,7 @@ def update_single(
     mesh: Mesh,
     tokens: Tensor | None = None,
 ) -> Tensor:
-    """Run the single track of one block, in float32 (float64 for a float64 single).
+    """Run the single track of one block; the single stays float32 (float64 where it is float64).
 
     Args:
         s: single shard [B, n, C_s].
@@ -182,7 +182,7 @@ def update_single(
 
     Source: AlphaFold 3 supplement, Algorithm 17, lines 7 and 8.
     """
-    with torch.autocast(z.device.type, enabled=False):
+    with products_in(mesh.policy.single, z.device.type):
         s = wide(s)
         given = s, *w.attention.tensors(), w.post_norm_weight, w.post_norm_bias
         mesh.fits("single_track", *given, S=layout.shard, H=w.attention.heads)

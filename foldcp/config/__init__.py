@@ -7,8 +7,9 @@ import re
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 
+from foldcp.config.precision import PRESETS, Precision, read
+
 ROUTES = ("direct", "ring")
-PRECISIONS = ("auto", "fp32", "bf16")
 TRANSPORTS = ("auto", "gloo", "host", "nccl", "copy-engine", "torch-nccl")
 WIRES = ("raw", "fp8")
 MULTIPLICATION = ("auto", "panel-direct", "panel-ring", "channel")
@@ -50,8 +51,10 @@ class Config:
             one of the system.
         nccl_ctas: FOLDCP_NCCL_CTAS. Largest number of thread blocks, and so of SMs, that NCCL
             uses. The default is not measured yet.
-        precision: FOLDCP_PRECISION. Precision of the structure model; "auto" is bf16-mixed on
-            CUDA, as in Boltz, and fp32 on a CPU.
+        precision: FOLDCP_PRECISION. Formats of products: "fp32", "bf16" (as Boltz has them),
+            "tf32" (besides TF32 in the single track and the sampler), or "fp8" (besides FP8 planes
+            in triangle multiplication); then single groups, as in "tf32,tokens=bf16". "auto" is
+            bf16 on CUDA and fp32 on a CPU.
         kernels: FOLDCP_KERNELS. Implementation of the local ops; "auto" is Triton on CUDA where a
             kernel covers the input, else torch. `--no_kernels` means "torch".
         graphs: FOLDCP_GRAPHS. Record sampling steps and blocks as CUDA graphs. "auto": on one GPU,
@@ -125,7 +128,7 @@ class Config:
             attention=get.choice("FOLDCP_ATTENTION", ATTENTION, cls.attention),
             nccl_library=environ.get("FOLDCP_NCCL_LIB") or cls.nccl_library,
             nccl_ctas=get.count("FOLDCP_NCCL_CTAS", cls.nccl_ctas),
-            precision=get.choice("FOLDCP_PRECISION", PRECISIONS, cls.precision),
+            precision=get.precision("FOLDCP_PRECISION", cls.precision),
             kernels=get.choice("FOLDCP_KERNELS", KERNELS, cls.kernels),
             graphs=get.choice("FOLDCP_GRAPHS", GRAPHS, cls.graphs),
             memory=get.choice("FOLDCP_MEMORY", MEMORY, cls.memory),
@@ -142,11 +145,11 @@ class Config:
         """Path that FOLDCP_REPORT names, None where it names none."""
         return None if self.report in ("0", "1") else self.report
 
-    def precision_on(self, device_type: str) -> str:
-        """Return the precision to compute in, "fp32" or "bf16", on a "cpu" or "cuda" device."""
+    def precision_on(self, device_type: str) -> Precision:
+        """Return the formats to compute in on a "cpu" or "cuda" device."""
         if self.precision != "auto":
-            return self.precision
-        return "bf16" if device_type == "cuda" else "fp32"
+            return read(self.precision)
+        return PRESETS["bf16" if device_type == "cuda" else "fp32"]
 
 
 def order_nccl(environ: MutableMapping[str, str]) -> str:
@@ -224,6 +227,15 @@ class _Reader:
         value = self.environ.get(name) or default
         if value not in allowed:
             raise ValueError(f"{name} must be {' or '.join(allowed)}, got {value!r}")
+        return value
+
+    def precision(self, name: str, default: str) -> str:
+        value = (self.environ.get(name) or default).lower()
+        if value != "auto":
+            try:
+                read(value)
+            except ValueError as error:
+                raise ValueError(f"{name}={value}: {error}, or auto") from None
         return value
 
     def switch_or_path(self, name: str, default: str) -> str:
