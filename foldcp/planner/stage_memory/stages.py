@@ -1,0 +1,138 @@
+"""Count the live bytes of each stage of a prediction, in their order.
+
+Source: docs/design/memory.md.
+"""
+
+from __future__ import annotations
+
+from foldcp.planner.dims import dims_of
+from foldcp.planner.stage_memory import terms
+from foldcp.planner.stage_memory.terms import FLOAT32, Case
+from foldcp.planner.stage_memory.triangles import pair_ops
+from foldcp.planner.workload import Setup, Workload
+
+STAGES = (
+    "input_embedder",
+    "recycling",
+    "templates",
+    "msa",
+    "pairformer",
+    "distogram",
+    "conditioning",
+    "sampling",
+    "confidence",
+)
+# Parameters of the published checkpoints in float32, as `boltz predict` loads them.
+_WEIGHTS = {"boltz2": 506_724_992 * FLOAT32, "boltz1": 405_000_000 * FLOAT32}
+
+
+def _input_embedder(case: Case) -> int:
+    layers = case.dims.atom_layers
+    return terms.features(case) + 2 * terms.atom_biases(case, layers) + terms.atom_rows(case, 17)
+
+
+def _trunk(case: Case) -> int:
+    return terms.features(case) + terms.singles(case) + case.z
+
+
+def _recycling(case: Case) -> int:
+    d, lay = case.dims, case.layout
+    each = 6 * lay.tile_cols * d.token_z * case.setup.z_itemsize
+    return _trunk(case) + each * case.chunk(lay.tile_rows, each) // 2
+
+
+def _templates(case: Case) -> int:
+    d, held = case.dims, 0
+    if case.workload.templates and d.template_z:
+        held = 2 * case.pairs * d.template_z * FLOAT32 + pair_ops(case) * d.template_z // d.token_z
+    return _trunk(case) + held
+
+
+def _msa(case: Case) -> int:
+    return _trunk(case) + (0 if case.lean else case.z) + max(pair_ops(case), 0)
+
+
+def _pairformer(case: Case) -> int:
+    return _trunk(case) + terms.masks(case) + pair_ops(case)
+
+
+def _distogram(case: Case) -> int:
+    return _trunk(case) + terms.contacts(case) + case.setup.chunk_bytes // 16
+
+
+def _sampler(case: Case) -> int:
+    held = 0 if case.lean else case.z
+    return terms.features(case) + terms.singles(case) + held + terms.contacts(case)
+
+
+def _conditioning(case: Case) -> int:
+    return _sampler(case) + terms.token_biases(case) + case.pairs * case.dims.atom_z * FLOAT32
+
+
+def _sampling(case: Case) -> int:
+    held = _sampler(case) + terms.token_biases(case)
+    layers = 2 * case.dims.atom_layers
+    return held + terms.atom_biases(case, layers) + terms.atom_rows(case, 38)
+
+
+def _confidence(case: Case) -> int:
+    spare = case.z if case.workload.samples > 1 and not case.lean else 0
+    return _pairformer(case) + terms.contacts(case) + spare
+
+
+_OF_STAGE = {
+    "input_embedder": _input_embedder,
+    "recycling": _recycling,
+    "templates": _templates,
+    "msa": _msa,
+    "pairformer": _pairformer,
+    "distogram": _distogram,
+    "conditioning": _conditioning,
+    "sampling": _sampling,
+    "confidence": _confidence,
+}
+
+
+def stage_bytes(workload: Workload, setup: Setup, rank: int | None = None) -> dict[str, int]:
+    """Count the live bytes of each stage of a prediction on a rank, weights apart.
+
+    Args:
+        workload: the input and what is asked of it.
+        setup: the mesh and its choices.
+        rank: of the mesh; None for the most of any rank.
+
+    Returns:
+        For each of `STAGES` the bytes at its peak.
+
+    Raises:
+        ValueError: there is no such model, or no such rank.
+
+    Source: docs/design/memory.md.
+    """
+    # Tiles are alike; a rank in the middle has neighbours on both sides.
+    case = Case(workload, setup, dims_of(workload.model), setup.size // 2 if rank is None else rank)
+    return {name: _OF_STAGE[name](case) for name in STAGES}
+
+
+def weights_bytes(model: str) -> int:
+    """Return the bytes of a model's weights, which every rank holds.
+
+    Args:
+        model: "boltz2" or "boltz1".
+
+    Raises:
+        ValueError: there is no such model.
+    """
+    dims_of(model)
+    return _WEIGHTS[model]
+
+
+def peak_bytes(workload: Workload, setup: Setup, rank: int | None = None) -> int:
+    """Count the bytes of a rank at its peak, weights included.
+
+    Args:
+        workload: as of `stage_bytes`.
+        setup: as of `stage_bytes`.
+        rank: as of `stage_bytes`.
+    """
+    return max(stage_bytes(workload, setup, rank).values()) + weights_bytes(workload.model)

@@ -1,0 +1,66 @@
+"""Count what the pair ops of a block hold beside z."""
+
+from __future__ import annotations
+
+from foldcp.layout.cuts import channel_groups, channel_pieces, tiles_held
+from foldcp.layout.strategies import ATTENTION, MULTIPLICATION, Sizes
+from foldcp.planner.choice import chunk_count
+from foldcp.planner.stage_memory.terms import FLOAT32, Case
+
+
+def sizes(case: Case) -> Sizes:
+    """Return the sizes of the ops on pairs."""
+    d, s = case.dims, case.setup
+    return Sizes(s.z_itemsize, case.itemsize, d.token_z, d.pair_heads, s.wire, case.lean)
+
+
+def _count(case: Case, op: str, name: str) -> int:
+    s = case.setup
+    shape = s.rows, s.cols
+    return chunk_count(
+        op, name, case.layout.padded, shape, sizes(case), chunk_bytes=s.chunk_bytes
+    )
+
+
+def panel_product(case: Case) -> int:
+    """Count triangle multiplication over panels.
+
+    Product of all channels, planes of two groups of them (of all where there is one), the sum of a
+    piece in float32 and as it is kept, and three buffers of panels: two that arrive, one packed.
+    """
+    lay, e, c = case.layout, case.itemsize, case.dims.token_z
+    groups = channel_groups(lay, c, e, case.setup.chunk_bytes, case.lean)
+    group, plane = groups[0][1], e * case.pairs
+    product = c * plane
+    if lay.size == 1:
+        return product + (2 * group + (group if len(groups) > 1 else 0)) * plane
+    planes = min(2, len(groups)) * 2 * group * plane
+    piece = -(-group // channel_pieces(lay, group, e, case.setup.chunk_bytes))
+    sums = piece * case.pairs * (FLOAT32 + e)
+    panels = piece * (lay.padded // lay.panels) * (lay.tile_rows + lay.tile_cols) * e
+    return product + planes + sums + 3 * panels
+
+
+def multiplication(case: Case) -> int:
+    """Count triangle multiplication, by its strategy."""
+    if case.setup.multiplication != "channel" or case.layout.size == 1:
+        return panel_product(case)
+    count = _count(case, MULTIPLICATION, "channel")
+    return round(case.tile * tiles_held("channel", case.layout, count))
+
+
+def attention(case: Case) -> int:
+    """Count triangle attention, by its strategy; on one rank queries, keys, values, results."""
+    lay, d, e = case.layout, case.dims, case.itemsize
+    bias = d.pair_heads * e * case.pairs
+    if lay.size == 1:
+        each = 4 * e * lay.tile_cols * d.token_z
+        return bias + each * case.chunk(lay.tile_rows, each, 16, uncut=True)
+    name = "rows" if case.setup.attention == "rows" else case.setup.attention
+    count = _count(case, ATTENTION, name)
+    return round(case.tile * tiles_held(name, lay, count, d.pair_heads / d.token_z))
+
+
+def pair_ops(case: Case) -> int:
+    """Count the largest of the pair ops of a block."""
+    return max(multiplication(case), attention(case))
