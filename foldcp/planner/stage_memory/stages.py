@@ -23,7 +23,7 @@ STAGES = (
     "confidence",
 )
 # Parameters of the published checkpoints in float32, as `boltz predict` loads them.
-_WEIGHTS = {"boltz2": 506_724_992 * FLOAT32, "boltz1": 405_000_000 * FLOAT32}
+_WEIGHTS = {"boltz2": 506_724_992 * FLOAT32, "boltz1": 592_009_278 * FLOAT32}
 
 
 def _input_embedder(case: Case) -> int:
@@ -48,8 +48,13 @@ def _templates(case: Case) -> int:
     return _trunk(case) + held
 
 
+def _alignment(case: Case) -> int:
+    pairs = pair_ops(case) + terms.masks(case)
+    return terms.alignment(case) + max(pairs, terms.outer_product(case), terms.averaging(case))
+
+
 def _msa(case: Case) -> int:
-    return _trunk(case) + (0 if case.lean else case.z) + max(pair_ops(case), 0)
+    return _trunk(case) + (0 if case.lean else case.z) + _alignment(case)
 
 
 def _pairformer(case: Case) -> int:
@@ -57,27 +62,31 @@ def _pairformer(case: Case) -> int:
 
 
 def _distogram(case: Case) -> int:
-    return _trunk(case) + terms.contacts(case) + case.setup.chunk_bytes // 16
+    return _trunk(case) + terms.contacts(case) + terms.mirrored_rows(case)
 
 
 def _sampler(case: Case) -> int:
-    held = 0 if case.lean else case.z
-    return terms.features(case) + terms.singles(case) + held + terms.contacts(case)
+    held = _trunk(case) - (case.z if case.lean else 0) + terms.contacts(case)
+    return held + terms.gathered_single(case) + terms.pooled(case) + terms.token_biases(case)
 
 
 def _conditioning(case: Case) -> int:
-    return _sampler(case) + terms.token_biases(case) + case.pairs * case.dims.atom_z * FLOAT32
+    windows = terms.atom_biases(case, 2 * case.dims.atom_layers) + terms.atom_rows(case, 2)
+    largest = max(terms.conditioned_rows(case), windows + terms.window_pairs(case))
+    return _sampler(case) + case.pairs * case.dims.atom_z * FLOAT32 + largest
 
 
 def _sampling(case: Case) -> int:
-    held = _sampler(case) + terms.token_biases(case)
-    layers = 2 * case.dims.atom_layers
-    return held + terms.atom_biases(case, layers) + terms.atom_rows(case, 38)
+    windows = terms.atom_biases(case, 2 * case.dims.atom_layers) + terms.atom_rows(case, 37)
+    layer = max(terms.token_layer(case), terms.window_layer(case))
+    return _sampler(case) + windows + layer
 
 
 def _confidence(case: Case) -> int:
-    spare = case.z if case.workload.samples > 1 and not case.lean else 0
-    return _pairformer(case) + terms.contacts(case) + spare
+    held = terms.contacts(case) + terms.gathered_single(case)
+    if case.workload.samples > 1 and not case.lean:
+        held += case.z
+    return held + (_msa(case) if case.dims.confidence_msa_blocks else _pairformer(case))
 
 
 _OF_STAGE = {

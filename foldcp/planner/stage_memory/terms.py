@@ -101,8 +101,21 @@ def features(case: Case) -> int:
 
 
 def singles(case: Case) -> int:
-    """Count the shards of the single track: input embedding, single, both sides of z."""
-    return 8 * case.layout.shard * case.dims.token_s * FLOAT32
+    """Count the shards of the single track: input embedding, single, what both sides of z add."""
+    return 4 * case.layout.shard * case.dims.token_s * FLOAT32
+
+
+def gathered_single(case: Case) -> int:
+    """Count the single of all tokens, which every rank of a mesh holds from the distogram on."""
+    return 0 if case.layout.size == 1 else case.layout.padded * case.dims.token_s * FLOAT32
+
+
+def pooled(case: Case) -> int:
+    """Count the exchanges' buffers that wait for the next exchange: half of their most, empirical.
+
+    Source: foldcp/fabric/exchange/messages/pool.py.
+    """
+    return 0 if case.layout.size == 1 else 8 << 20
 
 
 def masks(case: Case) -> int:
@@ -141,3 +154,81 @@ def atom_rows(case: Case, count: int) -> int:
         count: of them.
     """
     return count * case.atoms * case.dims.atom_s * FLOAT32
+
+
+def alignment(case: Case) -> int:
+    """Count the embedded alignment of the rank's tokens and its mask, float32."""
+    return case.sequences * case.layout.shard * (case.dims.msa_s + 1) * FLOAT32
+
+
+def outer_product(case: Case) -> int:
+    """Count the outer product mean beside the alignment.
+
+    The normed alignment and both factors of the rank's tokens in float32; the factors of the
+    tile's rows and columns as they arrive, as they are computed with, and as the kernel wants
+    them; counts of the pairs.
+    """
+    d, lay, e = case.dims, case.layout, case.itemsize
+    own = lay.shard * (d.msa_s + 2 * d.outer_width + 1) * FLOAT32
+    arrives = (d.outer_width + 1) * FLOAT32 if lay.size > 1 else 0
+    converted = 0 if e == FLOAT32 else e * d.outer_width
+    ends = (lay.tile_rows + lay.tile_cols) * (arrives + converted + e * d.outer_width)
+    return case.sequences * (own + ends) + FLOAT32 * case.pairs
+
+
+def averaging(case: Case) -> int:
+    """Count pair weighted averaging beside the alignment.
+
+    Weights of all heads in float32, twice while they are normed; of a chunk of sequences values of
+    the tile's columns and results of its rows.
+    """
+    d, lay = case.dims, case.layout
+    width = d.averaging_heads * d.averaging_width
+    each = (2 * lay.tile_cols + 3 * lay.tile_rows) * width
+    rows = case.chunk(case.sequences, FLOAT32 * each, 8 if lay.size > 1 else 0)
+    return 2 * d.averaging_heads * FLOAT32 * case.pairs + rows * each * case.itemsize
+
+
+def conditioned_rows(case: Case) -> int:
+    """Count a chunk of rows of the conditioned pair.
+
+    Its tensors are two fifths of what the chunk is made for: empirical.
+    """
+    d, lay = case.dims, case.layout
+    heads = d.token_layers * d.token_heads
+    each = lay.tile_cols * (12 * d.token_z + 2 * heads) * case.setup.z_itemsize
+    return 2 * each * case.chunk(lay.tile_rows, each) // 5
+
+
+def window_pairs(case: Case) -> int:
+    """Count the atom pairs of a chunk of windows, about as many on every input: empirical."""
+    return 30 << 20
+
+
+def token_layer(case: Case) -> int:
+    """Count a layer of the diffusion transformer.
+
+    Of every sample queries and results of the tile's rows, four tensors, keys and values of its
+    columns; of the rank's tokens 12 tensors of a sample and 11 of all: empirical.
+    """
+    d, lay, together = case.dims, case.layout, case.workload.together
+    fetched = 4 * lay.tile_rows + 2 * lay.tile_cols if lay.size > 1 else 0
+    tensors = together * fetched + lay.shard * (11 + 12 * together)
+    return tensors * 2 * d.token_s * FLOAT32 + atom_rows(case, together)
+
+
+def window_layer(case: Case) -> int:
+    """Count a layer over atom windows: 14 activations of each sample, empirical."""
+    return atom_rows(case, 14 * case.workload.together)
+
+
+def mirrored_rows(case: Case) -> int:
+    """Count a chunk of rows of the transposed pair, which comes from another rank.
+
+    On a square mesh the ranks of the diagonal have their own.
+    """
+    d, lay = case.dims, case.layout
+    if lay.size == 1 or (lay.mesh_rows == lay.mesh_cols and lay.row == lay.col):
+        return 0
+    each = lay.tile_cols * (6 * d.token_z * case.setup.z_itemsize + 2 * d.bins * FLOAT32)
+    return 9 * each * case.chunk(lay.tile_rows, each) // 10

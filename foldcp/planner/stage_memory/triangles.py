@@ -52,13 +52,52 @@ def multiplication(case: Case) -> int:
 def attention(case: Case) -> int:
     """Count triangle attention, by its strategy; on one rank queries, keys, values, results."""
     lay, d, e = case.layout, case.dims, case.itemsize
-    bias = d.pair_heads * e * case.pairs
     if lay.size == 1:
         each = 4 * e * lay.tile_cols * d.token_z
-        return bias + each * case.chunk(lay.tile_rows, each, 16, uncut=True)
-    name = "rows" if case.setup.attention == "rows" else case.setup.attention
-    count = _count(case, ATTENTION, name)
-    return round(case.tile * tiles_held(name, lay, count, d.pair_heads / d.token_z))
+        return bias(case, 1) + each * case.chunk(lay.tile_rows, each, 16, uncut=True)
+    if case.setup.attention == "rows":
+        return whole_lines(case)
+    return max(panels_of_keys(case, starting) for starting in (True, False))
+
+
+def bias(case: Case, ranks: float) -> int:
+    """Count the bias of so many tiles."""
+    return round(ranks * case.dims.pair_heads * case.itemsize * case.pairs)
+
+
+def panels_of_keys(case: Case, starting: bool) -> int:
+    """Count triangle attention over panels.
+
+    Of a chunk of lines: queries, keys and values, the sum in float32, a panel's result, largest
+    logits and sums of weights; two panels of keys and values with their bias. With several chunks
+    queries, keys, values and the first panel of the next one.
+
+    Args:
+        case: the prediction.
+        starting: the lines are rows; else columns.
+    """
+    lay, d, e = case.layout, case.dims, case.itemsize
+    count = _count(case, ATTENTION, case.setup.attention)
+    lines, width = (lay.tile_rows, lay.tile_cols) if starting else (lay.tile_cols, lay.tile_rows)
+    chunk, panel = -(-lines // count), lay.padded // lay.panels
+    several = 1 if count > 1 else 0
+    line = width * (d.token_z * (e * (3 * (1 + several) + 1) + FLOAT32) + 12 * d.pair_heads)
+    arrives = chunk * panel * 2 * d.token_z * e + panel * width * d.pair_heads * e
+    return chunk * line + (2 + several) * arrives + bias(case, 1)
+
+
+def whole_lines(case: Case) -> int:
+    """Count triangle attention over whole lines.
+
+    Of a chunk: queries, keys and values, the sum in float32, two results, normed lines of this
+    chunk and of the next, sent and received, and results on their way back; three panels of the
+    bias of all queries.
+    """
+    lay, d, e = case.layout, case.dims, case.itemsize
+    share = -(-lay.shard // _count(case, ATTENTION, "rows")) / lay.shard
+    lines = share * case.pairs * (d.token_z * (9 * e + FLOAT32) + 12 * d.pair_heads)
+    panel = lay.padded * (lay.padded // lay.panels) * d.pair_heads * e
+    return round(lines) + 3 * panel + bias(case, 1)
 
 
 def pair_ops(case: Case) -> int:
