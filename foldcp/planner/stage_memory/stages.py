@@ -27,8 +27,10 @@ _WEIGHTS = {"boltz2": 506_724_992 * FLOAT32, "boltz1": 592_009_278 * FLOAT32}
 
 
 def _input_embedder(case: Case) -> int:
-    layers = case.dims.atom_layers
-    return terms.features(case) + 2 * terms.atom_biases(case, layers) + terms.atom_rows(case, 17)
+    bias = terms.atom_biases(case, case.dims.atom_layers)
+    layer = 2 * bias + terms.atom_rows(case, 17)
+    pairs = bias + terms.atom_rows(case, 2) + terms.window_pairs(case) * 2 // 3
+    return terms.features(case) + max(layer, pairs)
 
 
 def _trunk(case: Case) -> int:

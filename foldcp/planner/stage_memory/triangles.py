@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from foldcp.layout.cuts import channel_groups, channel_pieces, tiles_held
+from foldcp.layout.cuts import (
+    GROUPS,
+    LEAN_GROUPS,
+    by_blocks,
+    channel_groups,
+    channel_pieces,
+    channel_widths,
+)
 from foldcp.layout.strategies import ATTENTION, MULTIPLICATION, Sizes
 from foldcp.planner.choice import chunk_count
 from foldcp.planner.stage_memory.terms import FLOAT32, Case
@@ -17,36 +24,58 @@ def sizes(case: Case) -> Sizes:
 def _count(case: Case, op: str, name: str) -> int:
     s = case.setup
     shape = s.rows, s.cols
-    return chunk_count(
-        op, name, case.layout.padded, shape, sizes(case), chunk_bytes=s.chunk_bytes
-    )
+    return chunk_count(op, name, case.layout.padded, shape, sizes(case), chunk_bytes=s.chunk_bytes)
 
 
 def panel_product(case: Case) -> int:
     """Count triangle multiplication over panels.
 
     Product of all channels, planes of two groups of them (of all where there is one), the sum of a
-    piece in float32 and as it is kept, and three buffers of panels: two that arrive, one packed.
+    piece in float32 and as it is kept, and buffers of panels.
     """
     lay, e, c = case.layout, case.itemsize, case.dims.token_z
     groups = channel_groups(lay, c, e, case.setup.chunk_bytes, case.lean)
     group, plane = groups[0][1], e * case.pairs
-    product = c * plane
     if lay.size == 1:
-        return product + (2 * group + (group if len(groups) > 1 else 0)) * plane
+        return (c + 2 * group + (group if len(groups) > 1 else 0)) * plane
     planes = min(2, len(groups)) * 2 * group * plane
-    piece = -(-group // channel_pieces(lay, group, e, case.setup.chunk_bytes))
+    pieces = channel_pieces(lay, group, e, case.setup.chunk_bytes)
+    piece = -(-group // pieces)
     sums = piece * case.pairs * (FLOAT32 + e)
-    panels = piece * (lay.padded // lay.panels) * (lay.tile_rows + lay.tile_cols) * e
-    return product + planes + sums + 3 * panels
+    whole = c * plane if len(groups) * pieces > 1 else 0  # else the sum is the product
+    panel = piece * (lay.padded // lay.panels) * (lay.tile_rows + lay.tile_cols) * e
+    return whole + planes + sums + round(panel * _panel_buffers(case, len(groups), pieces))
+
+
+def _panel_buffers(case: Case, groups: int, pieces: int) -> float:
+    """Two panels of a group and the first of the next; what packs a whole panel is empirical."""
+    if groups > 1:
+        return 3
+    packed = 0.75 if by_blocks(case.layout) else 1.2
+    return 2 + (packed if pieces == 1 else 0)
+
+
+def channel_product(case: Case) -> int:
+    """Count triangle multiplication over channels.
+
+    Product of all channels, planes of a group (of two on a mesh of one row or column), and planes
+    and products of this chunk and its neighbours: nine widths of a chunk, empirical.
+    """
+    lay, whole = case.layout, case.dims.token_z
+    widths = channel_widths(lay, whole, _count(case, MULTIPLICATION, "channel"))
+    group = min(whole, widths[0] * -(-len(widths) // (LEAN_GROUPS if case.lean else GROUPS)))
+    if 1 in (lay.mesh_rows, lay.mesh_cols):
+        held = 4 * group + 7 * widths[0]
+    else:
+        held = 2 * group + (9 if len(widths) > 2 else 7) * widths[0]
+    return (whole + held) * case.itemsize * case.pairs
 
 
 def multiplication(case: Case) -> int:
     """Count triangle multiplication, by its strategy."""
     if case.setup.multiplication != "channel" or case.layout.size == 1:
         return panel_product(case)
-    count = _count(case, MULTIPLICATION, "channel")
-    return round(case.tile * tiles_held("channel", case.layout, count))
+    return channel_product(case)
 
 
 def attention(case: Case) -> int:
@@ -94,8 +123,10 @@ def whole_lines(case: Case) -> int:
     bias of all queries.
     """
     lay, d, e = case.layout, case.dims, case.itemsize
-    share = -(-lay.shard // _count(case, ATTENTION, "rows")) / lay.shard
-    lines = share * case.pairs * (d.token_z * (9 * e + FLOAT32) + 12 * d.pair_heads)
+    count = _count(case, ATTENTION, "rows")
+    share = -(-lay.shard // count) / lay.shard
+    tensors = 9 if count > 2 else 5 + count  # fewer chunks have fewer neighbours
+    lines = share * case.pairs * (d.token_z * (tensors * e + FLOAT32) + 12 * d.pair_heads)
     panel = lay.padded * (lay.padded // lay.panels) * d.pair_heads * e
     return round(lines) + 3 * panel + bias(case, 1)
 
