@@ -19,7 +19,7 @@ MEMORY = ("auto", "fast", "lean")
 _NAMES = (
     "NPROC", "MESH", "TRANSPORT", "MULTIPLICATION", "ATTENTION", "ROUTE", "WIRE", "NCCL_LIB",
     "NCCL_CTAS", "PRECISION", "KERNELS", "GRAPHS", "MEMORY", "CHUNK_MB", "TIMEOUT", "DP", "SECRET",
-    "RESUME", "REPORT", "VERBOSE", "BUILD_CUDA",
+    "RESUME", "REPORT", "VERBOSE", "FORCE", "BUILD_CUDA",
 )  # fmt: skip
 VARIABLES = ("FOLDCP", *(f"FOLDCP_{name}" for name in _NAMES))  # BUILD_CUDA is setup.py's
 
@@ -94,6 +94,7 @@ class Config:
     resume: str | None = None
     report: str = "1"
     verbose: bool = False
+    force: bool = False
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> Config:
@@ -134,6 +135,7 @@ class Config:
             resume=environ.get("FOLDCP_RESUME") or None,
             report=get.switch_or_path("FOLDCP_REPORT", cls.report),
             verbose=get.choice("FOLDCP_VERBOSE", ("0", "1"), "0") == "1",
+            force=get.choice("FOLDCP_FORCE", ("0", "1"), "0") == "1",
         )
 
     @property
