@@ -72,6 +72,8 @@ class Config:
             ("1") or not ("0"). Any other value is a path for the JSON.
         verbose: FOLDCP_VERBOSE. Show what otherwise only foldcp.log gets, and transport, kernels
             and swapped parts at the start.
+        force: FOLDCP_FORCE. Fold an input even where the planner says that it cannot fit the
+            memory ("1"). Without it such an input is left out at once, with what would make it fit.
     """
 
     enabled: bool = False
