@@ -153,7 +153,7 @@ def named(name: str, count: int, memory: int) -> Cluster | None:
         count: of them.
         memory: bytes of each.
     """
-    words = {_plain(word) for word in name.split()} | {_plain(name)}
+    words = {_plain(word) for word in re.split(r"[\s-]+", name)} | {_plain(name)}
     kinds = [gpu for gpu in GPUS if _plain(gpu.name) in words]
     if not kinds:
         return None

@@ -16,7 +16,7 @@ from foldcp.layout.strategies import ATTENTION, MULTIPLICATION, Sizes
 from foldcp.layout.tiles import PairLayout
 from foldcp.planner.choice import cheapest
 from foldcp.planner.dims import dims_of
-from foldcp.planner.gpus import GPUS, MOST, Cluster
+from foldcp.planner.gpus import GPUS, Cluster
 from foldcp.planner.stage_memory import stage_bytes, weights_bytes
 from foldcp.planner.stage_time import ASSUMED, KernelRates, assumptions, stage_seconds
 from foldcp.planner.workload import Setup, Workload
@@ -26,13 +26,14 @@ BESIDE = 2_000_000_000
 ALIGNED = 16  # tokens, as `foldcp.fabric.mesh.Mesh` aligns tiles on GPUs
 MODES = ("fast", "lean")
 _EVERY = 16  # ranks up to which every number of them is looked at, beyond it halves of all
+_SEARCHED = 64  # GPUs up to which more of them are tried, as advice
 _NARROW = 8  # ranks up to which a mesh may be of any shape
 _SQUARE = 4  # columns over rows of larger meshes, at most; beyond _EVERY ranks, 2
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How a cluster would fold an input, or the setup that comes nearest to fitting.
+    """A way for a cluster to fold an input, or the setup that comes nearest to fitting.
 
     Args:
         workload: the input.
@@ -266,7 +267,7 @@ def remedies(found: Plan, memory: str = "auto") -> list[Remedy]:
     workload, cluster = found.workload, found.cluster
     listed = list(_smaller(workload, cluster, memory))
     count = cluster.count
-    while (count := count * 2) <= MOST:
+    while (count := count * 2) <= _SEARCHED:
         node = max(cluster.node, min(count, 8))
         more = fitting(workload, replace(cluster, count=count, node=node))
         if more is not None:

@@ -38,10 +38,10 @@ def as_text(sizes: InputSizes, plan: Plan, advice: list[Remedy]) -> str:
     head = "  stage               memory of the worst rank"
     lines.append(head + ("   time, modelled" if plan.seconds else ""))
     for name, held in plan.stages.items():
-        taken = f"{plan.seconds[name]:14.1f} s" if plan.seconds else ""
+        taken = f"{plan.seconds[name]:14.2f} s" if plan.seconds else ""
         lines.append(f"  {name:17} {(held + plan.weights + plan.beside) / GB:24.2f} GB{taken}")
     if plan.seconds:
-        lines.append(f"  {'all stages':44} {plan.total_s:15.1f} s, modelled, not measured")
+        lines.append(f"  {'all stages':44} {plan.total_s:15.2f} s, modelled, not measured")
     lines.append(
         f"  of the memory of each stage {plan.weights / GB:.2f} GB are weights, and "
         f"{plan.beside / GB:.2f} GB assumed for CUDA and its allocator"
