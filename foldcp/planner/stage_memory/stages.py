@@ -120,8 +120,13 @@ def stage_bytes(workload: Workload, setup: Setup, rank: int | None = None) -> di
 
     Source: docs/design/memory.md.
     """
-    # Tiles are alike; a rank in the middle has neighbours on both sides.
-    case = Case(workload, setup, dims_of(workload.model), setup.size // 2 if rank is None else rank)
+    dims = dims_of(workload.model)
+    ranks = range(setup.size) if rank is None else (rank,)
+    found = [_of_rank(Case(workload, setup, dims, i)) for i in ranks]
+    return {name: max(one[name] for one in found) for name in STAGES}
+
+
+def _of_rank(case: Case) -> dict[str, int]:
     return {name: _OF_STAGE[name](case) for name in STAGES}
 
 
