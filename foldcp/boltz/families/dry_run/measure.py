@@ -14,6 +14,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from types import FrameType
 from typing import Any
 from unittest import mock
 
@@ -111,7 +112,8 @@ def measure(
     Returns:
         One entry per stage, in order, then "between" (what runs outside of them) and "overall".
     """
-    model, real = deepcopy(shapes_of_model(kind)), features(n, sequences, atoms=atoms)
+    model: Any = deepcopy(shapes_of_model(kind))
+    real = features(n, sequences, atoms=atoms)
     loops = few_chunks() if few else nullcontext()
     with fake_cuda() as device, loops, _setting(chunk, kernels), taken_as_finite():
         torch.set_autocast_enabled("cuda", kind != "boltz1")
@@ -200,7 +202,8 @@ def _watch(owner: Any, method: str, name: str, close: Callable[[str], None]) -> 
 
 def birth(x: Tensor) -> str:
     """Describe a tensor: shape, dtype and the lines of foldcp that made it."""
-    lines, frame = [], sys._getframe()
+    lines: list[str] = []
+    frame: FrameType | None = sys._getframe()
     while frame is not None and len(lines) < 4:
         path = frame.f_code.co_filename
         if "/foldcp" in path and "/dry_run/" not in path:
