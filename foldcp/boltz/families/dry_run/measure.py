@@ -86,7 +86,7 @@ def measure(
     memory: str = "fast",
     atoms: int | None = None,
     together: int | None = None,
-    **choices: str,
+    **choices: Any,
 ) -> list[StagePeak]:
     """Predict on one rank and count each stage's peak.
 
