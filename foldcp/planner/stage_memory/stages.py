@@ -1,6 +1,6 @@
 """Count the live bytes of each stage of a prediction, in their order.
 
-Source: docs/design/memory.md.
+Source: docs/design/strategies-and-cost.md.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def stage_bytes(workload: Workload, setup: Setup, rank: int | None = None) -> di
     Raises:
         ValueError: there is no such model, or no such rank.
 
-    Source: docs/design/memory.md.
+    Source: docs/design/strategies-and-cost.md.
     """
     dims = dims_of(workload.model)
     ranks = range(setup.size) if rank is None else (rank,)
