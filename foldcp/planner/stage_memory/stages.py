@@ -1,6 +1,6 @@
 """Count the live bytes of each stage of a prediction, in their order.
 
-Source: docs/design/memory.md.
+Source: docs/design/strategies-and-cost.md.
 """
 
 from __future__ import annotations
@@ -118,10 +118,15 @@ def stage_bytes(workload: Workload, setup: Setup, rank: int | None = None) -> di
     Raises:
         ValueError: there is no such model, or no such rank.
 
-    Source: docs/design/memory.md.
+    Source: docs/design/strategies-and-cost.md.
     """
-    # Tiles are alike; a rank in the middle has neighbours on both sides.
-    case = Case(workload, setup, dims_of(workload.model), setup.size // 2 if rank is None else rank)
+    dims = dims_of(workload.model)
+    ranks = range(setup.size) if rank is None else (rank,)
+    found = [_of_rank(Case(workload, setup, dims, i)) for i in ranks]
+    return {name: max(one[name] for one in found) for name in STAGES}
+
+
+def _of_rank(case: Case) -> dict[str, int]:
     return {name: _OF_STAGE[name](case) for name in STAGES}
 
 

@@ -2,7 +2,8 @@
 
 Fused kernels on a GPU, as the tables of the models run. A term is derived from the code that it
 names, unless its docstring says that its factor is empirical: counted with the exact figure of
-`foldcp.boltz.dry_run`.
+`foldcp.boltz.families.dry_run`. On tiles of less than about 1,000 tokens a side, where an op
+is not cut, the peak was up to 6.5 % too high (1,000 tokens on 1x2 in lean memory, 1,500 on 4x4).
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class Case:
 
     @property
     def lean(self) -> bool:
-        """Whether memory is lean."""
+        """Return True in lean memory."""
         return self.setup.memory == "lean"
 
     @property

@@ -83,15 +83,15 @@ def attention(case: Case) -> int:
     lay, d, e = case.layout, case.dims, case.itemsize
     if lay.size == 1:
         each = 4 * e * lay.tile_cols * d.token_z
-        return bias(case, 1) + each * case.chunk(lay.tile_rows, each, 16, uncut=True)
+        return bias(case) + each * case.chunk(lay.tile_rows, each, 16, uncut=True)
     if case.setup.attention == "rows":
         return whole_lines(case)
     return max(panels_of_keys(case, starting) for starting in (True, False))
 
 
-def bias(case: Case, ranks: float) -> int:
-    """Count the bias of so many tiles."""
-    return round(ranks * case.dims.pair_heads * case.itemsize * case.pairs)
+def bias(case: Case) -> int:
+    """Count the bias of a tile, all heads."""
+    return case.dims.pair_heads * case.itemsize * case.pairs
 
 
 def panels_of_keys(case: Case, starting: bool) -> int:
@@ -112,7 +112,7 @@ def panels_of_keys(case: Case, starting: bool) -> int:
     several = 1 if count > 1 else 0
     line = width * (d.token_z * (e * (3 * (1 + several) + 1) + FLOAT32) + 12 * d.pair_heads)
     arrives = chunk * panel * 2 * d.token_z * e + panel * width * d.pair_heads * e
-    return chunk * line + (2 + several) * arrives + bias(case, 1)
+    return chunk * line + (2 + several) * arrives + bias(case)
 
 
 def whole_lines(case: Case) -> int:
@@ -128,7 +128,7 @@ def whole_lines(case: Case) -> int:
     tensors = 9 if count > 2 else 5 + count  # fewer chunks have fewer neighbours
     lines = share * case.pairs * (d.token_z * (tensors * e + FLOAT32) + 12 * d.pair_heads)
     panel = lay.padded * (lay.padded // lay.panels) * d.pair_heads * e
-    return round(lines) + 3 * panel + bias(case, 1)
+    return round(lines) + 3 * panel + bias(case)
 
 
 def pair_ops(case: Case) -> int:
