@@ -182,7 +182,7 @@ class DiffusionStep:
 
     def step(self, side: str, inputs: Outputs) -> Step:
         """A callable that runs the score model on prepared conditioning."""
-        from bench.live_memory import features
+        from foldcp.boltz.families.dry_run.features import features
         from foldcp.boltz.features.dense import dense_view
 
         s_inputs, s, z, relpos, noisy = inputs

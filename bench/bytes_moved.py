@@ -24,7 +24,7 @@ from unittest import mock
 import torch
 
 from bench.machine import ROOT, write_csv
-from bench.synthetic.mesh import fake_mesh
+from foldcp.boltz.families.dry_run.mesh import fake_mesh
 from foldcp.fabric.exchange.autograd import Exchange
 from foldcp.fabric.policy import STRATEGIES
 from foldcp.fabric.transport.wire import part_bytes

@@ -41,7 +41,7 @@ from torch import Tensor
 
 from bench.machine import ROOT, write_csv
 from bench.no_gpu import Counted, Launches, as_on_a_gpu, launched, short_shapes
-from bench.synthetic.mesh import fake_mesh
+from foldcp.boltz.families.dry_run.mesh import fake_mesh
 from foldcp.fabric.mesh import Mesh
 from foldcp.layout.schedule import Plan
 from foldcp.layout.tiles import PairLayout
@@ -107,9 +107,10 @@ def diffusion_step(n: int, mesh: Mesh) -> Callable[[], Any]:
     from boltz.model.modules.diffusion_conditioning import DiffusionConditioning as StockMade
     from boltz.model.modules.diffusionv2 import DiffusionModule as Stock
 
-    from bench.live_memory import features, onto
-    from bench.synthetic.device import fake_cuda
     from foldcp.boltz.families import boltz2_options
+    from foldcp.boltz.families.dry_run.device import fake_cuda
+    from foldcp.boltz.families.dry_run.features import features
+    from foldcp.boltz.families.dry_run.model import onto
     from foldcp.layout.tiles import AtomLayout
     from foldcp.modules.diffusion.conditioning import DiffusionConditioning
     from foldcp.modules.diffusion.score_model import DiffusionModule

@@ -44,7 +44,7 @@ def rank_bytes(tokens: int, rows: int, cols: int) -> int:
     Returns:
         Bytes, weights apart.
     """
-    from bench.live_memory import measure  # Boltz, which readers of the table do not need
+    from foldcp.boltz.families.dry_run.measure import measure
 
     middle = rows // 2 * cols + cols // 2
     found = measure(tokens, rows, cols, middle, recycles=0, kernels="triton")
@@ -69,7 +69,7 @@ def flat_rows(tokens: int, rows: int, cols: int) -> Iterator[dict[str, Any]]:
         rows: rows of the mesh.
         cols: columns of the mesh.
     """
-    from bench.live_memory import measure
+    from foldcp.boltz.families.dry_run.measure import measure
 
     size, middle = rows * cols, rows // 2 * cols + cols // 2
     wanted = [("lean", rank) for rank in sorted({0, middle, size - 1})]

@@ -98,7 +98,7 @@ class Sides:
         """What `predict_step` returns; `low`: in the precision that is timed, not in float32."""
         import parity
 
-        from bench.live_memory import features
+        from foldcp.boltz.families.dry_run.features import features
         from foldcp.boltz.features.dense import dense_view
 
         model = self.model(side, check)

@@ -107,7 +107,9 @@ def run_rank(tokens: int, rows: int, cols: int, repeats: int) -> list[dict[str, 
     import torch
     import torch.distributed as dist
 
-    from bench.live_memory import STAGES, features, shapes_of_model
+    from foldcp.boltz.families.dry_run.features import features
+    from foldcp.boltz.families.dry_run.measure import STAGES
+    from foldcp.boltz.families.dry_run.model import shapes_of_model
     from foldcp.boltz.families.swap import apply
     from foldcp.fabric.mesh import Mesh
     from foldcp.modules.settings import Settings

@@ -21,10 +21,12 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from bench.live_memory import birth, features, shallow_model
 from bench.machine import ROOT, write_csv
 from bench.synthetic.checkpoint import build_model
-from bench.synthetic.device import LiveBytes
+from foldcp.boltz.families.dry_run.device import LiveBytes
+from foldcp.boltz.families.dry_run.features import features
+from foldcp.boltz.families.dry_run.measure import birth
+from foldcp.boltz.families.dry_run.model import shallow_model
 from foldcp.boltz.families.swap import apply
 from foldcp.fabric.mesh import Mesh
 from foldcp.modules.settings import Settings

@@ -48,7 +48,7 @@ class Sampler:
     def __init__(self, n: int, layers: int, device: torch.device) -> None:
         from boltz.model.modules.diffusionv2 import AtomDiffusion as Stock
 
-        from bench.live_memory import features
+        from foldcp.boltz.families.dry_run.features import features
 
         self.device, self.mesh = device, Mesh.create(1, 1, device)
         parts = DiffusionStep(device, layers)

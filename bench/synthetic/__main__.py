@@ -7,8 +7,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.synthetic import make_cache
-from bench.synthetic.checkpoint import FILE_NAMES, SIZES
+from bench.synthetic import FILE_NAMES, make_cache
+from foldcp.boltz.families.dry_run.arguments import SIZES
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -22,6 +22,7 @@ from foldcp.runtime.place import Place
 
 USAGE = """usage: foldcp predict INPUT [--nproc N|auto] [--mesh RxQ] [options of boltz predict]
        foldcp boltz predict INPUT [options]    Boltz in this process, switched over
+       foldcp plan INPUT [--gpus 8xh100-80]    what a prediction takes, before it runs
        foldcp doctor [--json]                  what this machine can do, and what it lacks
        foldcp report DIR                       a page about a results folder
        foldcp compare A B                      are two predictions the same?
@@ -46,6 +47,22 @@ is the same. Variables (docs/variables.md explains them):
 
 Run Boltz's own command in this process with FOLDCP=1, for launchers that start the ranks
 themselves. Variables (docs/variables.md explains them):
+""",
+    "plan": """usage: foldcp plan INPUT ... [--gpus 8xh100-80] [--mesh RxQ] [--json] [OPTIONS]
+       foldcp plan --tokens N [--atoms A] [--msa ROWS] [--gpus ...] ...
+
+Say whether inputs fit, with which mesh, strategies and memory mode, and how long they take by the
+model; where one does not fit, what would. Ends with 0 when all fit, 1 when one does not, 2 when
+something is wrong with an argument or an input.
+
+  --gpus G   COUNTxNAME[-GB] or NODESxCOUNTxNAME[-GB], as 1xrtx4090 or 2x8xh100-80; the GPUs of this
+             machine where it is not given. NAME is rtx3090, rtx4090, rtx5090, a5000, a6000, l4,
+             l40s, a100 (-40 or -80), h100, h200, b200 or b300
+  --mesh M   only this mesh
+  --json     print one JSON object
+
+Options of `boltz predict` keep their names: --diffusion_samples, --max_parallel_samples,
+--recycling_steps, --sampling_steps, --max_msa_seqs, --model, --cache. FOLDCP_MEMORY counts, too.
 """,
     "doctor": """usage: foldcp doctor [--json]
 
@@ -90,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if argv is None else argv)
     commands = {
         "predict": _run, "run": _run, "boltz": _boltz, "doctor": _doctor,
-        "report": _report, "compare": _compare, "bench": _bench,
+        "report": _report, "compare": _compare, "bench": _bench, "plan": _plan,
     }  # fmt: skip
     if arguments[:1] == ["help"]:
         arguments = [*arguments[1:2], "--help"]
@@ -106,7 +123,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             near = difflib.get_close_matches(command, commands, 1)
             meant = f"did you mean {near[0]}? Else " if near else ""
             offered = (
-                f"{meant}use predict, boltz, doctor, report, compare or bench (see `foldcp --help`)"
+                f"{meant}use predict, boltz, plan, doctor, report, compare or bench "
+                "(see `foldcp --help`)"
             )
             raise UserError(f"no command {command!r}: {offered}")
         elif _asks_for_help(command, rest):
@@ -210,6 +228,13 @@ def _compare(arguments: list[str]) -> int:
 def _doctor(arguments: list[str]) -> int:
     """Run `foldcp doctor`."""
     from foldcp.cli.doctor import command
+
+    return command.main(arguments)
+
+
+def _plan(arguments: list[str]) -> int:
+    """Run `foldcp plan`."""
+    from foldcp.cli.plan import command
 
     return command.main(arguments)
 

@@ -21,7 +21,7 @@ CONTRACTIONS = ("same", "fp8")
 _NAMES = (
     "NPROC", "MESH", "TRANSPORT", "MULTIPLICATION", "ATTENTION", "ROUTE", "WIRE", "NCCL_LIB",
     "NCCL_CTAS", "PRECISION", "KERNELS", "GRAPHS", "MEMORY", "CHUNK_MB", "TIMEOUT", "DP", "SECRET",
-    "RESUME", "REPORT", "VERBOSE", "BUILD_CUDA",
+    "RESUME", "REPORT", "VERBOSE", "FORCE", "BUILD_CUDA",
 )  # fmt: skip
 VARIABLES = ("FOLDCP", *(f"FOLDCP_{name}" for name in _NAMES))  # BUILD_CUDA is setup.py's
 
@@ -76,6 +76,8 @@ class Config:
             ("1") or not ("0"). Any other value is a path for the JSON.
         verbose: FOLDCP_VERBOSE. Show what otherwise only foldcp.log gets, and transport, kernels
             and swapped parts at the start.
+        force: FOLDCP_FORCE. Fold an input even where the planner says that it cannot fit the
+            memory ("1"). Without it such an input is left out at once, with what would make it fit.
     """
 
     enabled: bool = False
@@ -98,6 +100,7 @@ class Config:
     resume: str | None = None
     report: str = "1"
     verbose: bool = False
+    force: bool = False
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> Config:
@@ -138,6 +141,7 @@ class Config:
             resume=environ.get("FOLDCP_RESUME") or None,
             report=get.switch_or_path("FOLDCP_REPORT", cls.report),
             verbose=get.choice("FOLDCP_VERBOSE", ("0", "1"), "0") == "1",
+            force=get.choice("FOLDCP_FORCE", ("0", "1"), "0") == "1",
         )
 
     @property

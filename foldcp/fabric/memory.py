@@ -14,7 +14,7 @@ def free_bytes(mesh: Mesh) -> int | None:
     """Return the memory that this rank may still take, in bytes; None where it is not known."""
     if mesh.device.type == "cuda":
         if not torch.cuda.is_available():
-            return None  # shapes of a device that is not there (bench/synthetic/device.py)
+            return None  # shapes of a device that is not there (foldcp.boltz.families.dry_run)
         free, _ = torch.cuda.mem_get_info(mesh.device)
         held = torch.cuda.memory_reserved(mesh.device) - torch.cuda.memory_allocated(mesh.device)
         return free + held

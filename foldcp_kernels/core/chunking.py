@@ -51,9 +51,25 @@ def chunk_length(
         at_most: allow no more than this many chunks (0: no limit).
         uncut: of short kernels on a GPU, see `_UNCUT`.
     """
-    budget, whole = chunk_bytes(device), total * bytes_each
+    uncut = uncut and device.type != "cpu"
+    return rows_within(chunk_bytes(device), total, bytes_each, at_most, uncut)
+
+
+def rows_within(
+    budget: int, total: int, bytes_each: int, at_most: int = 0, uncut: bool = False
+) -> int:
+    """Return `chunk_length` for a number of bytes instead of a device.
+
+    Args:
+        budget: bytes of one chunk.
+        total: as there.
+        bytes_each: as there.
+        at_most: as there.
+        uncut: as there.
+    """
+    whole = total * bytes_each
     part = min(budget, max(int(budget * _SMALLEST), whole // _PARTS))
-    if uncut and device.type != "cpu":
+    if uncut:
         part = max(part, min(whole, (_UNCUT * budget) ** 2 // max(1, whole)))
     length = max(1, part // max(1, bytes_each))
     if at_most:

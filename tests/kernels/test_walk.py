@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from bench.synthetic.mesh import fake_mesh
+from foldcp.boltz.families.dry_run.mesh import fake_mesh
 from foldcp.modules.trunk import block_weights
 from foldcp.modules.trunk.block_weights import PairWeights
 from foldcp_kernels import using

@@ -18,9 +18,11 @@ from syncs import Tape
 from torch import Tensor
 
 from bench.block import randomised
-from bench.live_memory import features, few_chunks, onto, shapes_of_model
-from bench.synthetic.device import fake_cuda
-from bench.synthetic.mesh import fake_mesh
+from foldcp.boltz.families.dry_run.device import fake_cuda
+from foldcp.boltz.families.dry_run.features import features
+from foldcp.boltz.families.dry_run.measure import few_chunks
+from foldcp.boltz.families.dry_run.mesh import fake_mesh
+from foldcp.boltz.families.dry_run.model import onto, shapes_of_model
 from foldcp.boltz.families.swap import apply
 from foldcp.fabric.mesh import Mesh
 from foldcp.layout.tiles import PairLayout

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from bench.live_memory import TOKENS, measure
+from bench.live_memory import TOKENS
+from foldcp.boltz.families.dry_run.measure import measure
 from foldcp_kernels.core.chunking import chunk_bytes
 
 N = TOKENS // 4

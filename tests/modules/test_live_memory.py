@@ -10,10 +10,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bench.live_memory import BYTES_PER_PAIR, SHARE_OF_2X2, TOKENS, measure
+from bench.live_memory import BYTES_PER_PAIR, SHARE_OF_2X2, TOKENS
 from bench.mesh_memory import BESIDE, SEQUENCES
 from bench.mesh_memory import BYTES_PER_PAIR as BYTES_PER_PAIR_LEAN
-from bench.synthetic.device import fake_cuda
+from foldcp.boltz.families.dry_run.device import fake_cuda
+from foldcp.boltz.families.dry_run.measure import measure
 from foldcp_kernels.core.chunking import chunk_bytes
 
 N = TOKENS // 2

@@ -17,10 +17,12 @@ from syncs import Syncs, Tape
 from test_diffusion import Case, _shard, make_case, stock_sampler
 from torch import Tensor
 
-from bench.live_memory import features, few_chunks, onto, shapes_of_model, taken_as_finite
-from bench.synthetic.device import fake_cuda
-from bench.synthetic.mesh import fake_mesh
 from foldcp.boltz.families import boltz2_options
+from foldcp.boltz.families.dry_run.device import fake_cuda
+from foldcp.boltz.families.dry_run.features import features
+from foldcp.boltz.families.dry_run.measure import few_chunks, taken_as_finite
+from foldcp.boltz.families.dry_run.mesh import fake_mesh
+from foldcp.boltz.families.dry_run.model import onto, shapes_of_model
 from foldcp.boltz.families.swap import apply
 from foldcp.fabric.mesh import Mesh
 from foldcp.modules.diffusion import batch_size, superposition

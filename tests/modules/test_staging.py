@@ -17,8 +17,8 @@ import pytest
 import torch
 from boltz.model.layers.pairformer import PairformerLayer as Stock
 
-from bench.synthetic.device import fake_cuda
-from bench.synthetic.mesh import fake_mesh
+from foldcp.boltz.families.dry_run.device import fake_cuda
+from foldcp.boltz.families.dry_run.mesh import fake_mesh
 from foldcp.config import ROUTES
 from foldcp.fabric.mesh import Mesh
 from foldcp.fabric.policy import STRATEGIES

@@ -15,7 +15,7 @@ from alone import prediction
 from torch import nn
 
 import foldcp
-from bench.live_memory import features
+from foldcp.boltz.families.dry_run.features import features
 from foldcp.boltz.families.predict_step import PredictStep
 from foldcp.boltz.families.swap import family_of
 from foldcp.boltz.lightning import input_hooks

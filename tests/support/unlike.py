@@ -8,7 +8,7 @@ import parity
 import torch
 from torch import Tensor
 
-from bench.live_memory import features
+from foldcp.boltz.families.dry_run.features import features
 from foldcp.boltz.families.swap import apply
 from foldcp.fabric.mesh import Mesh
 from foldcp.modules.settings import Settings

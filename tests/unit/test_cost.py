@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from bench import roofline
-from bench.synthetic.mesh import fake_mesh
+from foldcp.boltz.families.dry_run.mesh import fake_mesh
 from foldcp.fabric.policy import STRATEGIES
 from foldcp.layout.boxes import volume
 from foldcp.layout.cuts import LEAN_TILES, channel_widths, tiles_held

@@ -8,7 +8,7 @@ from math import lcm
 import pytest
 
 from bench.planning import cold
-from bench.synthetic.mesh import fake_mesh
+from foldcp.boltz.families.dry_run.mesh import fake_mesh
 from foldcp.layout.boxes import intersect, volume
 from foldcp.layout.cuts import PIECES, line_chunks
 from foldcp.layout.plans import partials_plan, root_plan, slots_plan, token_plan, transpose_plan

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from foldcp.boltz.lightning.capacity import shortage
 from foldcp.boltz.lightning.data import Batch, Failed, RootData, random_state, set_random_state
 from foldcp.boltz.run import Run
 from foldcp.errors import InputLost
@@ -54,6 +55,8 @@ class InputHooks(Hooks):
         run.session.at(f"sharing the features of {self.name}")
         if run.watching is not None:
             run.watching.stages.begin("features")
+        if isinstance(batch, dict):
+            batch = self._fitting(batch)
         if run.shared:
             root = run.mesh.is_root
             sent = (batch, random_state()) if root else None
@@ -77,6 +80,11 @@ class InputHooks(Hooks):
                 rated=settings.diffusion_samples if rates else 0,
             )
         return feats
+
+    def _fitting(self, batch: dict[str, Any]) -> Batch:
+        """Return the features, or why no rank could hold what they lead to."""
+        reason = shortage(self._run, self._step, batch)
+        return Failed(_name(batch), reason) if reason else batch
 
     def open_outputs(self, sizes: Sizes) -> MatrixSink | None:
         """See `RootWriter.open_outputs`."""

@@ -39,22 +39,30 @@ class Nobody:
         tag: int,
         staging: Tensor,
     ) -> None:
-        """Nothing."""
+        """Do nothing.
+
+        Args:
+            slot: as of a transport.
+            sends: as of a transport.
+            recvs: as of a transport.
+            tag: as of a transport.
+            staging: as of a transport.
+        """
 
     def replay(self, *_: Any) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def arrive(self, slot: int) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def land(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def abort(self, message: str) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def close(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 class FakeRanks(Ranks):
@@ -65,7 +73,12 @@ class FakeRanks(Ranks):
         return rank
 
     def broadcast_object(self, obj: Any, src: int = 0) -> Any:
-        """Return the object, as if every rank had sent the same."""
+        """Return the object, as if every rank had sent the same.
+
+        Args:
+            obj: the object.
+            src: the rank that has it.
+        """
         return obj
 
     def all_gather_object(self, obj: Any) -> list[Any]:

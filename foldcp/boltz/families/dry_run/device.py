@@ -141,7 +141,7 @@ class FakeDevice(TorchDispatchMode):
         return out
 
     def _forget_written(self, func: Any, args: tuple, kwargs: dict) -> None:
-        """What something unknown is written to is not known any more."""
+        """Forget the values of what something unknown is written to."""
         for i, argument in enumerate(func._schema.arguments):
             if argument.alias_info is not None and argument.alias_info.is_write:
                 written = args[i] if i < len(args) else kwargs.get(argument.name)

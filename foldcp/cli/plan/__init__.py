@@ -1,0 +1,1 @@
+"""Say how a cluster would fold an input, before anything is folded."""

@@ -1,0 +1,10 @@
+"""Count the bytes that each stage of a prediction holds on a rank, from integers alone."""
+
+from foldcp.planner.stage_memory.stages import (
+    STAGES,
+    peak_bytes,
+    stage_bytes,
+    weights_bytes,
+)
+
+__all__ = ["STAGES", "peak_bytes", "stage_bytes", "weights_bytes"]
