@@ -195,6 +195,19 @@ def mesh_memory() -> str:
     return f"{markdown(head, body)}\n\n{source('memory/meshes.csv', MODELLED)}"
 
 
+def flat_memory() -> str:
+    """Tabulate the counted bytes of a pair in every stage over meshes, in lean and fast memory."""
+    stages = ("pairformer", "msa", "conditioning", "sampling", "confidence")
+    body = [
+        (f"{int(r['tokens']):,}", r["mesh"], r["rank"], r["memory"],
+         *(f"{int(r[f'{name}_bytes_per_pair']):,}" for name in stages),
+         f"{int(r['bytes']) / 2**30:.1f}", f"{int(r['allowed_bytes']) / 2**30:.1f}")
+        for r in rows("memory/flat.csv")
+    ]  # fmt: skip
+    head = ("tokens", "mesh", "rank", "memory", *stages, "peak, GiB", "bound of lean, GiB")
+    return f"{markdown(head, body)}\n\n{source('memory/flat.csv', 'counted')}"
+
+
 def tile_memory() -> str:
     """Tabulate counted bytes of a rank of 2x2 over gloo."""
     body = [
@@ -302,7 +315,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     function.__name__.replace("_", "-"): function
     for function in (
         vs_stock, loading, outputs, steering, transports, planning, overlap, wire, host_time,
-        live, mesh_memory, tile_memory, traffic, rings_model, crossover, roofline, compiled, chosen,
-        stage_time, cpu_validation,
+        live, mesh_memory, flat_memory, tile_memory, traffic, rings_model, crossover, roofline,
+        compiled, chosen, stage_time, cpu_validation,
     )
 }  # fmt: skip

@@ -239,7 +239,9 @@ class _Reader:
             try:
                 read(value)
             except ValueError as error:
-                raise ValueError(f"{name}={value}: {error}, or auto") from None
+                raise ValueError(
+                    f"{name} must be auto or a precision, got {value!r}: {error}"
+                ) from None
         return value
 
     def switch_or_path(self, name: str, default: str) -> str:

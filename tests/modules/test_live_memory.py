@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from bench.live_memory import BYTES_PER_PAIR, SHARE_OF_2X2, TOKENS
-from bench.mesh_memory import BESIDE, SEQUENCES
+from bench.mesh_memory import BESIDE, FLAT, SEQUENCES
 from bench.mesh_memory import BYTES_PER_PAIR as BYTES_PER_PAIR_LEAN
 from foldcp.boltz.families.dry_run.device import fake_cuda
+from foldcp.boltz.families.dry_run.features import ATOMS_PER_TOKEN, features
 from foldcp.boltz.families.dry_run.measure import measure
 from foldcp_kernels.core.chunking import chunk_bytes
 
@@ -60,6 +61,24 @@ def test_lean_memory_falls_with_the_ranks(tokens: int, rows: int, cols: int) -> 
             assert not above, f"stages above {BYTES_PER_PAIR_LEAN} bytes of a pair: {above}"
         else:
             assert {"msa", "sampling"} <= set(above), "the bound is no bound"
+
+
+def of_every_rank(n: int, sequences: int) -> int:
+    """Bytes that do not shrink with the ranks, of docs/design/strategies-and-cost.md: features and
+    the single of all tokens, weights apart."""
+    windows = -(-n * ATOMS_PER_TOKEN // 32) * 32
+    return 11 * sequences * n + 84 * windows + 264 * n + 1536 * n
+
+
+@pytest.mark.parametrize("tokens,sequences", [(64, 1), (64, 9), (203, 9)])
+def test_features_have_the_bytes_of_their_formula(tokens: int, sequences: int) -> None:
+    found = sum(x.numel() * x.element_size() for x in features(tokens, sequences).values())
+    assert 0 <= found - (of_every_rank(tokens, sequences) - 1536 * tokens) <= 64  # numbers
+
+
+def test_what_every_rank_holds_fits_beside_its_pairs() -> None:
+    most = {n: of_every_rank(n, SEQUENCES) for n, _, _ in FLAT}
+    assert max(most.values()) <= BESIDE // 2, most
 
 
 def test_live_bytes_are_those_of_storages() -> None:

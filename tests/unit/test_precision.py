@@ -45,7 +45,9 @@ def test_what_no_code_runs_is_refused(text: str, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         read(text)
     if text:
-        with pytest.raises(ValueError, match=f"FOLDCP_PRECISION=.*{said}.*, or auto"):
+        with pytest.raises(
+            ValueError, match=f"FOLDCP_PRECISION must be auto or a precision, got .*{said}"
+        ):
             Config.from_env({"FOLDCP_PRECISION": text})
 
 

@@ -8,8 +8,7 @@ from typing import Any
 from boltz.model.models.boltz1 import Boltz1
 
 from foldcp.boltz.families import boltz1_options as options
-from foldcp.boltz.families.family import ModelFamily, Tiled, uncompiled
-from foldcp.boltz.families.outputs import stock_names
+from foldcp.boltz.families.family import ModelFamily, Tiled, stock_names, uncompiled
 from foldcp.boltz.lightning.boltz1_data import RootBoltz1DataModule
 from foldcp.boltz.steering.factory import steering_factory
 from foldcp.fabric.mesh import Mesh

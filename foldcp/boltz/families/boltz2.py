@@ -10,8 +10,7 @@ from boltz.model.modules import trunkv2 as stock
 from torch import nn
 
 from foldcp.boltz.families import boltz2_options as options
-from foldcp.boltz.families.family import ModelFamily, Tiled, uncompiled
-from foldcp.boltz.families.outputs import stock_names
+from foldcp.boltz.families.family import ModelFamily, Tiled, stock_names, uncompiled
 from foldcp.boltz.lightning.data import RootDataModule
 from foldcp.boltz.steering.factory import steering_factory
 from foldcp.fabric.mesh import Mesh

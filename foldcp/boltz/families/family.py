@@ -7,17 +7,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from foldcp.boltz.lightning.data import RootData
 from foldcp.config.precision import PRESETS, Precision
 from foldcp.fabric.mesh import Mesh
-from foldcp.modules.hooks import Folded
+from foldcp.modules.confidence.ratings import Ratings
+from foldcp.modules.hooks import Folded, Outputs
 from foldcp.modules.model import FoldOnMesh
 from foldcp.modules.settings import Features, Parts
 
 Tiled = Callable[[nn.Module, Mesh], nn.Module]  # makes a tiled module of its twin
 Steering = Callable[[Features, torch.device], Any]
+
+_SCORES = ("plddt", "complex_plddt", "complex_iplddt", "complex_pde", "complex_ipde")
 
 
 @dataclass(frozen=True)
@@ -65,3 +68,26 @@ class ModelFamily:
 def uncompiled(module: nn.Module) -> Any:
     """Return the module that torch.compile made another one from, or the module itself."""
     return dict(module.named_children()).get("_orig_mod", module)
+
+
+def stock_names(outputs: Outputs) -> dict[str, Any]:
+    """Return the outputs by the names that they have in Boltz's forward; what is None is left out.
+
+    Args:
+        outputs: of the root rank.
+    """
+    named: dict[str, Any] = {"s": outputs.s, "sample_atom_coords": outputs.coords}
+    named |= {"pbfactor": outputs.bfactor, "z": outputs.z}
+    rated = outputs.ratings
+    if rated is not None:
+        named |= {name: getattr(rated, name) for name in (*_SCORES, "pae", "pde")}
+        named |= vars(rated.tm)
+        named["confidence_score"] = _score(rated)
+    return {name: value for name, value in named.items() if value is not None}
+
+
+def _score(rated: Ratings) -> Tensor:
+    """Score each sample [M] as stock does, of pLDDT and ipTM (pTM for a single chain)."""
+    iptm, ptm = rated.tm.iptm, rated.tm.ptm
+    fit = ptm if torch.allclose(iptm, torch.zeros_like(iptm)) else iptm
+    return (4 * rated.complex_plddt + fit) / 5

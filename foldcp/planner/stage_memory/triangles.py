@@ -5,7 +5,7 @@ from __future__ import annotations
 from foldcp.layout.cuts import (
     GROUPS,
     LEAN_GROUPS,
-    by_blocks,
+    by_strips,
     channel_groups,
     channel_pieces,
     channel_widths,
@@ -51,7 +51,7 @@ def _panel_buffers(case: Case, groups: int, pieces: int) -> float:
     """Two panels of a group and the first of the next; what packs a whole panel is empirical."""
     if groups > 1:
         return 3
-    packed = 0.75 if by_blocks(case.layout) else 1.2
+    packed = 0.75 if by_strips(case.layout) else 1.2
     return 2 + (packed if pieces == 1 else 0)
 
 
