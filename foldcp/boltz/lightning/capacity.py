@@ -90,7 +90,8 @@ def _workload(step: PredictStep, batch: dict[str, Any]) -> Workload:
 
 def _setup(mesh: Mesh, workload: Workload, run: Run) -> Setup:
     """Return the setup that this run takes."""
-    layout, itemsize = mesh.layout(workload.tokens), 2 if run.precision.startswith("bf16") else 4
+    low = run.precision is not None and run.precision.pair == "bf16"
+    layout, itemsize = mesh.layout(workload.tokens), 2 if low else 4
     return Setup(
         mesh.rows,
         mesh.cols,

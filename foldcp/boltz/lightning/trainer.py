@@ -136,9 +136,9 @@ class Loader:
         swapped = "the affinity pass runs stock on rank 0" if run.alone else ""
         if not run.alone:
             swapped = _swap(model, run, fingerprint)
+        run.precision = run.precision or _precision(model, run)
         if run.session.is_root and not run.announced:
             run.announced = True
-            run.precision = _precision(model, run)
             _announce(run, swapped)
         if run.alone and not run.session.is_root:
             return _Waiting()
