@@ -13,6 +13,7 @@ from foldcp.boltz.run import Run
 from foldcp.fabric.policy import STRATEGIES
 from foldcp.output.report.writing import NUMBERS, write_numbers, write_page
 from foldcp.planner.choice import strategy
+from foldcp.planner.plan import Plan
 from foldcp_kernels.core.dispatch import described
 
 
@@ -57,6 +58,27 @@ def _facts(run: Run, seconds: float) -> dict[str, Any]:
     }
 
 
+# Stages of a run by the words that they are shown in, of the planner's stages.
+_STAGES = {
+    "input": ("input_embedder",),
+    "trunk": ("recycling", "templates", "msa", "pairformer"),
+    "distogram": ("distogram",),
+    "conditioning": ("conditioning",),
+    "sampling": ("sampling",),
+    "confidence": ("confidence",),
+}
+
+
+def _planned(plan: Plan) -> dict[str, Any]:
+    """Return what the planner expects, modelled: memory of the worst rank, seconds on a GPU."""
+    stages = {
+        name: {"peak_bytes": plan.weights + max(plan.stages[part] for part in parts)}
+        | ({"seconds": sum(plan.seconds[part] for part in parts)} if plan.seconds else {})
+        for name, parts in _STAGES.items()
+    }
+    return {"memory": plan.setup.memory, "hidden": plan.hidden, "stages": stages}
+
+
 def _inputs(run: Run, failed: Mapping[str, str], tokens: Mapping[str, int]) -> dict[str, Any]:
     """Return the status of each input; tokens and strategies of those that were begun."""
     found: dict[str, Any] = {}
@@ -67,6 +89,8 @@ def _inputs(run: Run, failed: Mapping[str, str], tokens: Mapping[str, int]) -> d
             one = {"status": "failed", "reason": failed[name]}
         if name in tokens:
             one["tokens"] = tokens[name]
+        if name in run.plans:
+            one["planned"] = _planned(run.plans[name])
         if name in tokens and run.mesh.size > 1 and run.precision:
             layout, itemsize = (
                 run.mesh.layout(tokens[name]),

@@ -17,6 +17,7 @@ from foldcp.config.precision import Precision
 if TYPE_CHECKING:
     from foldcp.fabric.mesh import Mesh
     from foldcp.output.trunk_keeper import TrunkKeeper
+    from foldcp.planner.plan import Plan
     from foldcp.runtime.files.seal import Seal
     from foldcp.runtime.screen.watching import Watching
     from foldcp.runtime.session import Session
@@ -43,6 +44,7 @@ class Run:
         seal: of the lock of the results folder; None where nothing locks it, as in tests of parts.
         watching: shows how far the run is; None in tests of parts.
         tokens: N of each input that this rank has begun to fold.
+        plans: what the planner expects of each input, on the root rank of its mesh.
         precision: of the structure model, None before it is loaded.
         known: inputs that could be read.
         asked: inputs of `known` that are folded now.
@@ -67,6 +69,7 @@ class Run:
     seal: Seal | None = None
     watching: Watching | None = None
     tokens: dict[str, int] = field(default_factory=dict)
+    plans: dict[str, Plan] = field(default_factory=dict)
     precision: Precision | None = None
     known: tuple[str, ...] = ()
     asked: tuple[str, ...] = ()

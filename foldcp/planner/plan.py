@@ -44,6 +44,7 @@ class Plan:
         beside: bytes beside tensors, assumed.
         seconds: of each stage; empty where it does not fit or no times were asked for.
         assumptions: what the seconds follow from, a line each.
+        hidden: fraction of the transfers' seconds that kernels hide; None without either.
     """
 
     workload: Workload
@@ -54,6 +55,7 @@ class Plan:
     beside: int
     seconds: Mapping[str, float]
     assumptions: tuple[str, ...]
+    hidden: float | None = None
 
     @property
     def needed(self) -> int:
@@ -163,7 +165,11 @@ def of_setup(
     if not (timed and found.fits):
         return found
     seconds = stage_seconds(workload, setup, chip, links, rates)
-    return replace(found, seconds={name: x.total_s for name, x in seconds.items()})
+    moving, bare = (
+        sum(getattr(x, a) for x in seconds.values()) for a in ("transfer_s", "exposed_s")
+    )
+    hidden = 1 - bare / moving if moving else None
+    return replace(found, seconds={n: x.total_s for n, x in seconds.items()}, hidden=hidden)
 
 
 def plan(
@@ -194,8 +200,7 @@ def plan(
         for shape in meshes(workload, cluster, mesh)
         for mode in (MODES if memory == "auto" else (memory,))
     ]
-    fitting = [one for one in found if one.fits]
-    if fitting:
+    if fitting := [one for one in found if one.fits]:
         return min(fitting, key=lambda one: one.total_s)
     return min(found, key=lambda one: one.needed)
 
@@ -233,12 +238,9 @@ def check(workload: Workload) -> None:
     Raises:
         UserError: names the size.
     """
-    least = {
-        "tokens": 1, "atoms": 1, "sequences": 1, "samples": 1, "recycling_steps": 0,
-        "sampling_steps": 1,
-    }  # fmt: skip
-    for name, smallest in least.items():
-        value = getattr(workload, name)
+    ones = ("tokens", "atoms", "sequences", "samples", "sampling_steps")
+    for name in (*ones, "recycling_steps"):
+        value, smallest = getattr(workload, name), int(name in ones)
         if value < smallest:
             raise UserError(f"{name} must be at least {smallest}, got {value}")
 
@@ -252,8 +254,7 @@ def fitting(workload: Workload, cluster: Cluster, memory: str = "auto") -> Plan 
         memory: "auto", which asks for lean memory, "fast" or "lean".
     """
     mode = "lean" if memory == "auto" else memory
-    setup = setup_of(workload, choose(cluster.count), mode)
-    found = of_setup(workload, cluster, setup, timed=False)
+    found = of_setup(workload, cluster, setup_of(workload, choose(cluster.count), mode), False)
     return found if found.fits else None
 
 

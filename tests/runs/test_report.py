@@ -25,6 +25,9 @@ from foldcp.errors import UserError
 from foldcp.output.report import matrix, page, png, predictions
 from foldcp.output.report.writing import report
 from foldcp.output.results import Chain, chains
+from foldcp.planner import gpus
+from foldcp.planner.plan import plan
+from foldcp.planner.workload import Workload
 from foldcp.runtime.screen.stages import Stages
 
 HOSTILE = """a<script>alert(1)<'"&b:c%41#?"""
@@ -173,6 +176,29 @@ def full(folder: Path, name: str = "one") -> Path:
     affinity = {"affinity_pred_value": -1.5, "affinity_probability_binary": 0.75}
     (at / f"affinity_{name}.json").write_text(json.dumps(affinity))
     return made
+
+
+def test_a_page_shows_what_was_planned_beside_what_it_came_to(tmp_path: Path) -> None:
+    made, cluster = full(tmp_path), gpus.parse("4xh100-80")
+    plans = [plan(Workload(n, 8 * n, 64), cluster) for n in (2000, 3605)]
+    expected = [reporting._planned(one) for one in plans]
+    for one, told in zip(plans, expected, strict=True):
+        stages = told["stages"].values()
+        assert sum(x["seconds"] for x in stages) == pytest.approx(one.total_s)
+        assert max(x["peak_bytes"] for x in stages) == one.needed - one.beside
+        assert 0 < told["hidden"] <= 1
+    ranks = [{"trunk": {"seconds": s, "peak_bytes": s * 10**9}} for s in (41.25, 40.0)]
+    costs = {"stages": ranks, "inputs": {
+        "a": {"planned": expected[0]}, "b": {"planned": expected[1]}, "c": {"planned": "?"}
+    }}  # fmt: skip
+    (made / "foldcp_report.json").write_text(json.dumps(costs))
+    text = Read(report(made)).text
+    seconds = sum(x["stages"]["trunk"]["seconds"] for x in expected)
+    peak = expected[1]["stages"]["trunk"]["peak_bytes"] / 1e9
+    row = rf"trunk +{seconds:,.2f} +41.25 +{peak:.3g} GB +41.2 GB"
+    assert "Planned and actual" in text and re.search(row, text), text
+    share = sum(x["hidden"] for x in expected) / 2
+    assert f"Kernels hide {share:.0%} of the transfers, modelled" in text
 
 
 def test_a_page_shows_all_and_escapes_it(

@@ -31,6 +31,23 @@ if TYPE_CHECKING:
 GPU_MARGIN, CPU_MARGIN = 1.10, 1.30
 
 
+def planned(run: Run, step: PredictStep, batch: dict[str, Any]) -> Plan | None:
+    """Return what the planner expects of an input in this run; None where it knows too little.
+
+    It knows models of the published sizes, and the seconds of GPUs alone.
+
+    Args:
+        run: the prediction under way.
+        step: predicts the input.
+        batch: its features.
+    """
+    (there, _), mesh, workload = _there(run), run.mesh, _workload(step, batch)
+    if not there or _channels(step.fold.model) != dims_of(workload.model).token_z:
+        return None
+    on_gpu = mesh.device.type == "cuda"
+    return of_setup(workload, _cluster(mesh, there), _setup(mesh, workload, run), timed=on_gpu)
+
+
 def shortage(run: Run, step: PredictStep, batch: dict[str, Any]) -> str:
     """Return why an input cannot fit this rank's memory and what would make it fit, else "".
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from foldcp.boltz.lightning.capacity import shortage
+from foldcp.boltz.lightning.capacity import planned, shortage
 from foldcp.boltz.lightning.data import Batch, Failed, RootData, random_state, set_random_state
 from foldcp.boltz.run import Run
 from foldcp.errors import InputLost
@@ -84,7 +84,12 @@ class InputHooks(Hooks):
     def _fitting(self, batch: dict[str, Any]) -> Batch:
         """Return the features, or why no rank could hold what they lead to."""
         reason = shortage(self._run, self._step, batch)
-        return Failed(_name(batch), reason) if reason else batch
+        if reason:
+            return Failed(_name(batch), reason)
+        found = planned(self._run, self._step, batch)
+        if found is not None:
+            self._run.plans[_name(batch)] = found
+        return batch
 
     def open_outputs(self, sizes: Sizes) -> MatrixSink | None:
         """See `RootWriter.open_outputs`."""

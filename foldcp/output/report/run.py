@@ -51,6 +51,7 @@ def section(numbers: Mapping[str, Any]) -> str:
         _facts(numbers),
         _inputs(_dict(numbers.get("inputs"))),
         _stages(numbers),
+        _expected(numbers),
         _ranks(numbers),
     ]
     return f"<h2>Run</h2>{''.join(parts)}"
@@ -115,6 +116,35 @@ def _stages(numbers: Mapping[str, Any]) -> str:
     head = ("stage", "slowest rank, s", "fastest rank, s", what)
     note = "By the clock of the host; memory of the rank with most."
     return f'<h4>Stages</h4>{table(head, rows)}<p class="note">{note}</p>{_of_each(ranks, names)}'
+
+
+def _expected(numbers: Mapping[str, Any]) -> str:
+    """Tabulate what the planner expected of all inputs beside what it came to."""
+    plans = [_dict(_dict(one).get("planned")) for one in _dict(numbers.get("inputs")).values()]
+    expected = [_dict(plan.get("stages")) for plan in plans if plan]
+    ranks = [_dict(rank) for rank in _list(numbers.get("stages"))]
+    rows = []
+    for name in dict.fromkeys(name for plan in expected for name in plan):
+        found = [_dict(rank.get(name)) for rank in ranks]
+        planned = [_dict(plan.get(name)) for plan in expected]
+        seconds = [one["seconds"] for one in planned if _real(one.get("seconds"))]
+        took = [one["seconds"] for one in found if _real(one.get("seconds"))]
+        rows.append((
+            escape(name),
+            number(sum(seconds), ",.2f") if seconds else "-",
+            number(max(took), ",.2f") if took else "-",
+            _largest([one.get("peak_bytes") for one in planned]),
+            _largest([one.get("peak_bytes") for one in found]),
+        ))  # fmt: skip
+    if not rows:
+        return ""
+    head = ("stage", "modelled, s", "slowest rank, s", "modelled memory", "peak memory")
+    hidden: list[Any] = [plan["hidden"] for plan in plans if _real(plan.get("hidden"))]
+    note = "Modelled by the planner before the run: bytes of tensors and weights, of fused kernels."
+    if hidden:
+        share = number(sum(hidden) / len(hidden), ".0%")
+        note += f" Kernels hide {share} of the transfers, modelled."
+    return f'<h4>Planned and actual</h4>{table(head, rows)}<p class="note">{note}</p>'
 
 
 def _of_each(ranks: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
