@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 from bench import aot, occupancy
 from bench.machine import ROOT
@@ -270,6 +270,26 @@ def stage_time() -> str:
     return f"{markdown(head, body)}\n\n{source('model/stage_time.csv', MODELLED)}"
 
 
+def sizes(cards: Collection[str] = (), counts: Collection[str] = ()) -> str:
+    """Tabulate the largest inputs by cards and GPUs, all of them where none are named."""
+    found: dict[str, dict[str, str]] = defaultdict(dict)
+    for r in rows("model/sizes.csv"):
+        if cards and r["card_gb"] not in cards or counts and r["gpus"] not in counts:
+            continue
+        line = found[f"{r['card_gb']} GB"]
+        mark = "" if r["stock_from"] == "reported" else " (scaled)"
+        line["stock, 1 GPU"] = f"{int(r['stock_tokens']):,}{mark}"
+        line[f"{r['gpus']} GPU{'s' * (r['gpus'] != '1')}"] = f"{int(r['tokens']):,}"
+    names = list(next(iter(found.values())))
+    body = [(card, *(of[x] for x in names)) for card, of in found.items()]
+    return f"{markdown(('card', *names), body)}\n\n{source('model/sizes.csv', MODELLED)}"
+
+
+def few_sizes() -> str:
+    """Tabulate the largest inputs of common machines."""
+    return sizes(("24", "80", "141"), ("1", "4", "8", "64"))
+
+
 def cpu_validation() -> str:
     """Tabulate modelled and measured totals of predictions on CPU ranks."""
     body = [
@@ -316,6 +336,6 @@ BLOCKS: dict[str, Callable[[], str]] = {
     for function in (
         vs_stock, loading, outputs, steering, transports, planning, overlap, wire, host_time,
         live, mesh_memory, flat_memory, tile_memory, traffic, rings_model, crossover, roofline,
-        compiled, chosen, stage_time, cpu_validation,
+        compiled, chosen, stage_time, cpu_validation, sizes,
     )
 }  # fmt: skip

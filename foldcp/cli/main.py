@@ -60,6 +60,7 @@ something is wrong with an argument or an input.
              l40s, a100 (-40 or -80), h100, h200, b200 or b300
   --mesh M   only this mesh
   --json     print one JSON object
+  --exact    count the plan's bytes with the real code on tensors without memory (a minute or so)
 
 Options of `boltz predict` keep their names: --diffusion_samples, --max_parallel_samples,
 --recycling_steps, --sampling_steps, --max_msa_seqs, --model, --cache. FOLDCP_MEMORY counts, too.

@@ -44,11 +44,11 @@ def test_examples_are_counted_as_the_tokeniser_counts(planned: Any, prepared: An
     found = json.loads(out)
     assert code == 0 and found["fits"] and found["gpus"]["memory_bytes"] == 80 * 10**9
     for name, one in zip(names, found["inputs"], strict=True):
-        feats = prepared(name).feats
+        feats = prepared(name).dataset()[0]
         assert set(one) == KEYS and one["name"] == name
-        assert one["tokens"] == feats["token_index"].shape[1]
+        assert one["tokens"] == feats["token_index"].shape[0]
         assert one["atoms"] == int(feats["atom_pad_mask"].sum())
-        assert one["msa_rows"] >= feats["msa"].shape[1]
+        assert one["msa_rows"] >= feats["msa"].shape[0]
         assert one["stage_bytes"].keys() == one["modelled_seconds"].keys()
         assert one["needed_bytes"] > max(one["stage_bytes"].values()) > 0
 
@@ -81,6 +81,15 @@ def test_what_does_not_fit_ends_with_one_and_what_would(planned: Any) -> None:
     assert all(x["needed_bytes"] > 0 and x["mesh"] and x["gpus"] for x in one["would_fit"])
     code, out, _ = planned(*sizes, "--gpus", "8xh100")
     assert code == 0 and "modelled, not measured" in out and "H100: 798 TFLOP/s" in out
+
+
+def test_the_exact_count_is_near_the_formula(planned: Any) -> None:
+    sizes = ("--tokens", 512, "--msa", 64, "--gpus", "h100", "--json")
+    formula, exact = (
+        json.loads(planned(*sizes, *more)[1])["inputs"][0] for more in ((), ("--exact",))
+    )
+    assert exact["stage_bytes"] != formula["stage_bytes"]
+    assert exact["needed_bytes"] == pytest.approx(formula["needed_bytes"], rel=0.05)
 
 
 def test_bad_use_is_one_clear_error(planned: Any, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from foldcp.cli.plan.show import as_json, as_text
 from foldcp.config import Config
 from foldcp.errors import UserError
 from foldcp.planner import gpus
-from foldcp.planner.plan import check, plan, remedies
+from foldcp.planner.plan import Plan, check, plan, remedies
 from foldcp.planner.workload import Workload
 from foldcp.runtime import launch
 
@@ -56,6 +57,8 @@ def _main(arguments: list[str]) -> int:
         workload = _workload(sizes, options)
         check(workload)
         one = plan(workload, cluster, memory, mesh)
+        if options["exact"]:
+            one = _exact(one)
         found.append((sizes, one, [] if one.fits else remedies(one, memory)))
     if options["json"]:
         print(json.dumps(as_json(found), indent=2))
@@ -75,12 +78,21 @@ def _options(arguments: list[str]) -> dict[str, Any]:
         click.Option(["--gpus"]),
         click.Option(["--mesh"]),
         click.Option(["--json"], is_flag=True),
+        click.Option(["--exact"], is_flag=True),
         click.Option(["--tokens"], type=int),
         click.Option(["--atoms"], type=int),
         click.Option(["--msa"], type=int),
     ]
     theirs = [x for x in command.params if not isinstance(x, click.Argument)]
     return declared.options(click.Command("plan", params=[*ours, *theirs]), arguments)
+
+
+def _exact(found: Plan) -> Plan:
+    """Replace the formula's bytes by those of the real code on tensors without memory."""
+    from foldcp.boltz.families.dry_run.measure import exact_stage_bytes
+
+    exact = exact_stage_bytes(found.workload, found.setup, found.setup.size // 2)
+    return replace(found, stages={x: exact.get(x, held) for x, held in found.stages.items()})
 
 
 def _here() -> gpus.Cluster:
