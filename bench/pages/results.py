@@ -336,6 +336,6 @@ BLOCKS: dict[str, Callable[[], str]] = {
     for function in (
         vs_stock, loading, outputs, steering, transports, planning, overlap, wire, host_time,
         live, mesh_memory, flat_memory, tile_memory, traffic, rings_model, crossover, roofline,
-        compiled, chosen, stage_time, cpu_validation, sizes,
+        compiled, chosen, stage_time, cpu_validation, sizes, few_sizes,
     )
 }  # fmt: skip

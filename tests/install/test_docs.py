@@ -124,7 +124,7 @@ def _check_command(words: list[str]) -> None:
         assert rest[1] in BENCHES, words
         _check_bench(rest[1], options)
     elif head == "foldcp" or "predict" in rest:
-        commands = ("predict", "doctor", "report", "compare", "bench")
+        commands = ("predict", "doctor", "report", "compare", "plan", "bench")
         assert head != "foldcp" or rest[0] in commands, words
         after = rest[rest.index("predict") + 1 :] if "predict" in rest else []
         for option in (w for w in after if w.startswith("--")):
