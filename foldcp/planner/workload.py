@@ -4,6 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+# Of a prediction, in their order.
+STAGES = (
+    "input_embedder",
+    "recycling",
+    "templates",
+    "msa",
+    "pairformer",
+    "distogram",
+    "conditioning",
+    "sampling",
+    "confidence",
+)
+
 
 @dataclass(frozen=True)
 class Workload:

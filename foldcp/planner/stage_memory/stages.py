@@ -9,19 +9,8 @@ from foldcp.planner.dims import dims_of
 from foldcp.planner.stage_memory import terms
 from foldcp.planner.stage_memory.terms import FLOAT32, Case
 from foldcp.planner.stage_memory.triangles import pair_ops
-from foldcp.planner.workload import Setup, Workload
+from foldcp.planner.workload import STAGES, Setup, Workload
 
-STAGES = (
-    "input_embedder",
-    "recycling",
-    "templates",
-    "msa",
-    "pairformer",
-    "distogram",
-    "conditioning",
-    "sampling",
-    "confidence",
-)
 # Parameters of the published checkpoints in float32, as `boltz predict` loads them.
 _WEIGHTS = {"boltz2": 506_724_992 * FLOAT32, "boltz1": 592_009_278 * FLOAT32}
 

@@ -2,7 +2,8 @@
 
 from foldcp.planner.stage_time.kernel_rates import ASSUMED, KernelRates, read_rates, shared
 from foldcp.planner.stage_time.parts import StageSeconds
-from foldcp.planner.stage_time.stages import STAGES, assumptions, stage_seconds
+from foldcp.planner.stage_time.stages import assumptions, stage_seconds
+from foldcp.planner.workload import STAGES
 
 __all__ = [
     "ASSUMED",

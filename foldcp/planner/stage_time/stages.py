@@ -12,17 +12,6 @@ from foldcp.planner.stage_time.kernel_rates import ASSUMED, KernelRates
 from foldcp.planner.stage_time.parts import FLOAT32, KERNEL_GAP, Case, Part, StageSeconds
 from foldcp.planner.workload import Setup, Workload
 
-STAGES = (
-    "input_embedder",
-    "recycling",
-    "templates",
-    "msa",
-    "pairformer",
-    "distogram",
-    "conditioning",
-    "sampling",
-    "confidence",
-)
 # Operations of the largest block that one GPU records, as `foldcp.modules.graphs.block_graph` has
 # them: 12 N^3 C + 68 N^2 C^2 of a pairformer block.
 _MOST_OPERATIONS = 2.9e12
