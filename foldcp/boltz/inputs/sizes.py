@@ -18,6 +18,7 @@ from foldcp.boltz.document.faults import visible
 from foldcp.boltz.document.reading import read_fasta, read_yaml
 from foldcp.boltz.document.setting import Setting
 from foldcp.errors import UserError
+from foldcp.runtime.files.names import regular
 
 _FASTA = (".fa", ".fas", ".fasta")
 
@@ -129,14 +130,14 @@ def _rows(named: list[Any], options: Mapping[str, Any]) -> tuple[int, tuple[str,
             notes = [f"a protein without `msa`: {most} rows assumed, the most of --max_msa_seqs"]
             rows = most
         elif one != -1:
-            path = Path(one)
             try:
+                path = regular(Path(one))
                 if ".csv" in path.suffixes:
                     found = parse_csv(path, max_seqs=most)
                 else:
                     found = parse_a3m(path, taxonomy=None, max_seqs=most)
             except Exception as error:
-                raise UserError(f"cannot read the alignment {path}: {explain(error)}") from error
+                raise UserError(f"cannot read the alignment {one}: {explain(error)}") from error
             rows = max(rows, len(found.sequences))
     return min(rows, most), tuple(notes)
 
