@@ -59,11 +59,7 @@ def inspect(compiled: Any, chip: int) -> dict[str, Any]:
         )
     used = {name: int(n) for name, n in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", usage)}
     spills = len(re.findall(r"\b(?:LDL|STL)\b", sass)) + used["STACK"] + used["LOCAL"]
-    found = [
-        x
-        for x in ("QGMMA", "UTCQMMA", "QMMA", "HGMMA", "UTCHMMA", "HMMA")
-        if re.search(rf"\b{x}\b", sass)
-    ]
+    found = [x for x in INSTRUCTIONS if re.search(rf"\b{x}\b", sass)]
     ratio = issue_ratio(sass) if compiled.name == "attention_kernel" else None
     dots = re.findall(r"tt\.dot .*?: tensor<[\dx]+x(\w+)>", kernel.asm["ttir"])
     return {

@@ -16,6 +16,10 @@ from bench.mesh_memory import BYTES_PER_PAIR as BYTES_PER_PAIR_LEAN
 from foldcp.boltz.families.dry_run.device import fake_cuda
 from foldcp.boltz.families.dry_run.features import ATOMS_PER_TOKEN, features
 from foldcp.boltz.families.dry_run.measure import measure
+from foldcp.planner.dims import BOLTZ2
+from foldcp.planner.stage_memory import terms
+from foldcp.planner.stage_memory.terms import Case
+from foldcp.planner.workload import Setup, Workload
 from foldcp_kernels.core.chunking import chunk_bytes
 
 N = TOKENS // 2
@@ -63,22 +67,21 @@ def test_lean_memory_falls_with_the_ranks(tokens: int, rows: int, cols: int) -> 
             assert {"msa", "sampling"} <= set(above), "the bound is no bound"
 
 
-def of_every_rank(n: int, sequences: int) -> int:
-    """Bytes that do not shrink with the ranks, of docs/design/strategies-and-cost.md: features and
-    the single of all tokens, weights apart."""
-    windows = -(-n * ATOMS_PER_TOKEN // 32) * 32
-    return 11 * sequences * n + 84 * windows + 264 * n + 1536 * n
+def of_every_rank(n: int, sequences: int) -> Case:
+    workload = Workload(n, n * ATOMS_PER_TOKEN, sequences)
+    return Case(workload, Setup(2, 2), BOLTZ2, 0)
 
 
 @pytest.mark.parametrize("tokens,sequences", [(64, 1), (64, 9), (203, 9)])
 def test_features_have_the_bytes_of_their_formula(tokens: int, sequences: int) -> None:
     found = sum(x.numel() * x.element_size() for x in features(tokens, sequences).values())
-    assert 0 <= found - (of_every_rank(tokens, sequences) - 1536 * tokens) <= 64  # numbers
+    assert 0 <= found - terms.features(of_every_rank(tokens, sequences)) <= 64  # numbers
 
 
 def test_what_every_rank_holds_fits_beside_its_pairs() -> None:
-    most = {n: of_every_rank(n, SEQUENCES) for n, _, _ in FLAT}
-    assert max(most.values()) <= BESIDE // 2, most
+    for n, _, _ in FLAT:
+        case = of_every_rank(n, SEQUENCES)
+        assert terms.features(case) + terms.gathered_single(case) <= BESIDE // 2, n
 
 
 def test_live_bytes_are_those_of_storages() -> None:

@@ -32,9 +32,7 @@ GPU_MARGIN, CPU_MARGIN = 1.10, 1.30
 
 
 def planned(run: Run, step: PredictStep, batch: dict[str, Any]) -> Plan | None:
-    """Return what the planner expects of an input in this run; None where it knows too little.
-
-    It knows models of the published sizes, and the seconds of GPUs alone.
+    """Return what the planner expects of an input in this run; None where no memory is known.
 
     Args:
         run: the prediction under way.
@@ -42,35 +40,42 @@ def planned(run: Run, step: PredictStep, batch: dict[str, Any]) -> Plan | None:
         batch: its features.
     """
     (there, _), mesh, workload = _there(run), run.mesh, _workload(step, batch)
-    if not there or _channels(step.fold.model) != dims_of(workload.model).token_z:
+    if not there:
         return None
-    on_gpu = mesh.device.type == "cuda"
+    on_gpu = mesh.device.type == "cuda"  # the seconds of CPUs are not known
     return of_setup(workload, _cluster(mesh, there), _setup(mesh, workload, run), timed=on_gpu)
 
 
-def shortage(run: Run, step: PredictStep, batch: dict[str, Any]) -> str:
+def is_published(step: PredictStep, found: Plan) -> bool:
+    """Tell whether a model has the sizes that the planner counts with.
+
+    Args:
+        step: predicts with the model.
+        found: what the planner expects.
+    """
+    return _channels(step.fold.model) == dims_of(found.workload.model).token_z
+
+
+def shortage(run: Run, step: PredictStep, found: Plan) -> str:
     """Return why an input cannot fit this rank's memory and what would make it fit, else "".
 
     Args:
         run: the prediction under way.
         step: predicts the input.
-        batch: its features.
+        found: what the planner expects of it.
     """
-    there, what = _there(run)
-    if run.config.force or not there:
+    if run.config.force:
         return ""
-    mesh, workload = run.mesh, _workload(step, batch)
-    found = of_setup(workload, _cluster(mesh, there), _setup(mesh, workload, run), timed=False)
-    model = step.fold.model
+    (there, what), mesh, model = _there(run), run.mesh, step.fold.model
     weights = sum(x.numel() * x.element_size() for x in model.parameters())
     # A model smaller than the published ones holds less in proportion.
-    part = min(1.0, _channels(model) / dims_of(workload.model).token_z)
+    part = min(1.0, _channels(model) / dims_of(found.workload.model).token_z)
     needed = round(part * max(found.stages.values())) + weights
     margin = GPU_MARGIN if mesh.device.type == "cuda" else CPU_MARGIN
     if needed <= margin * there:
         return ""
     return (
-        f"{workload.tokens} tokens need about {_gb(needed)} on each of {mesh.size} "
+        f"{found.workload.tokens} tokens need about {_gb(needed)} on each of {mesh.size} "
         f"rank{'s' * (mesh.size > 1)} by the planner's count, {what} has {_gb(there)}: "
         f"{_advice(found, mesh)}; FOLDCP_FORCE=1 folds it nevertheless"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from foldcp.boltz.lightning.capacity import planned, shortage
+from foldcp.boltz.lightning.capacity import is_published, planned, shortage
 from foldcp.boltz.lightning.data import Batch, Failed, RootData, random_state, set_random_state
 from foldcp.boltz.run import Run
 from foldcp.errors import InputLost
@@ -83,11 +83,12 @@ class InputHooks(Hooks):
 
     def _fitting(self, batch: dict[str, Any]) -> Batch:
         """Return the features, or why no rank could hold what they lead to."""
-        reason = shortage(self._run, self._step, batch)
-        if reason:
-            return Failed(_name(batch), reason)
         found = planned(self._run, self._step, batch)
-        if found is not None:
+        if found is None:
+            return batch
+        if reason := shortage(self._run, self._step, found):
+            return Failed(_name(batch), reason)
+        if is_published(self._step, found):
             self._run.plans[_name(batch)] = found
         return batch
 

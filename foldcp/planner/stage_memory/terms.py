@@ -19,7 +19,7 @@ from foldcp_kernels.core.chunking import rows_within
 FLOAT32 = 4
 ALIGNED = 16  # tokens that sides of tiles are multiples of on a GPU, see `foldcp.fabric.mesh.Mesh`
 # Bytes of what features hold for an element of the alignment, an atom and a token.
-_ALIGNMENT, _ATOM, _TOKEN = 11, 84, 300
+_ALIGNMENT, _ATOM, _TOKEN = 11, 84, 264
 _HALO = 6  # windows that a rank's atoms need of each neighbour in three layers
 
 
