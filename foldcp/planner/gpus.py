@@ -1,6 +1,7 @@
 """List the GPUs that a plan can be made for, and read what `--gpus` asks for.
 
-Stated figures of NVIDIA's datasheets and white papers; `rates.py` says what is expected of them.
+Figures as NVIDIA states them in what each entry names; `rates.py` says what is expected of them.
+Only those of the RTX 4090 and the L40S were compared with public copies of it.
 """
 
 from __future__ import annotations

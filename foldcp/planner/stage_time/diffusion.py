@@ -7,9 +7,8 @@ from math import ceil
 from foldcp.planner.stage_time.parts import FLOAT32, Case, Part
 from foldcp.planner.stage_time.trunk import transition
 
-_WIDTHS = (
-    13  # products of C by C in a conditioned layer: q, k, v, gate, output; 4 + 2 + 2 of SwiGLU
-)
+# Products of C by C in a conditioned layer: q, k, v, gate, output; 4 + 2 + 2 of SwiGLU.
+_WIDTHS = 13
 _GATES = 6  # of a layer, from its conditioning
 # Reads and writes of all activations beside products, per conditioned layer.
 _PASSES = 20
