@@ -59,3 +59,10 @@ def test_a_docstring_that_a_tool_cannot_read_is_found() -> None:
         "`b` does not have a line of its own",
         "f does not document b",
     ]
+
+
+def test_no_two_files_of_tests_share_a_name() -> None:
+    """pytest imports them by name: of two alike one would not be collected."""
+    names = [path.name for path in ROOT.glob("tests/**/test_*.py")]
+    assert len(names) > 80
+    assert len(names) == len({*names}), sorted(x for x in {*names} if names.count(x) > 1)
